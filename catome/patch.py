@@ -1,0 +1,334 @@
+"""Apply cached adaptive token merging to a diffusers model: hooks that count steps and keep one plan per block.
+
+Everything goes through ``diffusers.hooks``: no class is swapped, nothing is copied. The paper merges before self-attention
+in the topmost transformer blocks (Section III); CA-ToMe's cache reuses the pairs between checkpoints (Section IV-C).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.models.attention import BasicTransformerBlock
+
+from catome.matching import Dst, best_matches, check_dst, check_integer, check_stride
+from catome.plan import MergePlan, check_amount, make_plan
+from catome.schedule import parse_schedule
+
+HOOK = "catome"
+_UNSET: float = object()  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """What `apply_patch` was asked to do; see there for the meaning of each field."""
+
+    threshold: float | None
+    ratio: float | None
+    checkpoints: frozenset[int] | None
+    stride: tuple[int, int] = (2, 2)
+    dst: Dst = "top_left"
+    seed: int = 0
+    max_downsample: int = 1
+    merge_attn: bool = True
+    merge_crossattn: bool = False
+    merge_mlp: bool = False
+
+
+class StepCounter:
+    """Counts the U-Net calls of a generation from 0, and notices where a generation begins.
+
+    A pipeline lays out its timesteps anew in each call and hands out views of that tensor, which says it without reading a
+    value from the device; on a bare U-Net a timestep that rises does."""
+
+    def __init__(self, pipe) -> None:
+        self._pipe = weakref.ref(pipe)
+        self.reset()
+
+    def reset(self) -> None:
+        """The next call begins a generation."""
+        self.step, self._timetable, self._timestep = -1, None, None
+
+    def advance(self, timestep) -> bool:
+        """Count a U-Net call at ``timestep``; returns whether it begins a generation."""
+        timetable = getattr(getattr(self._pipe(), "scheduler", None), "timesteps", None)
+        if _shares_storage(timestep, timetable):
+            began = self._timetable is not timetable
+            self._timetable, self._timestep = timetable, None
+        else:
+            value = float(timestep.flatten()[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
+            began = self._timestep is None or value > self._timestep
+            self._timetable, self._timestep = None, value
+        self.step = 0 if began else self.step + 1
+        return began
+
+
+def _shares_storage(view, base) -> bool:
+    if not isinstance(view, torch.Tensor) or not isinstance(base, torch.Tensor):
+        return False
+    return view.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
+
+
+class _UNetHook(ModelHook):
+    """Counts steps and makes the blocks forget the plans of the last generation."""
+
+    _is_stateful = True
+
+    def __init__(self, config: MergeConfig, pipe) -> None:
+        super().__init__()
+        self.config, self.pipe, self.counter = config, weakref.ref(pipe), StepCounter(pipe)
+        self.blocks: list[_BlockHook] = []
+        self.forget()
+
+    def initialize_hook(self, module):
+        self._signature = inspect.signature(module.forward)
+        return module
+
+    def forget(self) -> None:
+        self.size, self.generator = None, torch.Generator().manual_seed(self.config.seed)
+        for block in self.blocks:
+            block.forget()
+
+    def reset_state(self, module):
+        self.counter.reset()
+        self.forget()
+        return module
+
+    def new_forward(self, module, *args, **kwargs):
+        try:
+            call = self._signature.bind(*args, **kwargs).arguments
+            if self.counter.advance(call["timestep"]):
+                self.forget()
+            self.size = tuple(call["sample"].shape[-2:])
+            return self.fn_ref.original_forward(*args, **kwargs)
+        except BaseException:  # KeyboardInterrupt too
+            self.reset_state(module)
+            raise
+
+
+class _BlockHook(ModelHook):
+    """Looks at the input of a transformer block and has a plan ready for its parts."""
+
+    def __init__(self, unet: _UNetHook) -> None:
+        super().__init__()
+        self.unet, self.active = unet, None
+        self.forget()
+
+    def forget(self) -> None:
+        self.cached, self.key, self.active = None, None, None
+
+    def pre_forward(self, module, *args, **kwargs):
+        x = args[0] if args else kwargs["hidden_states"]
+        self.active = self._plan(x)
+        return args, kwargs
+
+    def _plan(self, x: torch.Tensor) -> MergePlan | None:
+        config = self.unet.config
+        grid = token_grid(x, self.unet.size, config.max_downsample, config.stride)
+        if grid is None:
+            return None
+        key = (x.shape, x.dtype, x.device, grid)
+        checkpoint = config.checkpoints is None or self.unet.counter.step in config.checkpoints
+        if checkpoint or self.key != key:
+            matches = best_matches(x, grid, config.stride, config.dst, self.unet.generator, config.threshold == 1.0)
+            self.cached, self.key = make_plan(matches, config.threshold, config.ratio), key
+        return self.cached
+
+    def post_forward(self, module, output):
+        self.active = None
+        return output
+
+
+class _PartHook(ModelHook):
+    """Runs one part of a block (attention or MLP) on the merged tokens."""
+
+    def __init__(self, block: _BlockHook) -> None:
+        super().__init__()
+        self.block = block
+
+    def new_forward(self, module, hidden_states, *args, **kwargs):
+        forward, plan = self.fn_ref.original_forward, self.block.active
+        context = kwargs.get("encoder_hidden_states")
+        masked = kwargs.get("attention_mask") is not None or not isinstance(context, (torch.Tensor, type(None)))
+        if plan is None or masked or hidden_states.shape[:2] != plan.slot.shape:
+            return forward(hidden_states, *args, **kwargs)
+        packed = plan.merge(hidden_states)
+        if len(set(plan.lengths)) == 1:
+            merged = forward(packed.unflatten(0, (len(plan.lengths), -1)), *args, **kwargs).flatten(0, 1)
+        else:
+            images = []
+            for i, tokens in enumerate(plan.split(packed)):
+                if context is not None:
+                    kwargs["encoder_hidden_states"] = context[i : i + 1]
+                images.append(forward(tokens[None], *args, **kwargs)[0])
+            merged = torch.cat(images)
+        return plan.unmerge(merged)
+
+
+def token_grid(
+    x: torch.Tensor, size: tuple[int, int] | None, max_downsample: int, stride: tuple[int, int]
+) -> tuple[int, int] | None:
+    """The token grid of a block input ``[B, N, C]`` in a U-Net whose sample has ``size`` ``(height, width)``.
+
+    None if the block is downsampled more than ``max_downsample``, or its grid is smaller than one window of ``stride``."""
+    if x.ndim != 3 or size is None:
+        return None
+    for downsample in (2**level for level in range(max_downsample.bit_length())):
+        grid = tuple(math.ceil(edge / downsample) for edge in size)
+        if math.prod(grid) == x.shape[1] and grid[0] >= stride[0] and grid[1] >= stride[1]:
+            return grid
+    return None
+
+
+def find_unet(pipe) -> UNet2DConditionModel:
+    """The U-Net of a diffusers pipeline, or the U-Net itself.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    unet = getattr(pipe, "unet", pipe)
+    if not isinstance(unet, UNet2DConditionModel):
+        raise TypeError(
+            f"pipe={type(pipe).__name__} must be a diffusers pipeline with a UNet2DConditionModel as its unet, or such a U-Net"
+        )
+    return unet
+
+
+def transformer_blocks(unet: UNet2DConditionModel) -> dict[str, BasicTransformerBlock]:
+    """The transformer blocks of a U-Net by module name, in the order in which they run."""
+    blocks = {name: module for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock)}
+    order = ("down_blocks", "mid_block", "up_blocks")
+    return dict(sorted(blocks.items(), key=lambda item: order.index(item[0].split(".")[0])))
+
+
+def apply_patch(
+    pipe,
+    *,
+    threshold: float | None = _UNSET,
+    ratio: float | None = None,
+    schedule: str | Iterable[int] | None = "CONFIG_3",
+    stride: tuple[int, int] = (2, 2),
+    dst: Dst = "top_left",
+    seed: int = 0,
+    max_downsample: int = 1,
+    merge_attn: bool = True,
+    merge_crossattn: bool = False,
+    merge_mlp: bool = False,
+):
+    """Make a diffusers pipeline merge similar tokens, and reuse the pairs it found for several steps.
+
+    ``apply_patch(pipe)`` is CA-ToMe as in the paper's headline (threshold 0.7, CONFIG_3);
+    ``apply_patch(pipe, ratio=0.5, schedule=None)`` is ToMe. Applying again replaces what was applied before.
+
+    Args:
+        pipe: any diffusers pipeline with a ``unet``, or a ``UNet2DConditionModel``.
+        threshold: merge every src token whose best cosine similarity is at least this, in [-1, 1]; 1.0 merges exact
+            duplicates only. 0.7 unless ``ratio`` is given.
+        ratio: merge this share of all tokens instead, in [0, 1 - 1/(sy*sx)]; exactly one of the two.
+        schedule: the steps at which pairs are found afresh: a name of the paper's Table II, a collection of steps counted
+            from 0, or None for every step. A step is one U-Net call.
+        stride: ``(vertical, horizontal)`` size in tokens of the window that has one dst token.
+        dst: "top_left" (the paper) or "random" token of each window, drawn from a generator of its own.
+        seed: of that generator; each generation begins with it.
+        max_downsample: merge in blocks downsampled at most this much (1: the topmost blocks only).
+        merge_attn, merge_crossattn, merge_mlp: which parts of a block run on the merged tokens.
+
+    Returns:
+        ``pipe``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its value and what is allowed, before anything is changed.
+    """
+    unet = find_unet(pipe)
+    if threshold is _UNSET:
+        threshold = 0.7 if ratio is None else None
+    stride = check_stride(stride)
+    threshold, ratio = check_amount(threshold, ratio, stride)
+    for name, flag in (("merge_attn", merge_attn), ("merge_crossattn", merge_crossattn), ("merge_mlp", merge_mlp)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}={flag!r} must be True or False")
+    config = MergeConfig(
+        threshold,
+        ratio,
+        parse_schedule(schedule),
+        stride,
+        check_dst(dst),
+        check_integer("seed", seed, 0),
+        check_integer("max_downsample", max_downsample, 1),
+        merge_attn,
+        merge_crossattn,
+        merge_mlp,
+    )
+    _install(pipe, config)
+    return pipe
+
+
+def _install(pipe, config: MergeConfig) -> None:
+    unet = find_unet(pipe)
+    remove_patch(unet)
+    state = _UNetHook(config, pipe)
+    for block in transformer_blocks(unet).values():
+        hook = _BlockHook(state)
+        state.blocks.append(hook)
+        HookRegistry.check_if_exists_or_initialize(block).register_hook(hook, HOOK)
+        parts = ((block.attn1, config.merge_attn), (block.attn2, config.merge_crossattn), (block.ff, config.merge_mlp))
+        for part, wanted in parts:
+            if wanted and part is not None:
+                HookRegistry.check_if_exists_or_initialize(part).register_hook(_PartHook(hook), HOOK)
+    registry = HookRegistry.check_if_exists_or_initialize(unet)
+    registry.register_hook(state, HOOK)
+    if not hasattr(type(unet), "_reset_stateful_cache"):
+        # what a pipeline calls on each of its models when a generation has ended
+        unet._reset_stateful_cache = registry.reset_stateful_hooks
+
+
+def applied_patch(pipe) -> _UNetHook | None:
+    """The hook of the patch that is on ``pipe``, or None."""
+    registry = getattr(find_unet(pipe), "_diffusers_hook", None)
+    return registry.get_hook(HOOK) if registry is not None else None
+
+
+def remove_patch(pipe):
+    """Take the patch off again; outputs are then bit-identical to the never-patched model's.
+
+    Args:
+        pipe: what `apply_patch` was given, or its U-Net; without a patch nothing happens.
+
+    Returns:
+        ``pipe``.
+
+    Raises:
+        TypeError: if ``pipe`` has no ``UNet2DConditionModel``.
+    """
+    unet = find_unet(pipe)
+    if applied_patch(unet) is None:
+        return pipe
+    unet._diffusers_hook.remove_hook(HOOK, recurse=True)
+    unet.__dict__.pop("_reset_stateful_cache", None)
+    for module in unet.modules():  # leave no empty registry and no forward on the instance behind
+        registry = module.__dict__.get("_diffusers_hook")
+        if registry is not None and not registry.hooks:
+            del module._diffusers_hook
+            if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
+                del module.forward
+    return pipe
+
+
+@contextmanager
+def patched(pipe, **arguments) -> Iterator:
+    """`apply_patch` with these arguments for the length of a ``with`` block; then what was there before is back."""
+    before = applied_patch(pipe)
+    apply_patch(pipe, **arguments)
+    try:
+        yield pipe
+    finally:
+        remove_patch(pipe)
+        if before is not None:
+            _install(before.pipe() or find_unet(pipe), before.config)

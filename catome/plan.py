@@ -1,0 +1,177 @@
+"""Merge plans: which tokens become one, as a token -> slot map over the packed tokens of all images.
+
+Every image keeps as many tokens as *it* needs; the tokens left of all images lie behind each other in one packed
+``[S, C]`` tensor. Merging is then one segment mean, unmerging one gather, and no image has to merge a pair below the
+threshold because its neighbour in the batch has more pairs above it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from catome.matching import Dst, Matches, best_matches, check_number, check_stride
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Who merges into whom, for ``B`` images of ``N`` tokens. Plain tensors: it can be pickled, copied and moved.
+
+    Attributes:
+        target: ``[B, N]`` int64, for every token the token of its image whose place it takes: its dst if it is merged, else
+            itself.
+        slot: ``[B, N]`` int64, for every token its row in the packed tensor. Rows are image by image, in token order.
+        lengths: number of packed rows of each image; their sum is ``S``.
+    """
+
+    target: torch.Tensor
+    slot: torch.Tensor
+    lengths: tuple[int, ...]
+
+    @property
+    def merged_share(self) -> torch.Tensor:
+        """``[B]`` float32 on the CPU: the share of each image's tokens that are merged away."""
+        return 1 - torch.tensor(self.lengths, dtype=torch.float32) / self.slot.shape[1]
+
+    @cached_property
+    def _group_size(self) -> torch.Tensor:
+        ones = torch.ones(self.slot.numel(), device=self.slot.device)
+        return torch.zeros(sum(self.lengths), device=self.slot.device).index_add_(0, self.slot.flatten(), ones)[:, None]
+
+    def pairs(self, image: int) -> torch.Tensor:
+        """The merged ``(src, dst)`` token pairs of one image, ``[P, 2]`` int64, by ascending src."""
+        target = self.target[image]
+        src = (target != torch.arange(len(target), device=target.device)).nonzero()[:, 0]
+        return torch.stack([src, target[src]], 1)
+
+    def merge(self, x: torch.Tensor) -> torch.Tensor:
+        """Replace each dst token and the src tokens merged into it by their mean (paper, Section III-A).
+
+        Args:
+            x: ``[B, N, C]``; half precisions are summed in float32.
+
+        Returns:
+            ``[S, C]``, the tokens left of all images behind each other; see `split`.
+
+        Raises:
+            ValueError: if ``x`` does not have the plan's ``B`` and ``N``.
+        """
+        if x.ndim != 3 or x.shape[:2] != self.slot.shape:
+            raise ValueError(f"x of shape {list(x.shape)} does not fit this plan: it is for [{', '.join(map(str, self.slot.shape))}, C]")
+        exact = torch.promote_types(x.dtype, torch.float32)
+        total = x.new_zeros(sum(self.lengths), x.shape[-1], dtype=exact)
+        total = total.index_add(0, self.slot.flatten(), x.flatten(0, 1).to(exact))
+        return (total / self._group_size.to(exact)).to(x.dtype)
+
+    def unmerge(self, y: torch.Tensor) -> torch.Tensor:
+        """Give every token the value of its slot: the inverse of `merge` up to what the mean lost.
+
+        Args:
+            y: ``[S, C]`` packed tokens.
+
+        Returns:
+            ``[B, N, C]``.
+
+        Raises:
+            ValueError: if ``y`` does not have the plan's ``S`` rows.
+        """
+        if y.ndim != 2 or y.shape[0] != sum(self.lengths):
+            raise ValueError(f"y of shape {list(y.shape)} does not fit this plan: it is for [{sum(self.lengths)}, C]")
+        return y.index_select(0, self.slot.flatten()).unflatten(0, self.slot.shape)
+
+    def split(self, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Views ``[L_i, C]`` of the packed tokens ``[S, C]``, one for each image."""
+        return y.split(self.lengths)
+
+    def to(self, device: torch.device | str) -> MergePlan:
+        return MergePlan(self.target.to(device), self.slot.to(device), self.lengths)
+
+
+def check_amount(threshold, ratio, stride: tuple[int, int]) -> tuple[float | None, float | None]:
+    """Exactly one of ``threshold`` (a cosine) and ``ratio`` (a share of all tokens), in range."""
+    if (threshold is None) == (ratio is None):
+        given = "both were given" if ratio is not None else "neither was given"
+        raise ValueError(f"threshold={threshold!r}, ratio={ratio!r}: give exactly one of them, {given}")
+    if threshold is not None:
+        return check_number("threshold", threshold, -1.0, 1.0), None
+    sy, sx = check_stride(stride)
+    most = 1 - 1 / (sx * sy)
+    if isinstance(ratio, (int, float)) and ratio == ratio and ratio > most:
+        raise ValueError(f"ratio={ratio!r} must be between 0 and {most:g}: with stride={(sy, sx)} one token of {sx * sy} is dst")
+    return None, check_number("ratio", ratio, 0.0, most)
+
+
+@torch.no_grad()
+def make_plan(matches: Matches, threshold: float | None = None, ratio: float | None = None) -> MergePlan:
+    """Decide who is merged.
+
+    Args:
+        matches: what `catome.best_matches` found for ``[B, N, C]`` tokens.
+        threshold: CA-ToMe (paper, Section IV-A): merge a src token if and only if its best similarity is at least this
+            cosine; 1.0 merges exact duplicates only, however the cosine was rounded.
+        ratio: ToMe: merge the ``int(ratio * N)`` src tokens of highest similarity, in each image.
+
+    Returns:
+        The `MergePlan`. Finding out how many tokens each image keeps is one device synchronisation for a threshold, none
+        for a ratio.
+
+    Raises:
+        ValueError, TypeError: unless exactly one of threshold and ratio is given, in range.
+    """
+    images, sources = matches.best.shape
+    tokens = sources + len(matches.dst)
+    threshold, ratio = check_amount(threshold, ratio, (1, tokens))
+    device = matches.best.device
+    count = None
+    if ratio is not None:
+        count = min(int(ratio * tokens), sources)
+        order = matches.similarity.nan_to_num(nan=-2.0).topk(count, dim=1).indices
+        merged = torch.zeros(images, sources, dtype=torch.bool, device=device).scatter_(1, order, True)
+    elif threshold == 1.0:
+        if matches.identical is None:
+            raise ValueError("threshold=1.0 needs matches that were found with find_identical=True")
+        merged = matches.identical
+    else:
+        merged = matches.similarity >= threshold
+    target = torch.arange(tokens, device=device).repeat(images, 1)
+    target[:, matches.src] = torch.where(merged, matches.best, matches.src)
+    kept = torch.ones(images, tokens, dtype=torch.bool, device=device)
+    kept[:, matches.src] = ~merged
+    rank = (kept.flatten().cumsum(0) - 1).view(images, tokens)
+    lengths = (tokens - count,) * images if count is not None else tuple(kept.sum(1).tolist())
+    return MergePlan(target, rank.gather(1, target), lengths)
+
+
+def match(
+    tokens: torch.Tensor,
+    grid: tuple[int, int],
+    *,
+    threshold: float | None = None,
+    ratio: float | None = None,
+    stride: tuple[int, int] = (2, 2),
+    dst: Dst = "top_left",
+    generator: torch.Generator | None = None,
+) -> MergePlan:
+    """Token merging on plain tensors: find the pairs in ``tokens`` and plan their merging.
+
+    >>> plan = match(torch.randn(2, 64 * 64, 320), (64, 64), ratio=0.5)
+    >>> plan.unmerge(plan.merge(torch.randn(2, 4096, 320))).shape
+    torch.Size([2, 4096, 320])
+
+    Args:
+        tokens: ``[B, N, C]`` floating point.
+        grid: ``(height, width)`` of the tokens, ``height * width == N``; need not be divided by ``stride``.
+        threshold: a cosine in [-1, 1]; see `make_plan`. Exactly one of ``threshold`` and ``ratio``.
+        ratio: share of all tokens to merge, in [0, 1 - 1/(sy*sx)].
+        stride, dst, generator: how dst tokens are chosen; see `catome.matching.split_tokens`.
+
+    Returns:
+        A `MergePlan` with ``merge(x)``, ``unmerge(y)`` and ``pairs(image)``.
+
+    Raises:
+        ValueError, TypeError: for arguments out of range or of the wrong shape or type.
+    """
+    check_amount(threshold, ratio, stride)
+    return make_plan(best_matches(tokens, grid, stride, dst, generator, threshold == 1.0), threshold, ratio)

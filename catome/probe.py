@@ -1,0 +1,172 @@
+"""Watch a pipeline: the best similarity of every src token, and with it all pairs, at every step and block.
+
+Plain forward hooks of torch that only read; what the pipeline generates stays the same to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from catome.matching import Dst, Matches, best_matches, check_dst, check_integer, check_stride
+from catome.patch import HOOK, StepCounter, find_unet, token_grid, transformer_blocks
+from catome.plan import MergePlan, make_plan
+
+
+@dataclass
+class Observation:
+    """One transformer block in one U-Net call.
+
+    Attributes:
+        step: the U-Net call within its generation, from 0.
+        timestep: the scheduler's timestep.
+        block: module name of the block.
+        matches: `catome.Matches` of the block's input, on the CPU; the rows of a pipeline with classifier-free guidance are
+            all unconditional images, then all conditional ones.
+        plan: the plan the block ran with, if the pipeline was patched and the block merged; else None.
+        tokens: the block's input ``[B, N, C]``, if it was asked for.
+    """
+
+    step: int
+    timestep: float
+    block: str
+    matches: Matches
+    plan: MergePlan | None = None
+    tokens: torch.Tensor | None = None
+
+
+@dataclass
+class Record:
+    """What `probe` saw: one list of `Observation` for each generation, in the order in which things happened."""
+
+    generations: list[list[Observation]] = field(default_factory=list)
+
+    def blocks(self, generation: int = 0) -> list[str]:
+        """Module names of the watched blocks in running order."""
+        return list(dict.fromkeys(seen.block for seen in self.generations[generation]))
+
+    def steps(self, generation: int = 0) -> list[int]:
+        """The observed steps, ascending."""
+        return sorted({seen.step for seen in self.generations[generation]})
+
+    def at(self, step: int, block: str | int, generation: int = 0) -> Observation:
+        """The observation of one step and block (its name, or its position in `blocks`).
+
+        Raises:
+            KeyError: if that step or block was not observed.
+        """
+        name = self.blocks(generation)[block] if isinstance(block, int) else block
+        for seen in self.generations[generation]:
+            if (seen.step, seen.block) == (step, name):
+                return seen
+        raise KeyError(f"step={step!r}, block={block!r} was not observed; steps are {self.steps(generation)}")
+
+    def similarity(self, generation: int = 0) -> torch.Tensor:
+        """Best similarity of every src token, ``[steps, blocks, B, S]`` float32."""
+        return self._stack(generation, lambda seen: seen.matches.similarity)
+
+    def merged_share(self, generation: int = 0, threshold: float | None = None, ratio: float | None = None) -> torch.Tensor:
+        """Share of all tokens merged, ``[steps, blocks, B]``: under ``threshold`` or ``ratio``, or without either as patched.
+
+        Raises:
+            ValueError: if neither is given and the pipeline was not patched, or both are.
+        """
+        if threshold is None and ratio is None:
+            if any(seen.plan is None for seen in self.generations[generation]):
+                raise ValueError("threshold=None, ratio=None: give one of them, since the pipeline was not patched")
+            return self._stack(generation, lambda seen: seen.plan.merged_share)
+        return self._stack(generation, lambda seen: make_plan(seen.matches, threshold, ratio).merged_share)
+
+    def pairs(
+        self,
+        step: int,
+        block: str | int,
+        image: int,
+        generation: int = 0,
+        threshold: float | None = None,
+        ratio: float | None = None,
+    ) -> torch.Tensor:
+        """``(src, dst)`` pairs ``[P, 2]`` of one row of the batch: under ``threshold`` or ``ratio``, else as patched.
+
+        Raises:
+            ValueError, KeyError: see `merged_share` and `at`.
+        """
+        seen = self.at(step, block, generation)
+        if threshold is None and ratio is None:
+            if seen.plan is None:
+                raise ValueError("threshold=None, ratio=None: give one of them, since the pipeline was not patched")
+            return seen.plan.pairs(image)
+        return make_plan(seen.matches, threshold, ratio).pairs(image)
+
+    def _stack(self, generation: int, value) -> torch.Tensor:
+        by_place = {(seen.step, seen.block): value(seen) for seen in self.generations[generation]}
+        rows = [[by_place[step, block] for block in self.blocks(generation)] for step in self.steps(generation)]
+        return torch.stack([torch.stack(row) for row in rows])
+
+
+@contextmanager
+def probe(
+    pipe,
+    *,
+    stride: tuple[int, int] = (2, 2),
+    dst: Dst = "top_left",
+    seed: int = 0,
+    max_downsample: int = 1,
+    steps: set[int] | None = None,
+    keep_tokens: bool = False,
+) -> Iterator[Record]:
+    """Watch a pipeline, patched or not, for the length of a ``with`` block.
+
+    Args:
+        pipe: any diffusers pipeline with a ``unet``, or a ``UNet2DConditionModel``.
+        stride, dst, seed, max_downsample: as in `catome.apply_patch`.
+        steps: observe these steps only; None observes all.
+        keep_tokens: also keep every observed block's input (``B * N * C`` numbers each).
+
+    Returns:
+        (yields) a `Record` that fills while the pipeline runs.
+
+    Raises:
+        TypeError, ValueError: naming the argument, before anything is watched.
+    """
+    unet, stride = find_unet(pipe), check_stride(stride)
+    check_dst(dst)
+    generator = torch.Generator().manual_seed(check_integer("seed", seed, 0))
+    max_downsample = check_integer("max_downsample", max_downsample, 1)
+    record, counter, now = Record(), StepCounter(pipe), {}
+
+    def before_unet(module, args, kwargs):
+        sample = kwargs["sample"] if "sample" in kwargs else args[0]
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        if counter.advance(timestep):
+            generator.manual_seed(seed)
+            record.generations.append([])
+        now.update(size=tuple(sample.shape[-2:]), timestep=float(torch.as_tensor(timestep).flatten()[0]))
+
+    def after_block(name):
+        @torch.no_grad()
+        def look(module, args, kwargs, output):
+            x = args[0] if args else kwargs["hidden_states"]
+            grid = token_grid(x, now.get("size"), max_downsample, stride)
+            if grid is None or (steps is not None and counter.step not in steps):
+                return
+            matches = best_matches(x, grid, stride, dst, generator)
+            on_cpu = {key: value.cpu() for key, value in vars(matches).items() if isinstance(value, torch.Tensor)}
+            registry = module.__dict__.get("_diffusers_hook")
+            hook = registry.get_hook(HOOK) if registry is not None else None
+            plan = hook.cached.to("cpu") if hook is not None and hook.cached is not None else None
+            tokens = x.detach().to("cpu", copy=True) if keep_tokens else None
+            seen = Observation(counter.step, now["timestep"], name, Matches(**on_cpu, grid=grid), plan, tokens)
+            record.generations[-1].append(seen)
+
+        return look
+
+    with ExitStack() as stack:
+        stack.callback(unet.register_forward_pre_hook(before_unet, with_kwargs=True).remove)
+        for name, block in transformer_blocks(unet).items():
+            stack.callback(block.register_forward_hook(after_block(name), with_kwargs=True).remove)
+        yield record

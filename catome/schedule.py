@@ -1,0 +1,60 @@
+"""Checkpoint schedules: the denoising steps at which pairs are found afresh (paper, Section IV-C and Table II)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from numbers import Integral
+
+SCHEDULES: dict[str, tuple[int, ...]] = {
+    "CONFIG_1": (0, 1, 2, 3, 5, 10, 15, 25, 35),
+    "CONFIG_2": (0, 10, 11, 12, 15, 20, 25, 30, 35, 45),
+    "CONFIG_3": (0, 8, 11, 13, 20, 25, 30, 35, 45, 46, 47, 48, 49),
+    "CONFIG_4": (0, 9, 13, 14, 15, 28, 29, 32, 36, 45),
+    "CONF_ADAPTIVE": (0, 1, 5, 7, 10, 12, 15, 35, 40, 45, 46, 47, 48, 49, 50, 51),
+    "CONFIG_FIVE": tuple(range(0, 51, 5)),
+}
+"""The paper's named schedules (Table II), for 50 PLMS steps, which are 51 U-Net calls with indices 0 to 50.
+CONF_ADAPTIVE names step 51, which never comes; a checkpoint that a generation does not reach is harmless."""
+
+
+def parse_schedule(schedule: str | Iterable[int] | None) -> frozenset[int] | None:
+    """Turn what a user writes into the set of checkpoint steps.
+
+    Args:
+        schedule: a name in `SCHEDULES`, any collection of step indices (U-Net calls of one generation, from 0), or None
+            for a checkpoint at every step.
+
+    Returns:
+        The checkpoints, or None when every step is one.
+
+    Raises:
+        ValueError: for an unknown name, an empty collection, one without step 0, or a negative or repeated step.
+        TypeError: for anything that is not a name or a collection of integers.
+    """
+    if schedule is None:
+        return None
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            near = get_close_matches(schedule.upper(), SCHEDULES, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"schedule={schedule!r} is not a named schedule{hint}; the names are {', '.join(SCHEDULES)}")
+        return frozenset(SCHEDULES[schedule])
+    try:
+        steps = list(schedule)
+    except TypeError:
+        raise TypeError(
+            f"schedule={schedule!r} must be a name, a collection of step indices or None, not {type(schedule).__name__}"
+        ) from None
+    for step in steps:
+        if isinstance(step, bool) or not isinstance(step, Integral):
+            raise TypeError(f"schedule={steps!r} has the step {step!r}: steps must be integers, 0 for the first U-Net call")
+        if step < 0:
+            raise ValueError(f"schedule={steps!r} has the negative step {step}: steps count from 0")
+    steps = [int(step) for step in steps]
+    repeated = sorted({step for step in steps if steps.count(step) > 1})
+    if repeated:
+        raise ValueError(f"schedule={steps!r} repeats step {repeated[0]}: name each step once")
+    if 0 not in steps:
+        raise ValueError(f"schedule={steps!r} lacks step 0: the first step has no pairs to reuse, so it must be a checkpoint")
+    return frozenset(steps)
