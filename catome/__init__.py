@@ -3,16 +3,17 @@
 from catome.matching import Matches, best_matches
 from catome.patch import apply_patch, patched, remove_patch
 from catome.plan import MergePlan, make_plan, match
-from catome.probe import probe
+from catome.probe import Observation, Record, probe
 from catome.schedule import SCHEDULES, parse_schedule
 from catome.version import __version__
 
-
 __all__ = [
-    "__version__",
     "SCHEDULES",
     "Matches",
     "MergePlan",
+    "Observation",
+    "Record",
+    "__version__",
     "apply_patch",
     "best_matches",
     "make_plan",

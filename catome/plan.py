@@ -59,7 +59,9 @@ class MergePlan:
             ValueError: if ``x`` does not have the plan's ``B`` and ``N``.
         """
         if x.ndim != 3 or x.shape[:2] != self.slot.shape:
-            raise ValueError(f"x of shape {list(x.shape)} does not fit this plan: it is for [{', '.join(map(str, self.slot.shape))}, C]")
+            raise ValueError(
+                f"x of shape {list(x.shape)} does not fit this plan: it is for [{', '.join(map(str, self.slot.shape))}, C]"
+            )
         exact = torch.promote_types(x.dtype, torch.float32)
         total = x.new_zeros(sum(self.lengths), x.shape[-1], dtype=exact)
         total = total.index_add(0, self.slot.flatten(), x.flatten(0, 1).to(exact))
@@ -99,7 +101,9 @@ def check_amount(threshold, ratio, stride: tuple[int, int]) -> tuple[float | Non
     sy, sx = check_stride(stride)
     most = 1 - 1 / (sx * sy)
     if isinstance(ratio, (int, float)) and ratio == ratio and ratio > most:
-        raise ValueError(f"ratio={ratio!r} must be between 0 and {most:g}: with stride={(sy, sx)} one token of {sx * sy} is dst")
+        raise ValueError(
+            f"ratio={ratio!r} must be between 0 and {most:g}: with stride={(sy, sx)} one token of {sx * sy} is dst"
+        )
     return None, check_number("ratio", ratio, 0.0, most)
 
 

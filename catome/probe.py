@@ -5,7 +5,6 @@ Plain forward hooks of torch that only read; what the pipeline generates stays t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field

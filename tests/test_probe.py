@@ -56,7 +56,10 @@ def test_what_the_probe_finds_is_what_the_patch_merges(pipe, generate):
 
 
 def test_a_cached_step_shows_the_plan_that_ran(pipe, generate):
-    with catome.patched(pipe, threshold=0.9, schedule=[0]), catome.probe(pipe, steps={0, 3}, keep_tokens=True) as record:
+    with (
+        catome.patched(pipe, threshold=0.9, schedule=[0]),
+        catome.probe(pipe, steps={0, 3}, keep_tokens=True) as record,
+    ):
         generate(["volcano"], steps=3)
     assert record.steps() == [0, 3]
     assert torch.equal(record.pairs(3, 0, 1), record.pairs(0, 0, 1, threshold=0.9))
@@ -65,6 +68,10 @@ def test_a_cached_step_shows_the_plan_that_ran(pipe, generate):
 
 
 def test_bad_arguments(pipe):
-    for arguments, error in ((dict(stride=1), TypeError), (dict(dst="x"), ValueError), (dict(max_downsample=0), ValueError)):
+    for arguments, error in (
+        (dict(stride=1), TypeError),
+        (dict(dst="x"), ValueError),
+        (dict(max_downsample=0), ValueError),
+    ):
         with pytest.raises(error, match=next(iter(arguments))), catome.probe(pipe, **arguments):
             pass

@@ -45,9 +45,7 @@ class Canvas:
         """Vertical colour gradient through ``(height, colour)`` stops, ``[S, 1, 3]``."""
         heights = [stop[0] for stop in stops]
         colours = np.array([stop[1] for stop in stops], np.float32)
-        return np.stack([np.interp(self.y[:, 0], heights, colours[:, c]) for c in range(3)], -1)[:, None].astype(
-            np.float32
-        )
+        return np.stack([np.interp(self.y[:, 0], heights, colours[:, c]) for c in range(3)], -1)[:, None].astype(np.float32)
 
     def noise(self, wavelength: float, aspect: float = 1.0, power: float = 1.5) -> np.ndarray:
         """Smooth random field ``[S, S]``, mean 0 and deviation 1, with nothing finer than ``wavelength`` heights.

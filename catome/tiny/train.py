@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -27,8 +28,7 @@ from tqdm import tqdm
 from catome.tiny import model as parts
 from catome.tiny.scenes import CLASSES, SIZE, prompt, render
 
-HELD_OUT = 10_000_000
-"""Seeds from here on are never trained on."""
+NET_BATCH = 48
 
 
 def _render_many(task: tuple[str, range]) -> np.ndarray:
@@ -87,9 +87,7 @@ class Trainer:
         for name, tensor in pick["opt"].items():
             index, key = name.split("/")
             moments.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict(
-            {"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]}
-        )
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         print(f"{self.file.name}: goes on at step {self.step}", flush=True)
 
     def save(self) -> None:
@@ -179,8 +177,8 @@ def encode_set(args, vae, images: np.ndarray, file: Path) -> torch.Tensor:
         for at in tqdm(range(0, len(images), 64), desc="encode", mininterval=10):
             with autocast(args):
                 mean = vae.encode(to_tensor(images[at : at + 64], args.device)).latent_dist.mean
-            latents.append(mean.half().cpu())
-        latents = torch.cat(latents)
+            latents.append(mean.half().cpu().contiguous(memory_format=torch.contiguous_format))
+        latents = torch.cat(latents).contiguous()
         save_file({"latents": latents}, file.with_suffix(".partial"))
         file.with_suffix(".partial").replace(file)
     return load_file(file)["latents"]
@@ -229,19 +227,19 @@ def train_unet(args, latents: torch.Tensor, scale: float):
 
 
 def train_scene_net(args, vae, images: np.ndarray, seed: int, name: str):
-    """Train a `SceneNet` on half renders, half VAE reconstructions, randomly blurred and made noisy."""
+    """Train a `SceneNet` on renders and VAE reconstructions (one in six), randomly blurred and made noisy."""
     torch.manual_seed(seed)
     network = parts.SceneNet().to(args.device)
     trainer = Trainer(network, args.work / f"{name}.safetensors", args.net_steps, args, rate=2e-3)
     per_class = len(images) // len(CLASSES)
-    size = 48
+    size = NET_BATCH
 
     def loss_of(step, generator):
         # each network sees its own half of every class, so that the judge never saw what the extractor did
         index = torch.randint(len(images) // 2, (size,), generator=generator)
         label, index = index // (per_class // 2), index % (per_class // 2) * 2 + seed % 2
         x = to_tensor(images[(label * per_class + index).numpy()], args.device)
-        half = size // 2
+        half = size // 6
         with torch.no_grad():
             x[:half] = vae.decode(vae.encode(x[:half]).latent_dist.mean).sample.float().clamp(-1, 1)
         layout = F.adaptive_avg_pool2d(x, 8).flatten(1)
@@ -261,8 +259,8 @@ def train_scene_net(args, vae, images: np.ndarray, seed: int, name: str):
     return network.eval().requires_grad_(False), trainer
 
 
-def save_model(args, vae, scale: float, denoiser, tokenizer, scene_net) -> None:
-    """Write everything as a float16 diffusers folder, replacing what was there only when it is complete."""
+def save_model(folder: Path, vae, scale: float, denoiser, tokenizer, nets: dict, training: dict | None = None) -> None:
+    """Write everything as a float16 diffusers folder; ``nets`` are `SceneNet` by folder name."""
     from diffusers import StableDiffusionPipeline
 
     vae.register_to_config(scaling_factor=round(scale, 5))
@@ -276,11 +274,12 @@ def save_model(args, vae, scale: float, denoiser, tokenizer, scene_net) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.to("cpu", torch.float16).save_pretrained(args.out, safe_serialization=True)
-    if scene_net is not None:
-        (args.out / "scene_net").mkdir(exist_ok=True)
-        half = {name: tensor.half().cpu().contiguous() for name, tensor in scene_net.state_dict().items()}
-        save_file(half, args.out / "scene_net" / "model.safetensors")
+    pipe.to("cpu", torch.float16).save_pretrained(folder, safe_serialization=True)
+    for name, net in nets.items():
+        (folder / name).mkdir(exist_ok=True)
+        half = {key: tensor.half().cpu().contiguous() for key, tensor in net.state_dict().items()}
+        save_file(half, folder / name / "model.safetensors")
+    (folder / "training.json").write_text(json.dumps(training or {}, indent=1) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -296,9 +295,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--unet-batch", type=int, default=8)
     parser.add_argument("--unet-rate", type=float, default=8e-4)
     parser.add_argument("--unet-ema", type=float, default=0.998)
-    parser.add_argument("--net-steps", type=int, default=600)
+    parser.add_argument("--net-steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stage", choices=("vae", "unet", "all"), default="all", help="stop after this stage")
+    parser.add_argument("--stage", choices=("vae", "all"), default="all", help="stop after this stage")
     args = parser.parse_args(argv)
     for name in ("per_class", "vae_steps", "vae_batch", "unet_steps", "unet_batch", "net_steps"):
         if getattr(args, name) < 1:
@@ -316,12 +315,23 @@ def main(argv: list[str] | None = None) -> None:
     latents = encode_set(args, vae, images, args.work / f"latents-{args.per_class}.safetensors")
     scale = 1.0 / latents.float().std().item()
     denoiser, tokenizer, unet_run = train_unet(args, latents, scale)
-    if args.stage == "unet":
-        save_model(args, vae, scale, denoiser, tokenizer, None)
-        return
-    scene_net, net_run = train_scene_net(args, vae, images, args.seed, "scene-net")
-    judge, _ = train_scene_net(args, vae, images, args.seed + 1, "judge")
-    save_model(args, vae, scale, denoiser, tokenizer, scene_net)
+    scene_net, net_run = train_scene_net(args, vae, images, args.seed, "scene_net")
+    judge, judge_run = train_scene_net(args, vae, images, args.seed + 1, "judge")
+    runs = {"vae": (vae_run, args.vae_batch), "unet": (unet_run, args.unet_batch)}
+    runs |= {"scene_net": (net_run, NET_BATCH), "judge": (judge_run, NET_BATCH)}
+    training = {
+        "command": "python -m catome.tiny.train " + " ".join(sys.argv[1:] if argv is None else argv),
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else f"{os.cpu_count()} CPU cores",
+        "torch": torch.__version__,
+        "precision": args.precision,
+        "images": len(images),
+        "stages": {
+            name: {"steps": run.step, "samples": run.step * batch, "seconds": round(run.seconds)}
+            for name, (run, batch) in runs.items()
+        },
+    }
+    save_model(args.out, vae, scale, denoiser, tokenizer, {"scene_net": scene_net, "judge": judge}, training)
+    print(f"wrote {args.out}; now: python -m catome.tiny.evaluate --model {args.out}")
 
 
 if __name__ == "__main__":

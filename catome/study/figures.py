@@ -1,0 +1,191 @@
+"""The book's figures: one style, one colour for each method and block wherever they appear."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.collections import LineCollection
+
+from catome.plan import MergePlan
+
+PALETTE = sns.color_palette("colorblind")
+BLOCK_COLOURS = dict(zip(["down 0", "down 1", "up 0", "up 1", "up 2"], [PALETTE[i] for i in (0, 9, 3, 1, 8)], strict=True))
+METHOD_COLOURS = {"unmerged": PALETTE[7], "ToMe": PALETTE[0], "CA-ToMe": PALETTE[1]}
+WIDTH = 8.5
+"""Inches; a figure as wide as the text."""
+
+
+def use_style() -> None:
+    """Set the book's theme, and vector figures in notebooks."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.85)
+    plt.rcParams.update(
+        {
+            "figure.constrained_layout.use": True,
+            "axes.titlesize": "medium",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "svg.fonttype": "path",
+            "svg.hashsalt": "catome",
+            "image.interpolation": "nearest",
+        }
+    )
+    try:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("svg", metadata={"Date": None})
+    except (ImportError, AttributeError):  # not in a notebook
+        pass
+
+
+def say(text: str) -> None:
+    """Show a sentence with computed numbers in it, as Markdown."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))
+
+
+def show_image(ax, image: np.ndarray, title: str = "") -> None:
+    ax.imshow(np.clip(image, 0, 1), extent=(0, 1, 1, 0))
+    ax.set(xticks=[], yticks=[], title=title)
+    ax.grid(False)
+
+
+def contact_sheet(images: np.ndarray, names: list[str], columns: int = 6):
+    """Images ``[B, H, W, 3]`` side by side with their names."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, WIDTH / columns * rows * 1.14), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, name in zip(axes.flat, images, names, strict=False):
+        show_image(ax, image)
+        ax.set_title(name, fontsize="small")
+    return figure
+
+
+def token_map(ax, image: np.ndarray, values: np.ndarray, title: str = "", cmap: str = "viridis", **norm):
+    """One value for each token, ``[h, w]``, drawn beside where it is in the image; NaN is left transparent."""
+    show_image(ax, image.mean(-1, keepdims=True).repeat(3, -1) * 0.35 + 0.65, title)
+    return ax.imshow(values, extent=(0, 1, 1, 0), cmap=cmap, alpha=np.where(np.isnan(values), 0.0, 0.92), **norm)
+
+
+def split_grid(ax, src: torch.Tensor, dst: torch.Tensor, grid: tuple[int, int], title: str = "") -> None:
+    """The corner of a token grid: dst tokens filled, src tokens hollow, windows outlined."""
+    height, width = grid
+    for tokens, style in ((dst, dict(c=[PALETTE[1]], s=46)), (src, dict(facecolors="none", edgecolors=[PALETTE[0]], s=30))):
+        ax.scatter(tokens % width, tokens // width, **style)
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[], title=title)
+    ax.grid(False)
+
+
+def merged_colours(image: np.ndarray, plan: MergePlan, index: int, grid: tuple[int, int]) -> np.ndarray:
+    """Paint every group of merged tokens in its mean colour: ``[h, w, 3]``."""
+    height, width = image.shape[0] // grid[0], image.shape[1] // grid[1]
+    tokens = image[: grid[0] * height, : grid[1] * width].reshape(grid[0], height, grid[1], width, 3).mean((1, 3))
+    one = MergePlan(plan.target[index : index + 1], _own_slots(plan, index), (plan.lengths[index],))
+    flat = torch.from_numpy(np.ascontiguousarray(tokens)).flatten(0, 1)[None].float()
+    return one.unmerge(one.merge(flat))[0].reshape(*grid, 3).numpy()
+
+
+def _own_slots(plan: MergePlan, index: int) -> torch.Tensor:
+    return plan.slot[index : index + 1] - sum(plan.lengths[:index])
+
+
+def merge_picture(ax, image: np.ndarray, plan: MergePlan, index: int, grid: tuple[int, int], title: str = "") -> None:
+    """Which tokens merge into which: groups in their mean colour, with outlines where neighbours belong to different groups."""
+    show_image(ax, merged_colours(image, plan, index, grid), title)
+    slots = _own_slots(plan, index)[0].reshape(grid).numpy()
+    lines = []
+    for y, x in np.argwhere(slots[:, 1:] != slots[:, :-1]):
+        lines.append([((x + 1) / grid[1], y / grid[0]), ((x + 1) / grid[1], (y + 1) / grid[0])])
+    for y, x in np.argwhere(slots[1:] != slots[:-1]):
+        lines.append([(x / grid[1], (y + 1) / grid[0]), ((x + 1) / grid[1], (y + 1) / grid[0])])
+    ax.add_collection(LineCollection(lines, colors="white", linewidths=0.35, alpha=0.85))
+
+
+def pair_lines(ax, image: np.ndarray, pairs: torch.Tensor, similarity: torch.Tensor, grid: tuple[int, int], title: str = ""):
+    """A line from each src token to its dst, coloured by their similarity."""
+    show_image(ax, image, title)
+    y, x = (pairs // grid[1] + 0.5) / grid[0], (pairs % grid[1] + 0.5) / grid[1]
+    segments = torch.stack([x, y], -1).numpy()
+    lines = LineCollection(segments, cmap="viridis", linewidths=0.9, alpha=0.9)
+    lines.set_array(similarity.numpy())
+    ax.add_collection(lines)
+    ax.scatter(x[:, 1], y[:, 1], s=7, color=[PALETTE[1]], zorder=3)
+    return lines
+
+
+def difference(a: np.ndarray, b: np.ndarray, gain: float) -> np.ndarray:
+    """How two images differ, mean over colours times ``gain``, as a grey image."""
+    return np.clip(np.abs(a - b).mean(-1, keepdims=True).repeat(3, -1) * gain, 0, 1)
+
+
+def similarity_by_step(best: np.ndarray, blocks: list[str], low: float | None = None):
+    """For each block, the distribution of best similarities over the steps: ``[steps, blocks, images, S]``."""
+    low = float(np.quantile(best, 0.002)) if low is None else low
+    edges = np.linspace(min(low, 0.99), 1.0, 61)
+    figure, axes = plt.subplots(1, len(blocks), figsize=(WIDTH, 2.7), sharey=True)
+    for i, (ax, block) in enumerate(zip(np.atleast_1d(axes), blocks, strict=True)):
+        density = np.stack([np.histogram(step, edges, density=True)[0] for step in best[:, i].reshape(len(best), -1)])
+        ax.pcolormesh(np.arange(len(best)), (edges[1:] + edges[:-1]) / 2, density.T, cmap="rocket_r", shading="nearest")
+        quantiles = np.quantile(best[:, i].reshape(len(best), -1), [0.1, 0.5, 0.9], axis=1)
+        for line, style in zip(quantiles, (":", "-", ":"), strict=True):
+            ax.plot(line, style, color="white", lw=2.6)
+            ax.plot(line, style, color="black", lw=1.1)
+        ax.set(title=block, xlabel="step")
+        ax.grid(False)
+    np.atleast_1d(axes)[0].set_ylabel("best similarity of a src token")
+    return figure
+
+
+def shares_by_step(table: pd.DataFrame):
+    """Merged share of all tokens over the steps, one panel for each threshold, one line for each block."""
+    thresholds = sorted(table["threshold"].unique())
+    figure, axes = plt.subplots(1, len(thresholds), figsize=(WIDTH, 2.8), sharey=True, squeeze=False)
+    for ax, threshold in zip(axes[0], thresholds, strict=True):
+        rows = table[table["threshold"] == threshold]
+        sns.lineplot(
+            rows, x="step", y="share", hue="block", palette=_block_palette(rows), ax=ax, errorbar=("ci", 95), n_boot=200, seed=0
+        )
+        ax.set(title=f"t = {threshold:g}", ylim=(0, 0.78), ylabel="merged share of all tokens")
+        ax.axhline(0.75, color="0.6", lw=0.8, ls="--")
+        ax.get_legend().remove()
+    handles, labels = axes[0][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def _block_palette(rows: pd.DataFrame) -> dict:
+    blocks = list(rows["block"].unique())
+    spare = iter(sns.color_palette("husl", len(blocks)))
+    return {block: BLOCK_COLOURS.get(block, next(spare)) for block in blocks}
+
+
+def shares_by_class(table: pd.DataFrame, ratio: float):
+    """Merged share of each image, mean over steps and blocks, by class and threshold, beside a fixed share."""
+    means = table.groupby(["threshold", "class", "image"], as_index=False)["share"].mean()
+    order = means.groupby("class")["share"].mean().sort_values().index
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.6 + 0.32 * len(order)))
+    sns.stripplot(
+        means, y="class", x="share", hue="threshold", order=order, palette="flare", ax=ax, jitter=False, dodge=False, alpha=0.85
+    )
+    ax.axvline(ratio, color=METHOD_COLOURS["ToMe"], lw=2)
+    ax.annotate(f"fixed share {ratio:g}", (ratio, -0.62), color=METHOD_COLOURS["ToMe"], ha="center", annotation_clip=False)
+    ax.set(xlabel="merged share of all tokens, mean over steps and blocks", ylabel="", xlim=(-0.01, 0.77))
+    sns.move_legend(ax, "center left", bbox_to_anchor=(1, 0.5), title="threshold", frameon=False)
+    return figure
+
+
+def weakest_by_step(weakest: np.ndarray, blocks: list[str], ratio: float):
+    """The least similar pair that a fixed share merges, over the steps: mean and range over images, for each block."""
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.0))
+    spare = iter(sns.color_palette("husl", len(blocks)))
+    for i, block in enumerate(blocks):
+        colour = BLOCK_COLOURS.get(block, next(spare))
+        ax.plot(weakest[:, i].mean(-1), color=colour, label=block)
+        ax.fill_between(range(len(weakest)), weakest[:, i].min(-1), weakest[:, i].max(-1), color=colour, alpha=0.13, lw=0)
+    ax.set(xlabel="step", ylabel=f"similarity of the weakest\npair merged at r = {ratio:g}", xlim=(0, len(weakest) - 1))
+    ax.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure

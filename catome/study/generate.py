@@ -1,0 +1,67 @@
+"""Pipelines and images: real Stable Diffusion or the embedded model, through the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from catome import tiny
+from catome.study.parameters import DTYPES, Setting
+
+
+def load(setting: Setting):
+    """The pipeline of ``setting.model``: "tiny" for the embedded model, else a diffusers folder or a name on the Hub.
+
+    Real models get PNDM (PLMS), as in the paper, and load safetensors only.
+
+    Raises:
+        OSError: if the model is neither a folder nor to be had from the Hub.
+    """
+    if setting.embedded:
+        return tiny.load_pipeline(dtype=DTYPES[setting.dtype], device=setting.device)
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(
+        setting.model, dtype=DTYPES[setting.dtype], use_safetensors=True, safety_checker=None, requires_safety_checker=False
+    )
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(setting.device)
+
+
+def batches(setting: Setting) -> list[range]:
+    """The images of a study, cut into batches."""
+    return [range(at, min(at + setting.batch_size, setting.images)) for at in range(0, setting.images, setting.batch_size)]
+
+
+def generate_batch(pipe, setting: Setting, images: range, progress: Callable[[], object] | None = None) -> np.ndarray:
+    """Images ``images`` of the study, float ``[B, H, W, 3]`` in [0, 1].
+
+    Each image has noise of its own, seeded with ``setting.seed`` and its number, whatever batch it is in."""
+
+    def ticked(pipeline, step, timestep, tensors):
+        if progress is not None:
+            progress()
+        return tensors
+
+    return pipe(
+        [setting.prompts[i] for i in images],
+        height=setting.height,
+        width=setting.width,
+        num_inference_steps=setting.steps,
+        guidance_scale=setting.guidance,
+        guidance_rescale=setting.guidance_rescale,
+        generator=[torch.Generator().manual_seed(setting.seed * 1_000_003 + i) for i in images],
+        callback_on_step_end=ticked,
+        output_type="np",
+    ).images
+
+
+def generate(pipe, setting: Setting, label: str = "images") -> np.ndarray:
+    """All images of a study, float ``[images, H, W, 3]`` in [0, 1], with a progress bar over denoising steps."""
+    parts = batches(setting)
+    with tqdm(total=len(parts) * setting.calls, desc=label, unit="step", leave=False) as bar:
+        return np.concatenate([generate_batch(pipe, setting, part, bar.update) for part in parts])

@@ -1,0 +1,219 @@
+"""Is the embedded model good enough to study? ``python -m catome.tiny.evaluate`` measures it and writes the model card.
+
+Measured: how well the VAE reconstructs held-out scenes; how many samples a held-out classifier names as asked for; how
+selective the top-level self-attention is; how much merging costs. The figures go to ``figures.json`` beside the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import catome
+from catome.patch import transformer_blocks
+from catome.tiny import model as parts
+from catome.tiny.features import accuracy
+from catome.tiny.scenes import CLASSES, prompt, render
+
+HELD_OUT = 10_000_000
+"""Scene seeds from here on are never trained on."""
+TOP_TOKENS = 1024
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """PSNR in dB of each image, ``[B]``, for images ``[B, ...]`` in [0, 1]."""
+    return -10 * torch.log10((a - b).square().flatten(1).mean(1).clamp(min=1e-12))
+
+
+@torch.no_grad()
+def vae_reconstruction(pipe, per_class: int) -> dict[str, float]:
+    """Mean PSNR (dB) of the VAE's reconstruction of held-out renders, for each class."""
+    result = {}
+    for name in CLASSES:
+        images = np.stack([render(name, HELD_OUT + i) for i in range(per_class)])
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).float().to(pipe.device) / 127.5 - 1
+        y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+        result[name] = psnr(x / 2 + 0.5, y / 2 + 0.5).mean().item()
+    return result
+
+
+def sample(pipe, names: list[str], seeds: list[int], steps: int, guidance: float, batch: int = 12) -> torch.Tensor:
+    """uint8 images ``[B, 3, H, W]``, each from noise of its own seed."""
+    images = []
+    for at in tqdm(range(0, len(names), batch), desc="samples", mininterval=10):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[at : at + batch]]
+        prompts = [prompt(name) for name in names[at : at + batch]]
+        out = pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt").images
+        images.append((out.cpu() * 255).round().to(torch.uint8))
+    return torch.cat(images)
+
+
+def attention_entropy(pipe, steps: int, guidance: float) -> list[float]:
+    """exp(entropy)/N of each top block's self-attention (1: uniform, 1/N: one-hot), mean over heads, queries, steps, classes."""
+    sums: dict[str, list[float]] = {}
+
+    def watch(name):
+        def look(attn, args, kwargs):
+            x = args[0]
+            if x.shape[1] < TOP_TOKENS:
+                return
+            q, k = (attn.head_to_batch_dim(project(x)) for project in (attn.to_q, attn.to_k))
+            logp = (q @ k.transpose(1, 2) * attn.scale).log_softmax(-1)
+            entropy = -(logp.exp() * logp).sum(-1)
+            sums.setdefault(name, []).append((entropy.exp() / x.shape[1]).mean().item())
+
+        return look
+
+    blocks = transformer_blocks(pipe.unet)
+    handles = [b.attn1.register_forward_pre_hook(watch(n), with_kwargs=True) for n, b in blocks.items()]
+    try:
+        with torch.no_grad():
+            for name in CLASSES:
+                sample(pipe, [name], [0], steps, guidance)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [float(np.mean(values)) for values in sums.values()]
+
+
+def merging_cost(pipe, steps: int, guidance: float, thresholds=(0.95, 0.9, 0.8, 0.7, -1.0)) -> dict[str, float]:
+    """Mean PSNR (dB) against the unmerged image of the same seed, one image a class, pairs fresh at each step."""
+    seeds = list(range(len(CLASSES)))
+    plain = sample(pipe, list(CLASSES), seeds, steps, guidance) / 255
+    result = {}
+    for threshold in thresholds:
+        with catome.patched(pipe, threshold=threshold, schedule=None):
+            result[f"{threshold:g}"] = psnr(sample(pipe, list(CLASSES), seeds, steps, guidance) / 255, plain).mean().item()
+    return result
+
+
+def evaluate(folder: Path, device: str, per_class: int, steps: int, guidance: float) -> dict:
+    """All figures of the model in ``folder``, as a dictionary that JSON can hold."""
+    from safetensors.torch import load_file
+
+    pipe = parts.load_pipeline(folder, device=device)
+    judge = parts.SceneNet()
+    judge.load_state_dict({k: v.float() for k, v in load_file(folder / "judge" / "model.safetensors").items()})
+    names = [name for name in CLASSES for _ in range(per_class)]
+    seeds = [HELD_OUT + i for i in range(len(names))]
+    labels = torch.tensor([CLASSES.index(name) for name in names])
+    renders = torch.from_numpy(np.stack([render(n, s) for n, s in zip(names, seeds, strict=True)])).permute(0, 3, 1, 2)
+    named = accuracy(judge.eval(), sample(pipe, names, seeds, steps, guidance), labels).float().view(-1, per_class).mean(1)
+    vae = vae_reconstruction(pipe, max(2, per_class // 2))
+    return {
+        "guidance_scale": guidance,
+        "plms_steps": steps,
+        "samples": len(names),
+        "named_correctly": named.mean().item(),
+        "named_correctly_by_class": dict(zip(CLASSES, named.tolist(), strict=True)),
+        "classifier_accuracy_on_held_out_renders": accuracy(judge, renders, labels).float().mean().item(),
+        "vae_psnr_db": float(np.mean(list(vae.values()))),
+        "vae_psnr_db_by_class": vae,
+        "attention_exp_entropy_over_n": attention_entropy(pipe, min(steps, 20), guidance),
+        "merging_psnr_db_by_threshold": merging_cost(pipe, steps, guidance),
+        "date": date.today().isoformat(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "catome": catome.__version__,
+    }
+
+
+def shortfalls(figures: dict) -> list[str]:
+    """What of the bar that the model was trained for is not reached, in words; empty if it is good enough to study."""
+    worst = min(figures["named_correctly_by_class"], key=figures["named_correctly_by_class"].get)
+    selective = sum(value < 0.6 for value in figures["attention_exp_entropy_over_n"])
+    cost = figures["merging_psnr_db_by_threshold"]
+    checks = [
+        (figures["named_correctly"] >= 0.9, f"{figures['named_correctly']:.0%} of samples named correctly, aim 90 %"),
+        (
+            figures["named_correctly_by_class"][worst] >= 0.6,
+            f"{figures['named_correctly_by_class'][worst]:.0%} of {worst!r} named correctly, aim 60 %",
+        ),
+        (figures["vae_psnr_db"] >= 27, f"VAE reconstructs at {figures['vae_psnr_db']:.1f} dB, aim 27 dB"),
+        (selective >= 3, f"{selective} of 5 top blocks have exp(entropy)/N below 0.6, aim 3"),
+        (cost["0.9"] > cost["-1"] + 2, f"merging everything costs only {cost['0.9'] - cost['-1']:.1f} dB, aim 2 dB"),
+    ]
+    return [words for reached, words in checks if not reached]
+
+
+def write_card(folder: Path, figures: dict, training: dict) -> None:
+    """The model card, ``README.md`` of the model's folder, from what was measured."""
+    by_class = "\n".join(
+        f"| {name} | {figures['named_correctly_by_class'][name]:.0%} | {figures['vae_psnr_db_by_class'][name]:.1f} |"
+        for name in CLASSES
+    )
+    attention = ", ".join(f"{value:.2f}" for value in figures["attention_exp_entropy_over_n"])
+    cost = ", ".join(f"{value:.1f} dB at t = {t}" for t, value in figures["merging_psnr_db_by_threshold"].items())
+    missed = shortfalls(figures)
+    limits = "\n".join(f"- Not reached: {words}." for words in missed) or "- Every aim of its evaluation is reached."
+    work = "\n".join(
+        f"| {stage} | {run['steps']:,} | {run['samples']:,} | {run['seconds'] / 60:.0f} |"
+        for stage, run in training["stages"].items()
+    )
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
+    (folder / "README.md").write_text(f"""# The embedded model
+
+A `diffusers.StableDiffusionPipeline`, tiny but whole: CLIP tokenizer and text encoder, VAE (factor 4, 4 latent channels),
+`UNet2DConditionModel` with {parts.UNET["block_out_channels"]} channels and transformer blocks where Stable Diffusion v1.5 has its
+topmost (two in the first down block, three in the last up block; one in the middle), PNDM. 128x128 pixels, 32x32 latents, 1024
+tokens at the top. Safetensors, float16, {size:.1f} MB in all. Load it with `catome.tiny.load_pipeline()`.
+
+**Data.** Scenes drawn by `catome.tiny.scenes`: {len(CLASSES)} classes of landscape, {training["images"]:,} renders, prompted with
+"{parts.prompt("{class}")}". No photograph, no person, no third party's work.
+
+**Recipe.** `{training["command"]}`, on {training["device"]}, torch {training["torch"]}, {training["precision"]}.
+
+| stage | steps | samples seen | minutes |
+|---|---|---|---|
+{work}
+
+**Measured** with `python -m catome.tiny.evaluate` ({figures["plms_steps"]} PLMS steps, guidance {figures["guidance_scale"]},
+{figures["samples"]} samples, {figures["date"]}): a held-out classifier names {figures["named_correctly"]:.1%} of the samples as asked
+for ({figures["classifier_accuracy_on_held_out_renders"]:.1%} of held-out renders). The VAE reconstructs held-out renders at
+{figures["vae_psnr_db"]:.1f} dB. exp(entropy)/N of the five top self-attentions: {attention}. PSNR against the unmerged image of the
+same seed, pairs fresh at each step: {cost}.
+
+| class | samples named correctly | VAE PSNR (dB) |
+|---|---|---|
+{by_class}
+
+**Beside it.** `scene_net/` is the feature extractor behind "{parts.SceneNet.__name__}" FID and KID: these compare images of this world
+with each other and are no Inception FID. `judge/` is the classifier of the figures above; it was trained on other renders than
+`scene_net/`.
+
+**Limits.** It knows {len(CLASSES)} prompts and nothing else. Its similarities are higher than those of Stable Diffusion, because its
+tokens have fewer channels; conclusions about thresholds carry over in kind, not in number.
+
+{limits}
+""")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m catome.tiny.evaluate", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", type=Path, default=None, help="the model's folder (default: the embedded model)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--per-class", type=int, default=20, help="samples of each class")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance", type=float, default=parts.GUIDANCE_SCALE)
+    args = parser.parse_args(argv)
+    if args.per_class < 1 or args.steps < 1 or not math.isfinite(args.guidance):
+        parser.error("--per-class and --steps must be at least 1, --guidance a finite number")
+    folder = parts.find_model(args.model)
+    figures = evaluate(folder, args.device, args.per_class, args.steps, args.guidance)
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_card(folder, figures, json.loads((folder / "training.json").read_text()))
+    print(json.dumps(figures, indent=1))
+    for words in shortfalls(figures):
+        print("not reached:", words)
+
+
+if __name__ == "__main__":
+    main()
