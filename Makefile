@@ -9,7 +9,6 @@ BUILD ?= _build
 SOURCE := $(BUILD)/source
 EXECUTED := $(addprefix $(SOURCE)/notebooks/,$(NOTEBOOKS))
 CODE := $(wildcard catome/*.py catome/study/*.py catome/tiny/*.py) $(wildcard data/tiny-sd/*/*)
-export MPLBACKEND ?= agg
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DELETE_ON_ERROR:
@@ -31,6 +30,7 @@ book: $(STAMP) $(EXECUTED) ## run the notebooks on the embedded model and render
 	mkdir -p $(SOURCE)/book
 	cp _config.yml _toc.yml $(SOURCE)/
 	cp -R book/. $(SOURCE)/book/
+	cp -R book/_static $(SOURCE)/
 	cp $(BUILD)/output/cover.svg $(SOURCE)/book/
 	cp data/tiny-sd/README.md $(SOURCE)/book/model_card.md
 	$(BIN)/jupyter-book build $(SOURCE) --path-output $(dir $(BUILD)) --warningiserror --keep-going --quiet

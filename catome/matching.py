@@ -9,51 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-Dst = Literal["top_left", "random"]
+from catome.checks import Dst, check_dst, check_pair, check_stride
+
 _CHUNK_ELEMENTS = 1 << 25  # of the similarity matrix in memory at a time
-
-
-def check_integer(name: str, value, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}={value!r} must be an integer, not {type(value).__name__}")
-    if value < low:
-        raise ValueError(f"{name}={value!r} must be at least {low}")
-    return int(value)
-
-
-def check_number(name: str, value, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
-    if not low <= value <= high:  # also catches NaN
-        raise ValueError(f"{name}={value!r} must be between {low:g} and {high:g}")
-    return float(value)
-
-
-def check_pair(name: str, value, low: int = 1) -> tuple[int, int]:
-    try:
-        first, second = value
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}={value!r} must be two integers (vertical, horizontal)") from None
-    return check_integer(f"{name}[0]", first, low), check_integer(f"{name}[1]", second, low)
-
-
-def check_stride(stride) -> tuple[int, int]:
-    sy, sx = check_pair("stride", stride)
-    if sy * sx == 1:
-        raise ValueError("stride=(1, 1) makes every token a dst and leaves none to merge; use at least (1, 2)")
-    return sy, sx
-
-
-def check_dst(dst) -> Dst:
-    if dst not in ("top_left", "random"):
-        raise ValueError(f"dst={dst!r} must be 'top_left' or 'random'")
-    return dst
 
 
 @dataclass(frozen=True)
@@ -153,10 +115,9 @@ def best_matches(
     unit = F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
     a, b = unit[:, src], unit[:, dst_tokens].transpose(1, 2)
     rows = max(1, _CHUNK_ELEMENTS // len(dst_tokens))
-    parts = [[(chunk @ image_b).max(-1) for chunk in image_a.split(rows)] for image_a, image_b in zip(a, b, strict=True)]
-    empty = unit.new_empty(0, len(src))
-    similarity = torch.stack([torch.cat([part.values for part in image]) for image in parts]) if parts else empty
-    index = torch.stack([torch.cat([part.indices for part in image]) for image in parts]) if parts else empty.long()
+    found = [(chunk @ b[image]).max(-1) for image in range(len(a)) for chunk in a[image].split(rows)]
+    similarity = torch.cat([unit.new_empty(0), *(part.values for part in found)]).view(len(a), len(src))
+    index = torch.cat([src.new_empty(0), *(part.indices for part in found)]).view(len(a), len(src))
     best = dst_tokens[index]
     identical = None
     if find_identical:

@@ -7,20 +7,19 @@ in the topmost transformer blocks (Section III); CA-ToMe's cache reuses the pair
 from __future__ import annotations
 
 import inspect
-import math
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.models.attention import BasicTransformerBlock
 
-from catome.matching import Dst, best_matches, check_dst, check_integer, check_stride
-from catome.plan import MergePlan, check_amount, make_plan
+from catome.checks import Dst, check_amount, check_dst, check_integer, check_stride
+from catome.matching import best_matches
+from catome.plan import MergePlan, make_plan
 from catome.schedule import parse_schedule
+from catome.unet import StepCounter, find_unet, token_grid, transformer_blocks
 
 HOOK = "catome"
 _UNSET: float = object()  # type: ignore[assignment]
@@ -40,40 +39,6 @@ class MergeConfig:
     merge_attn: bool = True
     merge_crossattn: bool = False
     merge_mlp: bool = False
-
-
-class StepCounter:
-    """Counts the U-Net calls of a generation from 0, and notices where a generation begins.
-
-    A pipeline lays out its timesteps anew in each call and hands out views of that tensor, which says it without reading a
-    value from the device; on a bare U-Net a timestep that rises does."""
-
-    def __init__(self, pipe) -> None:
-        self._pipe = weakref.ref(pipe)
-        self.reset()
-
-    def reset(self) -> None:
-        """The next call begins a generation."""
-        self.step, self._timetable, self._timestep = -1, None, None
-
-    def advance(self, timestep) -> bool:
-        """Count a U-Net call at ``timestep``; returns whether it begins a generation."""
-        timetable = getattr(getattr(self._pipe(), "scheduler", None), "timesteps", None)
-        if _shares_storage(timestep, timetable):
-            began = self._timetable is not timetable
-            self._timetable, self._timestep = timetable, None
-        else:
-            value = float(timestep.flatten()[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
-            began = self._timestep is None or value > self._timestep
-            self._timetable, self._timestep = None, value
-        self.step = 0 if began else self.step + 1
-        return began
-
-
-def _shares_storage(view, base) -> bool:
-    if not isinstance(view, torch.Tensor) or not isinstance(base, torch.Tensor):
-        return False
-    return view.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
 
 
 class _UNetHook(ModelHook):
@@ -125,8 +90,7 @@ class _BlockHook(ModelHook):
         self.cached, self.key, self.active = None, None, None
 
     def pre_forward(self, module, *args, **kwargs):
-        x = args[0] if args else kwargs["hidden_states"]
-        self.active = self._plan(x)
+        self.active = self._plan(args[0] if args else kwargs["hidden_states"])
         return args, kwargs
 
     def _plan(self, x: torch.Tensor) -> MergePlan | None:
@@ -172,42 +136,6 @@ class _PartHook(ModelHook):
         return plan.unmerge(merged)
 
 
-def token_grid(
-    x: torch.Tensor, size: tuple[int, int] | None, max_downsample: int, stride: tuple[int, int]
-) -> tuple[int, int] | None:
-    """The token grid of a block input ``[B, N, C]`` in a U-Net whose sample has ``size`` ``(height, width)``.
-
-    None if the block is downsampled more than ``max_downsample``, or its grid is smaller than one window of ``stride``."""
-    if x.ndim != 3 or size is None:
-        return None
-    for downsample in (2**level for level in range(max_downsample.bit_length())):
-        grid = tuple(math.ceil(edge / downsample) for edge in size)
-        if math.prod(grid) == x.shape[1] and grid[0] >= stride[0] and grid[1] >= stride[1]:
-            return grid
-    return None
-
-
-def find_unet(pipe) -> UNet2DConditionModel:
-    """The U-Net of a diffusers pipeline, or the U-Net itself.
-
-    Raises:
-        TypeError: if there is none.
-    """
-    unet = getattr(pipe, "unet", pipe)
-    if not isinstance(unet, UNet2DConditionModel):
-        raise TypeError(
-            f"pipe={type(pipe).__name__} must be a diffusers pipeline with a UNet2DConditionModel as its unet, or such a U-Net"
-        )
-    return unet
-
-
-def transformer_blocks(unet: UNet2DConditionModel) -> dict[str, BasicTransformerBlock]:
-    """The transformer blocks of a U-Net by module name, in the order in which they run."""
-    blocks = {name: module for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock)}
-    order = ("down_blocks", "mid_block", "up_blocks")
-    return dict(sorted(blocks.items(), key=lambda item: order.index(item[0].split(".")[0])))
-
-
 def apply_patch(
     pipe,
     *,
@@ -246,27 +174,18 @@ def apply_patch(
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed, before anything is changed.
     """
-    unet = find_unet(pipe)
+    find_unet(pipe)
     if threshold is _UNSET:
         threshold = 0.7 if ratio is None else None
     stride = check_stride(stride)
     threshold, ratio = check_amount(threshold, ratio, stride)
-    for name, flag in (("merge_attn", merge_attn), ("merge_crossattn", merge_crossattn), ("merge_mlp", merge_mlp)):
+    seed, max_downsample = check_integer("seed", seed, 0), check_integer("max_downsample", max_downsample, 1)
+    flags = dict(merge_attn=merge_attn, merge_crossattn=merge_crossattn, merge_mlp=merge_mlp)
+    for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name}={flag!r} must be True or False")
-    config = MergeConfig(
-        threshold,
-        ratio,
-        parse_schedule(schedule),
-        stride,
-        check_dst(dst),
-        check_integer("seed", seed, 0),
-        check_integer("max_downsample", max_downsample, 1),
-        merge_attn,
-        merge_crossattn,
-        merge_mlp,
-    )
-    _install(pipe, config)
+    checkpoints = parse_schedule(schedule)
+    _install(pipe, MergeConfig(threshold, ratio, checkpoints, stride, check_dst(dst), seed, max_downsample, **flags))
     return pipe
 
 
@@ -296,17 +215,9 @@ def applied_patch(pipe) -> _UNetHook | None:
 
 
 def remove_patch(pipe):
-    """Take the patch off again; outputs are then bit-identical to the never-patched model's.
+    """Take the patch off ``pipe``, if there is one; outputs are then bit-identical to the never-patched model's.
 
-    Args:
-        pipe: what `apply_patch` was given, or its U-Net; without a patch nothing happens.
-
-    Returns:
-        ``pipe``.
-
-    Raises:
-        TypeError: if ``pipe`` has no ``UNet2DConditionModel``.
-    """
+    Returns ``pipe``; raises a TypeError if it has no ``UNet2DConditionModel``."""
     unet = find_unet(pipe)
     if applied_patch(unet) is None:
         return pipe

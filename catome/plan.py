@@ -12,7 +12,8 @@ from functools import cached_property
 
 import torch
 
-from catome.matching import Dst, Matches, best_matches, check_number, check_stride
+from catome.checks import Dst, check_amount
+from catome.matching import Matches, best_matches
 
 
 @dataclass(frozen=True)
@@ -89,22 +90,6 @@ class MergePlan:
 
     def to(self, device: torch.device | str) -> MergePlan:
         return MergePlan(self.target.to(device), self.slot.to(device), self.lengths)
-
-
-def check_amount(threshold, ratio, stride: tuple[int, int]) -> tuple[float | None, float | None]:
-    """Exactly one of ``threshold`` (a cosine) and ``ratio`` (a share of all tokens), in range."""
-    if (threshold is None) == (ratio is None):
-        given = "both were given" if ratio is not None else "neither was given"
-        raise ValueError(f"threshold={threshold!r}, ratio={ratio!r}: give exactly one of them, {given}")
-    if threshold is not None:
-        return check_number("threshold", threshold, -1.0, 1.0), None
-    sy, sx = check_stride(stride)
-    most = 1 - 1 / (sx * sy)
-    if isinstance(ratio, (int, float)) and ratio == ratio and ratio > most:
-        raise ValueError(
-            f"ratio={ratio!r} must be between 0 and {most:g}: with stride={(sy, sx)} one token of {sx * sy} is dst"
-        )
-    return None, check_number("ratio", ratio, 0.0, most)
 
 
 @torch.no_grad()

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from catome.matching import Dst, Matches, best_matches, check_dst, check_integer, check_stride
-from catome.patch import HOOK, StepCounter, find_unet, token_grid, transformer_blocks
+from catome.checks import Dst, check_dst, check_integer, check_stride
+from catome.matching import Matches, best_matches
+from catome.patch import HOOK
 from catome.plan import MergePlan, make_plan
+from catome.unet import StepCounter, find_unet, token_grid, transformer_blocks
 
 
 @dataclass
@@ -68,43 +70,32 @@ class Record:
         """Best similarity of every src token, ``[steps, blocks, B, S]`` float32."""
         return self._stack(generation, lambda seen: seen.matches.similarity)
 
-    def merged_share(self, generation: int = 0, threshold: float | None = None, ratio: float | None = None) -> torch.Tensor:
-        """Share of all tokens merged, ``[steps, blocks, B]``: under ``threshold`` or ``ratio``, or without either as patched.
+    def merged_share(self, generation: int = 0, **amount) -> torch.Tensor:
+        """Share of all tokens merged, ``[steps, blocks, B]``.
+
+        Args:
+            generation: which generation.
+            amount: ``threshold=`` or ``ratio=`` as in `catome.make_plan`; without either, as the patch merged.
 
         Raises:
-            ValueError: if neither is given and the pipeline was not patched, or both are.
+            ValueError: for an amount out of range, or none when the block was not patched.
         """
-        if threshold is None and ratio is None:
-            if any(seen.plan is None for seen in self.generations[generation]):
-                raise ValueError("threshold=None, ratio=None: give one of them, since the pipeline was not patched")
-            return self._stack(generation, lambda seen: seen.plan.merged_share)
-        return self._stack(generation, lambda seen: make_plan(seen.matches, threshold, ratio).merged_share)
+        return self._stack(generation, lambda seen: _plan(seen, amount).merged_share)
 
-    def pairs(
-        self,
-        step: int,
-        block: str | int,
-        image: int,
-        generation: int = 0,
-        threshold: float | None = None,
-        ratio: float | None = None,
-    ) -> torch.Tensor:
-        """``(src, dst)`` pairs ``[P, 2]`` of one row of the batch: under ``threshold`` or ``ratio``, else as patched.
-
-        Raises:
-            ValueError, KeyError: see `merged_share` and `at`.
-        """
-        seen = self.at(step, block, generation)
-        if threshold is None and ratio is None:
-            if seen.plan is None:
-                raise ValueError("threshold=None, ratio=None: give one of them, since the pipeline was not patched")
-            return seen.plan.pairs(image)
-        return make_plan(seen.matches, threshold, ratio).pairs(image)
+    def pairs(self, step: int, block: str | int, image: int, generation: int = 0, **amount) -> torch.Tensor:
+        """``(src, dst)`` pairs ``[P, 2]`` of one row of the batch; arguments and errors as in `at` and `merged_share`."""
+        return _plan(self.at(step, block, generation), amount).pairs(image)
 
     def _stack(self, generation: int, value) -> torch.Tensor:
         by_place = {(seen.step, seen.block): value(seen) for seen in self.generations[generation]}
         rows = [[by_place[step, block] for block in self.blocks(generation)] for step in self.steps(generation)]
         return torch.stack([torch.stack(row) for row in rows])
+
+
+def _plan(seen: Observation, amount: dict) -> MergePlan:
+    if not amount and seen.plan is None:
+        raise ValueError("threshold=None, ratio=None: give one of them, since the pipeline was not patched")
+    return make_plan(seen.matches, **amount) if amount else seen.plan
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler, EulerDiscreteSchedule
 
 import catome
 from catome import tiny
-from catome.patch import applied_patch, transformer_blocks
+from catome.patch import applied_patch
+from catome.unet import transformer_blocks
 
 EVERY = tuple(range(60))
 
@@ -255,6 +256,8 @@ def test_removing_restores_every_bit_also_after_an_exception(pipe, generate):
 
 @pytest.mark.parametrize("error", [Boom, KeyboardInterrupt])
 def test_an_interrupted_generation_leaves_nothing_behind(pipe, generate, error):
+    stop = 0
+
     def interrupt(pipeline, step, timestep, tensors):
         if step == stop:
             raise error
@@ -262,7 +265,8 @@ def test_an_interrupted_generation_leaves_nothing_behind(pipe, generate, error):
 
     with catome.patched(pipe, threshold=0.9, schedule=[0]):
         expected = generate(["misty forest"], seed=3)
-        for stop in (0, 1):
+        for at in (0, 1):
+            stop = at
             with pytest.raises(error):
                 generate(["desert"], callback_on_step_end=interrupt)
             assert np.array_equal(expected, generate(["misty forest"], seed=3))

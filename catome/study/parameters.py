@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from catome.matching import check_integer, check_number
+from catome.checks import check_integer, check_number
 from catome.schedule import parse_schedule
 from catome.tiny.scenes import CLASSES, PROMPT
 
@@ -123,12 +123,12 @@ KINDS: dict[str, Callable] = {
     "cosines": _numbers(-1, 1),
     "share": _number(0, 0.75),
     "shares": _numbers(0, 0.75),
-    "step": _integer(0),
+    "step": lambda name, value: None if value is None else check_integer(name, value, 0),
     "position": _integer(0),
     "count": _integer(1),
     "schedule": _schedule,
 }
-"""Kinds of a notebook's own parameters."""
+"""Kinds of a notebook's own parameters. A step may be None: two fifths of the way."""
 
 
 @dataclass(frozen=True)
@@ -213,10 +213,16 @@ def settle(namespace: Mapping, **own: str) -> Setting:
         if unknown:
             near = get_close_matches(unknown[0], CLASSES, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"classes={setting.classes!r}: the embedded model has no {unknown[0]!r}{hint}; it has {', '.join(CLASSES)}")
+            raise ValueError(
+                f"classes={setting.classes!r}: the embedded model has no {unknown[0]!r}{hint}; it has {', '.join(CLASSES)}"
+            )
     if setting.embedded and setting.prompt != PROMPT:
         raise ValueError(f"prompt={setting.prompt!r}: the embedded model knows no other sentence than {PROMPT!r}")
-    for name, kind in own.items():
-        if kind == "step" and checked[name] >= setting.calls:
-            raise ValueError(f"{name}={checked[name]!r} must be below {setting.calls}, the U-Net calls of steps={setting.steps}")
+    for name in (name for name, kind in own.items() if kind == "step"):
+        if checked[name] is None:
+            setting.own[name] = int(0.4 * setting.calls)
+        elif checked[name] >= setting.calls:
+            raise ValueError(
+                f"{name}={checked[name]!r} must be below {setting.calls}, the U-Net calls of steps={setting.steps}"
+            )
     return setting

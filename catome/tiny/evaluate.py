@@ -18,10 +18,10 @@ import torch
 from tqdm import tqdm
 
 import catome
-from catome.patch import transformer_blocks
 from catome.tiny import model as parts
 from catome.tiny.features import accuracy
 from catome.tiny.scenes import CLASSES, prompt, render
+from catome.unet import transformer_blocks
 
 HELD_OUT = 10_000_000
 """Scene seeds from here on are never trained on."""
@@ -159,7 +159,7 @@ def write_card(folder: Path, figures: dict, training: dict) -> None:
         for stage, run in training["stages"].items()
     )
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
-    (folder / "README.md").write_text(f"""# The embedded model
+    (folder / "README.md").write_text(f"""# Model card
 
 A `diffusers.StableDiffusionPipeline`, tiny but whole: CLIP tokenizer and text encoder, VAE (factor 4, 4 latent channels),
 `UNet2DConditionModel` with {parts.UNET["block_out_channels"]} channels and transformer blocks where Stable Diffusion v1.5 has its
@@ -185,8 +185,8 @@ same seed, pairs fresh at each step: {cost}.
 |---|---|---|
 {by_class}
 
-**Beside it.** `scene_net/` is the feature extractor behind "{parts.SceneNet.__name__}" FID and KID: these compare images of this world
-with each other and are no Inception FID. `judge/` is the classifier of the figures above; it was trained on other renders than
+**Beside it.** `scene_net/` is the feature extractor behind the scene FID and KID of `catome.tiny.features`: these compare images of
+this world with each other and are no Inception FID. `judge/` is the classifier of the figures above; it was trained on other renders than
 `scene_net/`.
 
 **Limits.** It knows {len(CLASSES)} prompts and nothing else. Its similarities are higher than those of Stable Diffusion, because its

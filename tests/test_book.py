@@ -1,0 +1,123 @@
+"""End to end: every notebook through plain papermill, and the book opened in a real browser."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from test_repository import NOTEBOOKS, ROOT
+
+pytestmark = pytest.mark.book
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
+
+
+def offline() -> dict:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+def papermill(notebook: str, out: Path, *arguments: str, preset: str = "smoke"):
+    preset_file = str(ROOT / f"data/presets/{preset}.yaml")
+    command = [sys.executable, "-m", "papermill", str(ROOT / f"notebooks/{notebook}.ipynb"), str(out), "-k", "python3"]
+    command += ["-f", preset_file, "-p", "output", str(out.parent / "output"), "--no-progress-bar", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=offline(), cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("notebook", "arguments"),
+    [
+        (
+            "01_tome_review",
+            "-p height 96 -p width 160 -p images 3 -p batch_size 2 -p ratio 0.35 -p step 3 -p block 4 -p seed 11",
+        ),
+        ("01_tome_review", "-p classes volcano -p images 1 -p threshold 1.0 -p steps 3 -p step 0 -p block 0"),
+        (
+            "02_similarity_per_step",
+            "-p images 5 -p batch_size 3 -p steps 3 -p guidance 3 -p ratio 0.6 -y thresholds:\\n-\\n0.83",
+        ),
+        ("02_similarity_per_step", "-p dtype bfloat16 -p images 1 -p steps 2 -p guidance 1"),
+        ("cover", "-p classes desert -p threshold 0.8 -p schedule CONFIG_FIVE -p seed 3"),
+    ],
+)
+def test_notebooks_run_with_parameters_nobody_tried(notebook, arguments, tmp_path):
+    arguments = [part.replace("\\n-\\n", " [") + "]" if "\\n" in part else part for part in arguments.split(" ")]
+    out = tmp_path / "out.ipynb"
+    done = papermill(notebook, out, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert any("image/svg+xml" in o.get("data", {}) for cell in nbformat.read(out, 4).cells for o in cell.get("outputs", []))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("-p", "imges", "3"), "imges=3 is no parameter of this notebook (did you mean 'images'?)"),
+        (("-p", "ratio", "0.9"), "ratio=0.9 must be between 0 and 0.75"),
+    ],
+)
+def test_a_wrong_parameter_is_an_error_before_anything_runs(arguments, says, tmp_path):
+    done = papermill("01_tome_review", tmp_path / "out.ipynb", *arguments)
+    assert done.returncode != 0
+    assert says in done.stderr
+    cells = [cell for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells if cell.cell_type == "code"]
+    ran = [cell for cell in cells if cell.execution_count is not None]
+    assert len(ran) <= 4  # parameters, injected parameters, the check; papermill's own notice
+    assert not any("load(" in cell.source for cell in ran)
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory) -> Path:
+    """The whole book, built by the Makefile with the smoke preset."""
+    build = tmp_path_factory.mktemp("book") / "_build"
+    command = ["make", "book", "PRESET=smoke", f"BUILD={build}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=offline())
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return build / "html"
+
+
+def test_the_book_has_every_page(book):
+    pages = {path.relative_to(book).as_posix() for path in book.rglob("*.html")}
+    assert "index.html" in pages
+    assert {f"notebooks/{path.stem}.html" for path in NOTEBOOKS} <= pages
+    assert {f"book/{path.stem}.html" for path in (ROOT / "book").glob("*.md")} <= pages
+    for page in pages - {"index.html", "genindex.html", "search.html", "py-modindex.html"}:
+        text = (book / page).read_text()
+        assert "Traceback (most recent call last)" not in text, page
+    assert sum(path.stat().st_size for path in book.rglob("*") if path.is_file()) < 60e6
+
+
+def watch(page, name, problems: list) -> None:
+    """Note everything that goes wrong on a page, and every request that leaves the folder."""
+    page.on("console", lambda m: problems.append((name, "console", m.text)) if m.type == "error" else None)
+    page.on("pageerror", lambda e: problems.append((name, "error", str(e))))
+    page.on("requestfailed", lambda r: problems.append((name, "failed", r.url)))
+    page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else problems.append((name, "remote", r.url)))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path: install it to test the book in a browser")
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_book_in_a_browser(book, width):
+    from playwright.sync_api import sync_playwright
+
+    pages = sorted(path for path in book.rglob("*.html") if "_static" not in path.parts)
+    assert len(pages) >= 10
+    problems = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for path in pages:
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            name = path.relative_to(book).as_posix()
+            watch(page, name, problems)
+            page.goto(path.as_uri(), wait_until="load")
+            page.wait_for_timeout(300)
+            images = page.eval_on_selector_all("img", "xs => xs.map(x => [x.src, x.naturalWidth, x.naturalHeight, x.alt])")
+            problems += [(name, "image without size", src[-60:]) for src, w, h, _ in images if not (w and h)]
+            problems += [(name, "image without alt", src[-60:]) for src, _, _, alt in images if not alt]
+            if page.query_selector(".math") and not page.query_selector("mjx-container"):
+                problems.append((name, "mathematics was not typeset"))
+            page.close()
+        browser.close()
+    assert problems == []
