@@ -46,9 +46,9 @@ def split_tokens(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split a token grid into src and dst (paper, Section III-A: dst is the top-left token of every window).
+    """Split a token grid into src and dst (paper, Section IV: dst is always the top-left token).
 
-    Only complete windows have a dst token; where ``stride`` does not divide ``grid``, the rest of the last row and column is src.
+    Only complete windows have a dst token: where ``stride`` does not divide ``grid``, the tokens left over are src.
 
     Args:
         grid: ``(height, width)`` in tokens.

@@ -1,7 +1,7 @@
 """Apply cached adaptive token merging to a diffusers model: hooks that count steps and keep one plan per block.
 
 Everything goes through ``diffusers.hooks``: no class is swapped, nothing is copied. The paper merges before self-attention
-in the topmost transformer blocks (Section III); CA-ToMe's cache reuses the pairs between checkpoints (Section IV-C).
+in the topmost transformer blocks (Section IV); CA-ToMe's cache reuses the pairs between checkpoints (Section III-B).
 """
 
 from __future__ import annotations

@@ -50,19 +50,11 @@ class MergePlan:
     def merge(self, x: torch.Tensor) -> torch.Tensor:
         """Replace each dst token and the src tokens merged into it by their mean (paper, Section III-A).
 
-        Args:
-            x: ``[B, N, C]``; half precisions are summed in float32.
-
-        Returns:
-            ``[S, C]``, the tokens left of all images behind each other; see `split`.
-
-        Raises:
-            ValueError: if ``x`` does not have the plan's ``B`` and ``N``.
-        """
+        Takes ``[B, N, C]`` and returns ``[S, C]``, the tokens left of all images behind each other (see `split`); half
+        precisions are summed in float32. Raises a ValueError if ``x`` does not have the plan's ``B`` and ``N``."""
         if x.ndim != 3 or x.shape[:2] != self.slot.shape:
-            raise ValueError(
-                f"x of shape {list(x.shape)} does not fit this plan: it is for [{', '.join(map(str, self.slot.shape))}, C]"
-            )
+            expected = [*self.slot.shape, "C"]
+            raise ValueError(f"x of shape {list(x.shape)} does not fit this plan: it is for {expected}")
         exact = torch.promote_types(x.dtype, torch.float32)
         total = x.new_zeros(sum(self.lengths), x.shape[-1], dtype=exact)
         total = total.index_add(0, self.slot.flatten(), x.flatten(0, 1).to(exact))
@@ -71,15 +63,7 @@ class MergePlan:
     def unmerge(self, y: torch.Tensor) -> torch.Tensor:
         """Give every token the value of its slot: the inverse of `merge` up to what the mean lost.
 
-        Args:
-            y: ``[S, C]`` packed tokens.
-
-        Returns:
-            ``[B, N, C]``.
-
-        Raises:
-            ValueError: if ``y`` does not have the plan's ``S`` rows.
-        """
+        Takes packed tokens ``[S, C]`` and returns ``[B, N, C]``; raises a ValueError if ``y`` does not have ``S`` rows."""
         if y.ndim != 2 or y.shape[0] != sum(self.lengths):
             raise ValueError(f"y of shape {list(y.shape)} does not fit this plan: it is for [{sum(self.lengths)}, C]")
         return y.index_select(0, self.slot.flatten()).unflatten(0, self.slot.shape)
@@ -98,7 +82,7 @@ def make_plan(matches: Matches, threshold: float | None = None, ratio: float | N
 
     Args:
         matches: what `catome.best_matches` found for ``[B, N, C]`` tokens.
-        threshold: CA-ToMe (paper, Section IV-A): merge a src token if and only if its best similarity is at least this
+        threshold: CA-ToMe (paper, Section III-A): merge a src token if and only if its best similarity is at least this
             cosine; 1.0 merges exact duplicates only, however the cosine was rounded.
         ratio: ToMe: merge the ``int(ratio * N)`` src tokens of highest similarity, in each image.
 
@@ -150,11 +134,8 @@ def match(
     torch.Size([2, 4096, 320])
 
     Args:
-        tokens: ``[B, N, C]`` floating point.
-        grid: ``(height, width)`` of the tokens, ``height * width == N``; need not be divided by ``stride``.
-        threshold: a cosine in [-1, 1]; see `make_plan`. Exactly one of ``threshold`` and ``ratio``.
-        ratio: share of all tokens to merge, in [0, 1 - 1/(sy*sx)].
-        stride, dst, generator: how dst tokens are chosen; see `catome.matching.split_tokens`.
+        tokens, grid, stride, dst, generator: see `catome.best_matches`; ``stride`` need not divide ``grid``.
+        threshold, ratio: see `catome.make_plan`; exactly one of them, ``ratio`` at most 1 - 1/(sy*sx).
 
     Returns:
         A `MergePlan` with ``merge(x)``, ``unmerge(y)`` and ``pairs(image)``.

@@ -1,4 +1,4 @@
-"""Checkpoint schedules: the denoising steps at which pairs are found afresh (paper, Section IV-C and Table II)."""
+"""Checkpoint schedules: the denoising steps at which pairs are found afresh (paper, Section III-B and Table II)."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_the_library_imports_neither_models_nor_studies():
 
 
 def test_the_library_can_be_read_in_one_sitting():
-    assert sum(len((ROOT / "catome" / f"{name}.py").read_text().splitlines()) for name in LIBRARY) <= 720
+    assert sum(len((ROOT / "catome" / f"{name}.py").read_text().splitlines()) for name in LIBRARY) <= 740
 
 
 def test_nothing_is_unpickled():
