@@ -1,5 +1,5 @@
 # `make help` lists the targets.
-PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 PRESET ?= tiny
 VENV := .venv
 BIN := $(VENV)/bin

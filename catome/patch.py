@@ -22,7 +22,7 @@ from catome.schedule import parse_schedule
 from catome.unet import StepCounter, find_unet, token_grid, transformer_blocks
 
 HOOK = "catome"
-_UNSET: float = object()  # type: ignore[assignment]
+_DEFAULT = float("0.7")  # an object of its own: `is` tells it from a 0.7 that somebody wrote
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class _PartHook(ModelHook):
 def apply_patch(
     pipe,
     *,
-    threshold: float | None = _UNSET,
+    threshold: float | None = _DEFAULT,
     ratio: float | None = None,
     schedule: str | Iterable[int] | None = "CONFIG_3",
     stride: tuple[int, int] = (2, 2),
@@ -175,8 +175,8 @@ def apply_patch(
         TypeError, ValueError: naming the argument, its value and what is allowed, before anything is changed.
     """
     find_unet(pipe)
-    if threshold is _UNSET:
-        threshold = 0.7 if ratio is None else None
+    if threshold is _DEFAULT and ratio is not None:
+        threshold = None
     stride = check_stride(stride)
     threshold, ratio = check_amount(threshold, ratio, stride)
     seed, max_downsample = check_integer("seed", seed, 0), check_integer("max_downsample", max_downsample, 1)

@@ -349,6 +349,7 @@ def test_a_patched_pipeline_is_not_kept_alive():
     ("arguments", "error", "says"),
     [
         (dict(threshold=0.5, ratio=0.5), ValueError, "both were given"),
+        (dict(threshold=0.7, ratio=0.5), ValueError, "both were given"),  # also where it is the default
         (dict(threshold=None), ValueError, "neither was given"),
         (dict(threshold=2), ValueError, "threshold=2 must be between -1 and 1"),
         (dict(ratio=0.9), ValueError, "ratio=0.9 must be between 0 and 0.75"),
