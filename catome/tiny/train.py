@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--per-class", type=int, default=2000, help="rendered training images of each class")
     parser.add_argument("--vae-steps", type=int, default=5500)
     parser.add_argument("--vae-batch", type=int, default=16)
-    parser.add_argument("--unet-steps", type=int, default=9000)
+    parser.add_argument("--unet-steps", type=int, default=6800)
     parser.add_argument("--unet-batch", type=int, default=8)
     parser.add_argument("--unet-rate", type=float, default=8e-4)
     parser.add_argument("--unet-ema", type=float, default=0.998)
@@ -307,6 +307,7 @@ def main(argv: list[str] | None = None) -> None:
     args.device = torch.device(args.device)
     args.work.mkdir(parents=True, exist_ok=True)
 
+    torch.set_flush_denormal(True)  # on CPUs they are slow, and no gradient needs them
     torch.manual_seed(args.seed)
     images = render_set(args.work / f"renders-{args.per_class}.npy", args.per_class)
     vae, vae_run = train_vae(args, images)
