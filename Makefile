@@ -12,11 +12,15 @@ CODE := $(wildcard catome/*.py catome/study/*.py catome/tiny/*.py) $(wildcard da
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup book test lint format notebooks clean
+.PHONY: help setup book test lint format notebooks record clean
+
+# parameters of a notebook: the preset's, then those that the preset has for this notebook alone
+PARAMETERS = -f data/presets/$(1).yaml $(addprefix -f ,$(wildcard data/presets/$(1)/$(2).yaml))
+RECORDED := $(basename $(notdir $(wildcard data/presets/record/*.yaml)))
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
-	@echo "Settings: PYTHON=$(PYTHON), PRESET=$(PRESET) (a file in data/presets)"
+	@echo "Settings: PYTHON=$(PYTHON), PRESET=$(PRESET) (a file in data/presets), RECOMPUTE=1 (nothing from data/results)"
 
 setup: $(STAMP) ## install everything into .venv
 
@@ -38,9 +42,18 @@ book: $(STAMP) $(EXECUTED) ## run the notebooks on the embedded model and render
 
 notebooks: $(EXECUTED) ## run the notebooks only, with the preset PRESET
 
-$(SOURCE)/notebooks/%.ipynb: notebooks/%.ipynb data/presets/$(PRESET).yaml $(CODE) | $(STAMP)
+$(SOURCE)/notebooks/%.ipynb: notebooks/%.ipynb data/presets/$(PRESET).yaml $(wildcard data/presets/*/*.yaml) $(wildcard data/results/*.parquet) $(CODE) | $(STAMP)
 	@mkdir -p $(@D)
-	$(BIN)/papermill $< $@ -f data/presets/$(PRESET).yaml -p output $(BUILD)/output -k python3 --no-progress-bar
+	$(BIN)/papermill $< $@ $(call PARAMETERS,$(PRESET),$*) -p output $(BUILD)/output \
+	    $(if $(RECOMPUTE),$(if $(shell grep -l '"recompute = ' $<),-p recompute True)) -k python3 --no-progress-bar
+
+record: $(STAMP) ## compute what is missing from data/results (hours; go on any time; DEVICE=cuda BATCH=96 on a GPU)
+	@mkdir -p $(BUILD)/record
+	for study in $(RECORDED); do \
+	    $(BIN)/papermill notebooks/$$study.ipynb $(BUILD)/record/$$study.ipynb -f data/presets/tiny.yaml \
+	        -f data/presets/record/$$study.yaml -p output data/results $(if $(DEVICE),-p device $(DEVICE)) \
+	        $(if $(BATCH),-p batch_size $(BATCH)) -k python3 --no-progress-bar --log-output || exit 1; \
+	done
 
 test: $(STAMP) ## run all tests: library, notebooks, and the book in a headless browser
 	$(BIN)/python -m pytest

@@ -4,11 +4,12 @@ from catome.matching import Matches, best_matches
 from catome.patch import apply_patch, patched, remove_patch
 from catome.plan import MergePlan, make_plan, match
 from catome.probe import Observation, Record, probe
-from catome.schedule import SCHEDULES, parse_schedule
+from catome.schedule import SCHEDULES, Auto, parse_schedule
 from catome.version import __version__
 
 __all__ = [
     "SCHEDULES",
+    "Auto",
     "Matches",
     "MergePlan",
     "Observation",

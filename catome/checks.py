@@ -8,12 +8,18 @@ from typing import Literal
 Dst = Literal["top_left", "random"]
 
 
-def check_integer(name: str, value, low: int) -> int:
+def check_integer(name: str, value, low: int, high: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}={value!r} must be an integer, not {type(value).__name__}")
     if value < low:
         raise ValueError(f"{name}={value!r} must be at least {low}")
+    if high is not None and value > high:
+        raise ValueError(f"{name}={value!r} must be at most {high}")
     return int(value)
+
+
+def check_seed(seed) -> int:
+    return check_integer("seed", seed, 0, 2**63 - 1)
 
 
 def check_number(name: str, value, low: float, high: float) -> float:
@@ -45,17 +51,16 @@ def check_dst(dst) -> Dst:
     return dst
 
 
-def check_amount(threshold, ratio, stride: tuple[int, int]) -> tuple[float | None, float | None]:
-    """Exactly one of ``threshold`` (a cosine) and ``ratio`` (a share of all tokens), in range."""
+def check_amount(threshold, ratio, stride=(2, 2), most: float | None = None) -> tuple[float | None, float | None]:
+    """Exactly one of ``threshold`` (a cosine) and ``ratio`` (a share of all tokens, at most those that are src), in range."""
     if (threshold is None) == (ratio is None):
         given = "both were given" if ratio is not None else "neither was given"
         raise ValueError(f"threshold={threshold!r}, ratio={ratio!r}: give exactly one of them, {given}")
     if threshold is not None:
         return check_number("threshold", threshold, -1.0, 1.0), None
-    sy, sx = check_stride(stride)
-    most = 1 - 1 / (sx * sy)
+    if most is None:
+        sy, sx = check_stride(stride)
+        most = 1 - 1 / (sx * sy)
     if isinstance(ratio, (int, float)) and ratio == ratio and ratio > most:
-        raise ValueError(
-            f"ratio={ratio!r} must be between 0 and {most:g}: with stride={(sy, sx)} one token of {sx * sy} is dst"
-        )
+        raise ValueError(f"ratio={ratio!r} must be between 0 and {most:g}, the share of src tokens; the others are dst")
     return None, check_number("ratio", ratio, 0.0, most)

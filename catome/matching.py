@@ -27,7 +27,7 @@ class Matches:
         dst: ``[D]`` int64, indices of the dst tokens, ascending.
         best: ``[B, S]`` int64, the index (into the N tokens) of each src token's most similar dst token.
         similarity: ``[B, S]`` float32, their cosine similarity.
-        identical: ``[B, S]`` bool, whether the src token equals that dst token exactly; None if it was not asked for.
+        duplicate: ``[B, S]`` int64, the first dst token that equals the src token exactly, or -1; None if not asked for.
         grid: ``(height, width)`` of the token grid, ``height * width == N``.
     """
 
@@ -35,7 +35,7 @@ class Matches:
     dst: torch.Tensor
     best: torch.Tensor
     similarity: torch.Tensor
-    identical: torch.Tensor | None
+    duplicate: torch.Tensor | None
     grid: tuple[int, int]
 
 
@@ -85,19 +85,19 @@ def best_matches(
     stride: tuple[int, int] = (2, 2),
     dst: Dst = "top_left",
     generator: torch.Generator | None = None,
-    find_identical: bool = True,
+    find_duplicates: bool = True,
 ) -> Matches:
     """Find every src token's most similar dst token.
 
-    Similarities are cosines, computed in float32 whatever the dtype of ``tokens`` (float64 stays float64), image by image:
-    an image's result does not depend on the others in the batch. A token with a NaN or infinity matches nothing (similarity
-    NaN); a zero token has similarity 0 to all.
+    Similarities are cosines, computed in float32 whatever the dtype of ``tokens`` and also under autocast (float64 stays
+    float64), image by image: an image's result does not depend on the others in the batch. A token with a NaN or infinity is
+    like no other: a src token has similarity NaN then, a dst token is nobody's partner. A zero token has similarity 0 to all.
 
     Args:
         tokens: ``[B, N, C]`` floating point; for Stable Diffusion the input of the transformer block.
         grid: ``(height, width)`` with ``height * width == N``.
         stride, dst, generator: see `split_tokens`.
-        find_identical: fill in `Matches.identical`, which only a threshold of exactly 1.0 needs.
+        find_duplicates: fill in `Matches.duplicate`, which only a threshold of exactly 1.0 needs.
 
     Returns:
         The `Matches`.
@@ -112,15 +112,39 @@ def best_matches(
     if tokens.ndim != 3 or tokens.shape[1] != math.prod(grid):
         raise ValueError(f"tokens of shape {list(tokens.shape)} must be [B, N, C] with N = {math.prod(grid)} for grid={grid}")
     src, dst_tokens = split_tokens(grid, stride, dst, generator, tokens.device)
-    unit = F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
-    a, b = unit[:, src], unit[:, dst_tokens].transpose(1, 2)
-    rows = max(1, _CHUNK_ELEMENTS // len(dst_tokens))
-    found = [(chunk @ b[image]).max(-1) for image in range(len(a)) for chunk in a[image].split(rows)]
+    similarity, best = best_matches_of(tokens, src, dst_tokens)
+    duplicate = _duplicates(tokens, src, dst_tokens) if find_duplicates else None
+    return Matches(src, dst_tokens, best, similarity, duplicate, grid)
+
+
+def best_matches_of(tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Similarity and index of the most similar of the tokens ``dst`` ``[D]`` for each of ``src`` ``[S]``: two ``[B, S]``.
+
+    ``tokens`` are ``[B, N, C]``; see `best_matches`."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        unit = F.normalize(tokens.to(torch.promote_types(tokens.dtype, torch.float32)), dim=-1)
+        a, b = unit[:, src], unit[:, dst].transpose(1, 2)
+        # sums of the unit vectors tell the dst tokens that nobody may choose; they count as -inf
+        finite = b.sum(1, keepdim=True).isfinite()
+        b, bias = torch.where(finite, b, 0), torch.where(finite, 0.0, -math.inf).to(unit.dtype)
+        rows = max(1, _CHUNK_ELEMENTS // len(dst))
+        found = [torch.addmm(bias[i], chunk, b[i]).max(-1) for i in range(len(a)) for chunk in a[i].split(rows)]
     similarity = torch.cat([unit.new_empty(0), *(part.values for part in found)]).view(len(a), len(src))
     index = torch.cat([src.new_empty(0), *(part.indices for part in found)]).view(len(a), len(src))
-    best = dst_tokens[index]
-    identical = None
-    if find_identical:
-        partner = tokens.gather(1, best[..., None].expand(-1, -1, tokens.shape[-1]))
-        identical = (tokens[:, src] == partner).all(-1)
-    return Matches(src, dst_tokens, best, similarity, identical, grid)
+    return similarity, dst[index]
+
+
+def _duplicates(tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> torch.Tensor:
+    """The first dst token that equals each src token bit by bit (but 0 equals -0), or -1: ``[B, S]``.
+
+    Hashes in integers, which add up to the same in any order, find the candidate; the tokens themselves decide."""
+    tokens = tokens + 0.0  # -0 becomes 0
+    bits = tokens.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tokens.element_size()])
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**63), 2**63 - 1, (tokens.shape[-1],), generator=generator).to(tokens.device)
+    hashes = (bits.long() * factors).sum(-1)
+    ordered, order = hashes[:, dst].sort(dim=1, stable=True)
+    place = torch.searchsorted(ordered, hashes[:, src].contiguous()).clamp(max=len(dst) - 1)
+    candidate = dst[order.gather(1, place)]
+    partner = tokens.gather(1, candidate[..., None].expand(-1, -1, tokens.shape[-1]))
+    return torch.where((tokens[:, src] == partner).all(-1), candidate, -1)

@@ -7,6 +7,7 @@ threshold because its neighbour in the batch has more pairs above it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -83,8 +84,9 @@ def make_plan(matches: Matches, threshold: float | None = None, ratio: float | N
     Args:
         matches: what `catome.best_matches` found for ``[B, N, C]`` tokens.
         threshold: CA-ToMe (paper, Section III-A): merge a src token if and only if its best similarity is at least this
-            cosine; 1.0 merges exact duplicates only, however the cosine was rounded.
-        ratio: ToMe: merge the ``int(ratio * N)`` src tokens of highest similarity, in each image.
+            cosine; 1.0 merges the exact duplicates of a dst token, and those only, however cosines are rounded.
+        ratio: ToMe: merge the ``int(ratio * N)`` src tokens of highest similarity, in each image (tokens that are not finite
+            come last).
 
     Returns:
         The `MergePlan`. Finding out how many tokens each image keeps is one device synchronisation for a threshold, none
@@ -95,26 +97,28 @@ def make_plan(matches: Matches, threshold: float | None = None, ratio: float | N
     """
     images, sources = matches.best.shape
     tokens = sources + len(matches.dst)
-    threshold, ratio = check_amount(threshold, ratio, (1, tokens))
-    device = matches.best.device
-    count = None
+    threshold, ratio = check_amount(threshold, ratio, most=sources / tokens)
+    device, best, count = matches.best.device, matches.best, None
     if ratio is not None:
-        count = min(int(ratio * tokens), sources)
-        order = matches.similarity.nan_to_num(nan=-2.0).topk(count, dim=1).indices
+        count = int(ratio * tokens)
+        order = matches.similarity.nan_to_num(nan=-math.inf, neginf=-math.inf).topk(count, dim=1).indices
         merged = torch.zeros(images, sources, dtype=torch.bool, device=device).scatter_(1, order, True)
     elif threshold == 1.0:
-        if matches.identical is None:
-            raise ValueError("threshold=1.0 needs matches that were found with find_identical=True")
-        merged = matches.identical
+        if matches.duplicate is None:
+            raise ValueError("threshold=1.0 needs matches that were found with find_duplicates=True")
+        merged, best = matches.duplicate >= 0, matches.duplicate
     else:
         merged = matches.similarity >= threshold
     target = torch.arange(tokens, device=device).repeat(images, 1)
-    target[:, matches.src] = torch.where(merged, matches.best, matches.src)
-    kept = torch.ones(images, tokens, dtype=torch.bool, device=device)
-    kept[:, matches.src] = ~merged
-    rank = (kept.flatten().cumsum(0) - 1).view(images, tokens)
-    lengths = (tokens - count,) * images if count is not None else tuple(kept.sum(1).tolist())
-    return MergePlan(target, rank.gather(1, target), lengths)
+    target[:, matches.src] = torch.where(merged, best, matches.src)
+    return pack(target, None if count is None else (tokens - count,) * images)
+
+
+def pack(target: torch.Tensor, lengths: tuple[int, ...] | None = None) -> MergePlan:
+    """The plan in which every token takes the place of its ``target`` ``[B, N]``; without ``lengths`` they are counted."""
+    kept = target == torch.arange(target.shape[1], device=target.device)
+    rank = (kept.flatten().cumsum(0) - 1).view(target.shape)
+    return MergePlan(target, rank.gather(1, target), tuple(kept.sum(1).tolist()) if lengths is None else lengths)
 
 
 def match(

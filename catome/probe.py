@@ -5,17 +5,17 @@ Plain forward hooks of torch that only read; what the pipeline generates stays t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
-from catome.checks import Dst, check_dst, check_integer, check_stride
+from catome.checks import Dst, check_dst, check_integer, check_seed, check_stride
 from catome.matching import Matches, best_matches
-from catome.patch import HOOK
+from catome.patch import applied_patch
 from catome.plan import MergePlan, make_plan
-from catome.unet import StepCounter, find_unet, token_grid, transformer_blocks
+from catome.unet import StepCounter, find_unet, token_grid, topmost_downsample, transformer_blocks
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Observation:
         block: module name of the block.
         matches: `catome.Matches` of the block's input, on the CPU; the rows of a pipeline with classifier-free guidance are
             all unconditional images, then all conditional ones.
-        plan: the plan the block ran with, if the pipeline was patched and the block merged; else None.
+        plan: the plan by which parts of the block ran on merged tokens; None if none did.
         tokens: the block's input ``[B, N, C]``, if it was asked for.
     """
 
@@ -47,11 +47,18 @@ class Record:
     generations: list[list[Observation]] = field(default_factory=list)
 
     def blocks(self, generation: int = 0) -> list[str]:
-        """Module names of the watched blocks in running order."""
+        """Module names of the watched blocks in running order.
+
+        Raises:
+            IndexError: if there was no such generation.
+        """
+        if not -len(self.generations) <= generation < len(self.generations):
+            raise IndexError(f"generation={generation!r}: {len(self.generations)} were watched")
         return list(dict.fromkeys(seen.block for seen in self.generations[generation]))
 
     def steps(self, generation: int = 0) -> list[int]:
         """The observed steps, ascending."""
+        self.blocks(generation)
         return sorted({seen.step for seen in self.generations[generation]})
 
     def at(self, step: int, block: str | int, generation: int = 0) -> Observation:
@@ -60,14 +67,21 @@ class Record:
         Raises:
             KeyError: if that step or block was not observed.
         """
-        name = self.blocks(generation)[block] if isinstance(block, int) else block
+        blocks = self.blocks(generation)
+        name = blocks[block] if isinstance(block, int) and -len(blocks) <= block < len(blocks) else block
         for seen in self.generations[generation]:
             if (seen.step, seen.block) == (step, name):
                 return seen
-        raise KeyError(f"step={step!r}, block={block!r} was not observed; steps are {self.steps(generation)}")
+        raise KeyError(
+            f"step={step!r}, block={block!r} was not observed; steps are {self.steps(generation)}, blocks are {blocks}"
+        )
 
     def similarity(self, generation: int = 0) -> torch.Tensor:
-        """Best similarity of every src token, ``[steps, blocks, B, S]`` float32."""
+        """Best similarity of every src token, ``[steps, blocks, B, S]`` float32; the blocks must have equally many tokens.
+
+        Raises:
+            ValueError: if nothing was observed, or blocks of different sizes were (with ``max_downsample`` above 1): use `at`.
+        """
         return self._stack(generation, lambda seen: seen.matches.similarity)
 
     def merged_share(self, generation: int = 0, **amount) -> torch.Tensor:
@@ -87,7 +101,11 @@ class Record:
         return _plan(self.at(step, block, generation), amount).pairs(image)
 
     def _stack(self, generation: int, value) -> torch.Tensor:
+        self.blocks(generation)
         by_place = {(seen.step, seen.block): value(seen) for seen in self.generations[generation]}
+        if len({value.shape for value in by_place.values()}) != 1:
+            sizes = sorted({tuple(value.shape) for value in by_place.values()})
+            raise ValueError(f"generation={generation!r} has observations of shapes {sizes}: there must be one shape to stack")
         rows = [[by_place[step, block] for block in self.blocks(generation)] for step in self.steps(generation)]
         return torch.stack([torch.stack(row) for row in rows])
 
@@ -106,7 +124,7 @@ def probe(
     dst: Dst = "top_left",
     seed: int = 0,
     max_downsample: int = 1,
-    steps: set[int] | None = None,
+    steps: Collection[int] | None = None,
     keep_tokens: bool = False,
 ) -> Iterator[Record]:
     """Watch a pipeline, patched or not, for the length of a ``with`` block.
@@ -125,9 +143,13 @@ def probe(
     """
     unet, stride = find_unet(pipe), check_stride(stride)
     check_dst(dst)
-    generator = torch.Generator().manual_seed(check_integer("seed", seed, 0))
-    max_downsample = check_integer("max_downsample", max_downsample, 1)
-    record, counter, now = Record(), StepCounter(pipe), {}
+    generator = torch.Generator().manual_seed(check_seed(seed))
+    downsample = check_integer("max_downsample", max_downsample, 1) * topmost_downsample(unet)
+    if steps is not None:
+        if not isinstance(steps, Collection) or isinstance(steps, str):
+            raise TypeError(f"steps={steps!r} must be a collection of steps, or None for all")
+        steps = frozenset(check_integer("steps", step, 0) for step in steps)
+    record, counter, now = Record(), StepCounter(), {}
 
     def before_unet(module, args, kwargs):
         sample = kwargs["sample"] if "sample" in kwargs else args[0]
@@ -141,14 +163,14 @@ def probe(
         @torch.no_grad()
         def look(module, args, kwargs, output):
             x = args[0] if args else kwargs["hidden_states"]
-            grid = token_grid(x, now.get("size"), max_downsample, stride)
+            grid = token_grid(x, now.get("size"), downsample, stride)
             if grid is None or (steps is not None and counter.step not in steps):
                 return
             matches = best_matches(x, grid, stride, dst, generator)
             on_cpu = {key: value.cpu() for key, value in vars(matches).items() if isinstance(value, torch.Tensor)}
-            registry = module.__dict__.get("_diffusers_hook")
-            hook = registry.get_hook(HOOK) if registry is not None else None
-            plan = hook.cached.to("cpu") if hook is not None and hook.cached is not None else None
+            patch = applied_patch(unet)
+            used = patch.now.used if patch is not None else None
+            plan = used.to("cpu") if used is not None else None
             tokens = x.detach().to("cpu", copy=True) if keep_tokens else None
             seen = Observation(counter.step, now["timestep"], name, Matches(**on_cpu, grid=grid), plan, tokens)
             record.generations[-1].append(seen)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral
+
+from catome.checks import check_number
+from catome.derived import derive as derive
 
 SCHEDULES: dict[str, tuple[int, ...]] = {
     "CONFIG_1": (0, 1, 2, 3, 5, 10, 15, 25, 35),
@@ -18,27 +22,51 @@ SCHEDULES: dict[str, tuple[int, ...]] = {
 CONF_ADAPTIVE names step 51, which never comes; a checkpoint that a generation does not reach is harmless."""
 
 
-def parse_schedule(schedule: str | Iterable[int] | None) -> frozenset[int] | None:
+@dataclass(frozen=True)
+class Auto:
+    """An online schedule, for ``apply_patch(schedule=...)``; ``"auto"`` is ``Auto()``.
+
+    Costs a look at the cached pairs, and one device synchronisation, at each step and block.
+
+    Attributes:
+        tolerance: share in [0, 1] of an image's cached pairs that may have fallen below the threshold (with a fixed share of
+            tokens: below the weakest pair that was merged) before the image's pairs are found afresh.
+
+    Raises:
+        TypeError, ValueError: for a tolerance out of range.
+    """
+
+    tolerance: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_number("tolerance", self.tolerance, 0.0, 1.0)
+
+
+def parse_schedule(schedule: str | Auto | Iterable[int] | None) -> frozenset[int] | Auto | None:
     """Turn what a user writes into the set of checkpoint steps.
 
     Args:
         schedule: a name in `SCHEDULES`, any collection of step indices (U-Net calls of one generation, from 0), or None
-            for a checkpoint at every step.
+            for a checkpoint at every step; "auto" or a `catome.Auto` decides while it runs.
 
     Returns:
-        The checkpoints, or None when every step is one.
+        The checkpoints, None when every step is one, or the `catome.Auto`.
 
     Raises:
         ValueError: for an unknown name, an empty collection, one without step 0, or a negative or repeated step.
         TypeError: for anything that is not a name or a collection of integers.
     """
-    if schedule is None:
-        return None
+    if schedule is None or isinstance(schedule, Auto):
+        return schedule
+    if schedule == "auto":
+        return Auto()
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
-            near = get_close_matches(schedule.upper(), SCHEDULES, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"schedule={schedule!r} is not a named schedule{hint}; the names are {', '.join(SCHEDULES)}")
+            near = get_close_matches(schedule.upper(), [*SCHEDULES, "AUTO"], 1)
+            hint = f" (did you mean {near[0].replace('AUTO', 'auto')!r}?)" if near else ""
+            raise ValueError(
+                f"schedule={schedule!r} is not a named schedule{hint}; the names are {', '.join(SCHEDULES)} and auto"
+            )
         return frozenset(SCHEDULES[schedule])
     try:
         steps = list(schedule)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -13,35 +12,39 @@ from diffusers.models.attention import BasicTransformerBlock
 class StepCounter:
     """Counts the U-Net calls of a generation from 0, and notices where a generation begins.
 
-    A pipeline lays out its timesteps anew in each call and hands out views of that tensor, which says it without reading a
-    value from the device; on a bare U-Net a timestep that rises does."""
+    A pipeline hands out its timesteps as views of one tensor, its timetable: another timetable, or an earlier place in the
+    same one, begins a generation (no value is read from the device). Timesteps that are numbers of their own begin one when
+    they rise, or when the first is repeated; PLMS repeats its second."""
 
-    def __init__(self, pipe) -> None:
-        self._pipe = weakref.ref(pipe)
+    def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """The next call begins a generation."""
-        self.step, self._timetable, self._timestep = -1, None, None
+        self.step, self._timetable, self._place, self._value = -1, None, 0, None
 
     def advance(self, timestep) -> bool:
         """Count a U-Net call at ``timestep``; returns whether it begins a generation."""
-        timetable = getattr(getattr(self._pipe(), "scheduler", None), "timesteps", None)
-        if _shares_storage(timestep, timetable):
-            began = self._timetable is not timetable
-            self._timetable, self._timestep = timetable, None
+        timetable = _timetable(timestep)
+        if timetable is not None:
+            place = timestep.storage_offset()
+            same = self._timetable is not None and self._timetable.data_ptr() == timetable.data_ptr()
+            began = not same or place < self._place
+            self._timetable, self._place, self._value = timetable, place, None
         else:
             value = float(timestep.flatten()[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
-            began = self._timestep is None or value > self._timestep
-            self._timetable, self._timestep = None, value
+            began = self._value is None or value > self._value or (value == self._value and self.step == 0)
+            self._timetable, self._value = None, value
         self.step = 0 if began else self.step + 1
         return began
 
 
-def _shares_storage(view, base) -> bool:
-    if not isinstance(view, torch.Tensor) or not isinstance(base, torch.Tensor):
-        return False
-    return view.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
+def _timetable(timestep) -> torch.UntypedStorage | None:
+    """The memory of the longer tensor that ``timestep`` is one number of, or None; holding it keeps its address its own."""
+    if not isinstance(timestep, torch.Tensor) or any(timestep.stride()):
+        return None
+    storage = timestep.untyped_storage()
+    return storage if storage.nbytes() > timestep.element_size() else None
 
 
 def token_grid(
@@ -78,3 +81,21 @@ def transformer_blocks(unet: UNet2DConditionModel) -> dict[str, BasicTransformer
     blocks = {name: module for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock)}
     order = ("down_blocks", "mid_block", "up_blocks")
     return dict(sorted(blocks.items(), key=lambda item: order.index(item[0].split(".")[0])))
+
+
+def topmost_downsample(unet: UNet2DConditionModel) -> int:
+    """How much the topmost transformer blocks are downsampled: 1 in Stable Diffusion 1 and 2, 2 in SDXL.
+
+    Raises:
+        TypeError: if the U-Net has no transformer block.
+    """
+    halved = [getattr(block, "downsamplers", None) is not None for block in unet.down_blocks]
+    downsample = [2 ** sum(halved[:level]) for level in range(len(halved))]
+    found = []
+    for name in transformer_blocks(unet):
+        part, *rest = name.split(".")
+        level = {"down_blocks": int(rest[0]), "up_blocks": -1 - int(rest[0])}[part] if part != "mid_block" else -1
+        found.append(downsample[level])
+    if not found:
+        raise TypeError("pipe's U-Net has no BasicTransformerBlock, whose self-attention catome works on")
+    return min(found)

@@ -39,6 +39,10 @@ def papermill(notebook: str, out: Path, *arguments: str, preset: str = "smoke"):
             "-p images 5 -p batch_size 3 -p steps 3 -p guidance 3 -p ratio 0.6 -y thresholds:\\n-\\n0.83",
         ),
         ("02_similarity_per_step", "-p dtype bfloat16 -p images 1 -p steps 2 -p guidance 1"),
+        (
+            "03_pair_drift",
+            "-p images 3 -p batch_size 2 -p steps 4 -p ratio 0.4 -p variation_images 1 -y guidances:\\n-\\n2.0 -y step_counts:\\n-\\n3",
+        ),
         ("cover", "-p classes desert -p threshold 0.8 -p schedule CONFIG_FIVE -p seed 3"),
     ],
 )

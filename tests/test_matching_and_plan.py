@@ -96,6 +96,39 @@ def test_one_merges_exact_duplicates_only():
     assert catome.match(tokens, (8, 8), threshold=1.0).pairs(0).tolist() == [[9, 36]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_an_exact_duplicate_is_found_among_parallel_tokens(dtype):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        tokens = torch.randn(2, 64, 8, generator=generator).to(dtype)
+        tokens[0, 9] = tokens[0, 36]
+        tokens[0, 0], tokens[0, 2] = 2 * tokens[0, 36], 4 * tokens[0, 36]  # dst tokens of exactly the same direction
+        tokens[1, 11] = tokens[1, 13] = tokens[1, 50] = 0
+        tokens[1, 50, 3] = -0.0  # a dst token; zeros are equal
+        plan = catome.match(tokens, (8, 8), threshold=1.0)
+        assert plan.pairs(0).tolist() == [[9, 36]]
+        assert plan.pairs(1).tolist() == [[11, 50], [13, 50]]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_dst_token_that_is_not_finite_is_nobodys_partner(bad):
+    tokens = torch.randn(2, 256, 8, generator=torch.Generator().manual_seed(0))
+    healthy = catome.best_matches(tokens, (16, 16))
+    tokens[0, 0] = bad
+    found = catome.best_matches(tokens, (16, 16))
+    others = healthy.best[0] != 0
+    assert torch.equal(found.best[0][others], healthy.best[0][others])
+    assert not (found.best[0] == 0).any()
+    assert torch.equal(found.best[1], healthy.best[1])
+    for amount in (dict(ratio=0.5), dict(threshold=-1.0)):
+        pairs = catome.match(tokens, (16, 16), **amount).pairs(0)
+        assert len(pairs) == (128 if "ratio" in amount else 192)
+        assert not (pairs == 0).any()
+    nowhere = tokens.clone()
+    nowhere[0, healthy.dst] = bad
+    assert len(catome.match(nowhere, (16, 16), threshold=-1.0).pairs(0)) == 0
+
+
 def test_not_finite_and_zero_tokens_stay_alone():
     tokens = torch.ones(1, 16, 4)
     tokens[0, 1], tokens[0, 4], tokens[0, 7] = float("nan"), float("inf"), 0.0

@@ -75,3 +75,26 @@ def test_bad_arguments(pipe):
     ):
         with pytest.raises(error, match=next(iter(arguments))), catome.probe(pipe, **arguments):
             pass
+
+
+@pytest.mark.parametrize(("steps", "says"), [(3, "steps=3"), ("abc", "steps='abc'"), ({-1}, "steps=-1"), ((0.5,), "steps=0.5")])
+def test_bad_steps_are_refused_before_anything_runs(pipe, steps, says):
+    with pytest.raises((TypeError, ValueError), match=says), catome.probe(pipe, steps=steps):
+        pass
+
+
+def test_a_record_says_what_it_lacks(pipe, generate):
+    with catome.probe(pipe) as empty:
+        pass
+    with pytest.raises(IndexError, match="generation=0: 0 were watched"):
+        empty.similarity()
+    with catome.probe(pipe, steps=[99]) as nothing:
+        generate(["volcano"], steps=2)
+    with pytest.raises(ValueError, match="there must be one shape"):
+        nothing.similarity()
+    with catome.probe(pipe, max_downsample=4) as deep:
+        generate(["volcano"], steps=2)
+    with pytest.raises(ValueError, match="there must be one shape"):
+        deep.similarity()
+    with pytest.raises(KeyError, match="block=99"):
+        deep.at(0, 99)

@@ -189,3 +189,70 @@ def weakest_by_step(weakest: np.ndarray, blocks: list[str], ratio: float):
     ax.set(xlabel="step", ylabel=f"similarity of the weakest\npair merged at r = {ratio:g}", xlim=(0, len(weakest) - 1))
     ax.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
+
+
+def _colour(block: str, position: int):
+    return BLOCK_COLOURS.get(block, PALETTE[position % len(PALETTE)])
+
+
+def drift_by_step(rows: pd.DataFrame, blocks: list[str], column: str = "neighbour"):
+    """A curve of each image over the steps, by amount (panels) and block (lines): mean, its 95 % interval, 95 % of images."""
+    amounts = list(dict.fromkeys(rows["amount"]))
+    figure, axes = plt.subplots(1, len(amounts), figsize=(WIDTH, 3.1), sharey=True, squeeze=False)
+    for ax, amount in zip(axes[0], amounts, strict=True):
+        for position, block in enumerate(blocks):
+            chosen = rows[(rows["amount"] == amount) & (rows["block"] == block)]
+            curves = np.stack(chosen[column].to_numpy()).astype(float)
+            mean, error = curves.mean(0), 1.96 * curves.std(0, ddof=min(1, len(curves) - 1)) / np.sqrt(len(curves))
+            x, colour = np.arange(curves.shape[1]), _colour(block, position)
+            ax.fill_between(x, *np.quantile(curves, [0.025, 0.975], axis=0), color=colour, alpha=0.10, lw=0)
+            ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.5, lw=0)
+            ax.plot(x, mean, color=colour, lw=1.2, label=block)
+        ax.set(title=amount, xlabel="step i", ylim=(0, 1))
+    axes[0][0].set_ylabel("Jaccard distance, step i to i + 1")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def staleness_maps(matrices: dict[str, np.ndarray]):
+    """Distance between the pairs of any two steps, ``[steps, steps]`` each, one panel for each name."""
+    figure, axes = plt.subplots(1, len(matrices), figsize=(WIDTH, 2.5), sharey=True, squeeze=False)
+    for ax, (name, matrix) in zip(axes[0], matrices.items(), strict=True):
+        drawn = ax.imshow(matrix, vmin=0, vmax=1, cmap="rocket_r", origin="lower")
+        ax.set(title=name, xlabel="step j")
+        ax.grid(False)
+    axes[0][0].set_ylabel("step i")
+    figure.colorbar(drawn, ax=axes[0].tolist(), label="Jaccard distance", shrink=0.8, pad=0.01)
+    return figure
+
+
+def staleness_by_lag(curves: dict[str, np.ndarray], label: str, scale: dict[str, float] | None = None, palette: str = "flare"):
+    """Mean distance of steps that are k apart: curves ``[k]`` or, with a band, ``[images, k]``; ``scale`` stretches the x axis."""
+    figure, ax = plt.subplots(figsize=(WIDTH * 0.62, 3.0))
+    for (name, values), colour in zip(curves.items(), sns.color_palette(palette, len(curves)), strict=True):
+        values = np.atleast_2d(values).astype(float)
+        x = np.arange(1, values.shape[1] + 1) * (scale or {}).get(name, 1)
+        mean = values.mean(0)
+        if len(values) > 1:
+            error = 1.96 * values.std(0, ddof=1) / np.sqrt(len(values))
+            ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.25, lw=0)
+        ax.plot(x, mean, color=colour, lw=1.6, label=name)
+    ax.set(xlabel="steps apart" if scale is None else "share of the generation apart", ylabel="Jaccard distance", ylim=(0, 1))
+    ax.legend(title=label, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def staleness_paid(paid: dict[str, np.ndarray], checkpoints: dict[str, tuple[int, ...]]):
+    """How old the reused pairs are at each step under several schedules; a dot is a checkpoint."""
+    figure, axes = plt.subplots(len(paid), 1, figsize=(WIDTH, 0.62 * len(paid) + 0.6), sharex=True, sharey=True, squeeze=False)
+    for ax, (name, values) in zip(axes[:, 0], paid.items(), strict=True):
+        ax.fill_between(range(len(values)), values, color=METHOD_COLOURS["CA-ToMe"], alpha=0.45, lw=0)
+        at = [step for step in checkpoints[name] if step < len(values)]
+        ax.plot(at, [0] * len(at), "o", ms=4, color=METHOD_COLOURS["ToMe"], clip_on=False, zorder=3)
+        ax.set(ylim=(0, 1), yticks=[0, 1], xlim=(-0.5, len(values) - 0.5))
+        ax.set_ylabel(
+            f"{name}\n{len(at)} checkpoints, mean {values.mean():.2f}", rotation=0, ha="right", va="center", fontsize="small"
+        )
+    axes[-1, 0].set_xlabel("step")
+    return figure

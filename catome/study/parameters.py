@@ -6,6 +6,8 @@ with `settle`, which refuses unknown names and values out of range.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -57,6 +59,13 @@ def _device(name: str, value) -> str:
         raise ValueError(f"{name}={value!r} must be a torch device, such as 'cpu' or 'cuda'") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"{name}={value!r}: this machine's torch sees no CUDA device; use 'cpu'")
+    try:
+        usable = device.type != "meta" and (device.type != "cpu" or not device.index)
+        torch.zeros(1, device=device).sum()
+    except (RuntimeError, NotImplementedError, AssertionError):
+        usable = False
+    if not usable:
+        raise ValueError(f"{name}={value!r}: this machine's torch has no such device; use 'cpu' or, where there is one, 'cuda'")
     return str(device)
 
 
@@ -67,13 +76,22 @@ def _text(name: str, value) -> str:
 
 
 def _template(name: str, value) -> str:
-    if _text(name, value).count("{}") != 1:
-        raise ValueError(f"{name}={value!r} must hold {{}} once, where the class name goes")
+    braces = re.findall(r"{+[^{}]*}+|[{}]", _text(name, value))
+    if braces != ["{}"]:
+        raise ValueError(f"{name}={value!r} must hold {{}} once, where the class name goes, and no other brace")
     return value
 
 
-def _integer(low: int) -> Callable:
-    return lambda name, value: check_integer(name, value, low)
+def _folder(name: str, value) -> str:
+    path = Path(_text(name, value))
+    made = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not made.is_dir() or not os.access(made, os.W_OK):
+        raise ValueError(f"{name}={value!r} must be a folder that can be written to, or made; {str(made)!r} is none")
+    return value
+
+
+def _integer(low: int, high: int | None = None) -> Callable:
+    return lambda name, value: check_integer(name, value, low, high)
 
 
 def _size(name: str, value) -> int | None:
@@ -86,13 +104,25 @@ def _number(low: float, high: float) -> Callable:
     return lambda name, value: check_number(name, value, low, high)
 
 
-def _numbers(low: float, high: float) -> Callable:
+def _numbers(low: float, high: float, empty: bool = False) -> Callable:
     def check(name: str, value) -> tuple[float, ...]:
-        if not isinstance(value, (list, tuple)) or not value:
+        if not isinstance(value, (list, tuple)) or not (value or empty):
             raise TypeError(f"{name}={value!r} must be a list of numbers")
         return tuple(check_number(f"{name}[{i}]", v, low, high) for i, v in enumerate(value))
 
     return check
+
+
+def _flag(name: str, value) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be True or False")
+    return value
+
+
+def _counts(name: str, value) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name}={value!r} must be a list of integers")
+    return tuple(check_integer(f"{name}[{i}]", v, 1) for i, v in enumerate(value))
 
 
 def _schedule(name: str, value):
@@ -105,16 +135,16 @@ COMMON: dict[str, Callable] = {
     "classes": _names,
     "prompt": _template,
     "images": _integer(1),
-    "steps": _integer(1),
+    "steps": _integer(1, 999),
     "guidance": _number(0, 100),
     "guidance_rescale": _number(0, 1),
     "height": _size,
     "width": _size,
-    "seed": _integer(0),
+    "seed": _integer(0, 10**12),
     "device": _device,
     "dtype": _one_of(*DTYPES),
     "batch_size": _integer(1),
-    "output": _text,
+    "output": _folder,
 }
 """The parameters that every notebook declares, by name, with their checks."""
 
@@ -126,6 +156,9 @@ KINDS: dict[str, Callable] = {
     "step": lambda name, value: None if value is None else check_integer(name, value, 0),
     "position": _integer(0),
     "count": _integer(1),
+    "counts": _counts,
+    "guidances": _numbers(0, 100, empty=True),
+    "flag": _flag,
     "schedule": _schedule,
 }
 """Kinds of a notebook's own parameters. A step may be None: two fifths of the way."""

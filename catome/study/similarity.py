@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from catome.probe import probe
+from catome.probe import Record, probe
 from catome.study.generate import batches, generate_batch
 from catome.study.parameters import Setting
 
@@ -19,7 +19,8 @@ class Similarities:
     """What `similarity_study` saw.
 
     Attributes:
-        best: ``[steps, blocks, images, S]`` float32, best similarity of every src token in the prompted half of the batch.
+        best: ``[steps, blocks, images, S]`` float32, best similarity of every src token in the prompted half of the batch; 1 if
+            and only if it has an exact duplicate.
         tokens: tokens of one image in a block, src and dst.
         blocks: short names of the blocks, in running order.
         names: the class of each image.
@@ -47,11 +48,19 @@ def similarity_study(pipe, setting: Setting) -> Similarities:
         for part in parts:
             with probe(pipe) as record:
                 images.append(generate_batch(pipe, setting, part, bar.update))
-            best.append(record.similarity()[:, :, -len(part) :].numpy())  # the prompted half comes last
+            best.append(_best(record)[:, :, -len(part) :].numpy())  # the prompted half comes last
     seen = record.at(0, 0)
     tokens = len(seen.matches.src) + len(seen.matches.dst)
     blocks = [short_name(name) for name in record.blocks()]
     return Similarities(np.concatenate(best, 2), tokens, blocks, setting.names, np.concatenate(images))
+
+
+def _best(record: Record) -> torch.Tensor:
+    """`Record.similarity`, exactly 1 where a src token has a duplicate and below 1 elsewhere, however cosines are rounded."""
+    below = torch.tensor(1.0).nextafter(torch.tensor(0.0))
+    at = [[record.at(step, block).matches for block in record.blocks()] for step in record.steps()]
+    twin = torch.stack([torch.stack([matches.duplicate >= 0 for matches in row]) for row in at])
+    return torch.where(twin, 1.0, record.similarity().minimum(below))
 
 
 def shares_above(study: Similarities, thresholds) -> pd.DataFrame:

@@ -170,6 +170,7 @@ tokens at the top. Safetensors, float16, {size:.1f} MB in all. Load it with `cat
 "{parts.prompt("{class}")}". No photograph, no person, no third party's work.
 
 **Recipe.** `{training["command"]}`, on {training["device"]}, torch {training["torch"]}, {training["precision"]}.
+{training["note"]}
 
 | stage | steps | samples seen | minutes |
 |---|---|---|---|

@@ -219,7 +219,10 @@ def train_unet(args, latents: torch.Tensor, scale: float):
         predicted = network(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t, tokens[label])
         snr = alphas[t] / (1 - alphas[t])
         weight = snr.clamp(max=5) / snr  # min-SNR-5 (arXiv 2303.09556) for noise prediction
-        return (weight * (predicted.float() - noise).square().mean((1, 2, 3))).mean()
+        error = predicted.float() - noise
+        # at high noise an error in the predicted noise that is small but wide becomes a wrong colour of the whole image
+        wide = F.avg_pool2d(error, 8).square().mean((1, 2, 3)) * (1 / snr).clamp(max=100)
+        return (weight * error.square().mean((1, 2, 3)) + args.unet_colour * wide).mean()
 
     if trainer.step < args.unet_steps:
         trainer.run(loss_of, "unet")
@@ -291,10 +294,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--per-class", type=int, default=2000, help="rendered training images of each class")
     parser.add_argument("--vae-steps", type=int, default=5500)
     parser.add_argument("--vae-batch", type=int, default=16)
-    parser.add_argument("--unet-steps", type=int, default=6800)
+    parser.add_argument("--unet-steps", type=int, default=10400)
     parser.add_argument("--unet-batch", type=int, default=8)
     parser.add_argument("--unet-rate", type=float, default=8e-4)
     parser.add_argument("--unet-ema", type=float, default=0.998)
+    parser.add_argument("--unet-colour", type=float, default=0.5, help="weight of the loss on wide errors at high noise")
+    parser.add_argument("--note", default="", help="a sentence for the model card about how the training went")
     parser.add_argument("--net-steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stage", choices=("vae", "all"), default="all", help="stop after this stage")
@@ -326,6 +331,7 @@ def main(argv: list[str] | None = None) -> None:
         "torch": torch.__version__,
         "precision": args.precision,
         "images": len(images),
+        "note": args.note,
         "stages": {
             name: {"steps": run.step, "samples": run.step * batch, "seconds": round(run.seconds)}
             for name, (run, batch) in runs.items()

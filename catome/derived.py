@@ -1,0 +1,78 @@
+"""Checkpoint schedules derived from measured staleness, exactly optimal for a budget (beyond the paper's Table II)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from catome.checks import check_integer
+
+
+def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int) -> tuple[int, ...]:
+    """The schedule of ``checkpoints`` steps that pays the least total staleness, found by dynamic programming.
+
+    A step j that reuses the pairs of the last checkpoint i <= j pays ``staleness[i, j]``; a schedule pays the sum over all
+    steps. Of several optimal schedules, the one whose last checkpoints are earliest is returned.
+
+    >>> derive([[0, 1, 9], [1, 0, 9], [9, 9, 0]], checkpoints=2)
+    (0, 2)
+
+    Args:
+        staleness: ``[T, T]``, the distance between the pairs of steps i and j (such as the mean Jaccard distance over images
+            and blocks that `catome.study.drift_study` measures); only i < j is read.
+        checkpoints: the budget, from 1 (step 0 alone) to T (every step).
+
+    Returns:
+        The checkpoint steps, ascending, beginning with 0; ready for ``apply_patch(schedule=...)``.
+
+    Raises:
+        ValueError: if ``staleness`` is not a square matrix of finite numbers that are not negative, or the budget is out of
+            range.
+        TypeError: if ``checkpoints`` is no integer.
+    """
+    try:
+        cost = torch.as_tensor(staleness, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError("staleness must be a square matrix of numbers") from None
+    if cost.ndim != 2 or cost.shape[0] != cost.shape[1] or not len(cost):
+        raise ValueError(f"staleness of shape {list(cost.shape)} must be a square matrix [T, T]")
+    cost = cost.triu(1)
+    if not cost.isfinite().all() or (cost < 0).any():
+        raise ValueError("staleness must hold finite numbers that are not negative")
+    steps = len(cost)
+    if check_integer("checkpoints", checkpoints, 1) > steps:
+        raise ValueError(f"checkpoints={checkpoints!r} must be at most {steps}, the steps of this staleness matrix")
+    # paid[i, j]: steps i ... j - 1 all reuse the pairs of checkpoint i
+    paid = torch.zeros(steps, steps + 1, dtype=torch.float64)
+    paid[:, 1:] = cost.cumsum(1)
+    before_next = paid[0].clone()  # least cost of the steps before j, with the checkpoints placed so far
+    before_next[0] = float("inf")
+    choices = []
+    for _ in range(checkpoints - 1):
+        total = before_next[:steps, None] + paid  # [last checkpoint i, end j]
+        total[torch.ones_like(total, dtype=torch.bool).tril()] = float("inf")  # a checkpoint serves at least its own step
+        before_next, choice = total.min(0)
+        choices.append(choice)
+    end, schedule = steps, []
+    for choice in reversed(choices):
+        end = int(choice[end])
+        schedule.append(end)
+    return (0, *reversed(schedule))
+
+
+def total_staleness(staleness: torch.Tensor | Sequence[Sequence[float]], schedule: Sequence[int]) -> float:
+    """What a schedule pays: the sum over all steps j of ``staleness[i, j]``, i the last checkpoint at or before j.
+
+    Raises:
+        ValueError: if the schedule lacks step 0.
+    """
+    cost = torch.as_tensor(staleness, dtype=torch.float64)
+    checkpoints = sorted(set(schedule))
+    if not checkpoints or checkpoints[0] != 0:
+        raise ValueError(f"schedule={tuple(schedule)!r} must begin with step 0")
+    last, total = 0, 0.0
+    for step in range(len(cost)):
+        last = step if step in checkpoints else last
+        total += float(cost[last, step]) if step > last else 0.0
+    return total

@@ -1,0 +1,56 @@
+"""``schedule="auto"``: find an image's pairs afresh when too many of the cached ones are no longer similar (beyond the paper).
+
+At each step a block looks at the pairs in its cache and at how similar they are *now*, which costs one gather and one product
+for each pair, not a search. An image in which more than the tolerated share of pairs has fallen below the threshold gets new
+pairs; the others keep theirs. So each image has checkpoints of its own, whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from catome.plan import MergePlan
+
+_ROUNDING = 1e-5  # two computations of one cosine may differ by this much
+
+
+@torch.no_grad()
+def pair_similarity(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
+    """Cosine similarity, in float32 at least, of every token of ``tokens`` ``[B, N, C]`` and its target: ``[B, N]``.
+
+    1 for tokens that are not merged; NaN where a token is not finite."""
+    exact = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    with torch.autocast(tokens.device.type, enabled=False):
+        unit = F.normalize(exact, dim=-1)
+        partner = unit.gather(1, plan.target[..., None].expand_as(unit))
+        similarity = (unit * partner).sum(-1)
+    return torch.where(_merged(plan), similarity, 1.0)
+
+
+def weakest_pair(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
+    """The lowest similarity of an image's pairs, ``[B]``; 1 for an image without pairs."""
+    return pair_similarity(plan, tokens).amin(1)
+
+
+@torch.no_grad()
+def broken_share(plan: MergePlan, tokens: torch.Tensor, floor: torch.Tensor | float) -> torch.Tensor:
+    """The share of an image's cached pairs whose similarity has fallen below ``floor``: ``[B]`` float32.
+
+    Args:
+        plan: made for ``[B, N, C]`` tokens at an earlier step.
+        tokens: ``[B, N, C]``, as they are now.
+        floor: a cosine, or one for each image ``[B]``.
+
+    Returns:
+        A share in [0, 1]; 1 for an image that has no pairs, and so nothing to reuse.
+    """
+    similarity, merged = pair_similarity(plan, tokens), _merged(plan)
+    least = torch.as_tensor(floor, device=tokens.device).reshape(-1, 1) - _ROUNDING
+    pairs = merged.sum(1)
+    broken = (merged & ~(similarity >= least)).sum(1)
+    return torch.where(pairs > 0, broken / pairs.clamp(min=1), 1.0)
+
+
+def _merged(plan: MergePlan) -> torch.Tensor:
+    return plan.target != torch.arange(plan.target.shape[1], device=plan.target.device)

@@ -1,0 +1,305 @@
+"""What a method does to the images and what it costs: one row for each image and method, one for each timed generation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from catome.patch import applied_patch
+from catome.study import quality
+from catome.study.generate import batches, generate_batch
+from catome.study.methods import Method, peak_memory
+from catome.study.parameters import Setting
+from catome.study.store import (
+    RECORDED,
+    SHARED_KEYS,
+    Stopwatch,
+    Store,
+    Table,
+    image_keys,
+    image_size,
+    of_these_images,
+    processor,
+    provenance,
+    shared_keys,
+)
+from catome.unet import transformer_blocks
+
+QUALITY = Table(
+    "quality",
+    1,
+    SHARED_KEYS | {"method": pa.string(), "extractor": pa.string()},
+    {
+        "class": pa.string(),
+        "psnr": pa.float32(),
+        "ssim": pa.float32(),
+        "feature_distance": pa.float32(),
+        "merged_share": pa.list_(pa.float16()),
+        "features": pa.list_(pa.float16()),
+    },
+)
+"""One row for each image and method. ``psnr`` (dB), ``ssim`` and ``feature_distance`` (Euclidean, of the extractor's features) are
+against the unmerged image of the same seed; ``merged_share`` is that of the image's prompted row at each step, mean over blocks, and
+empty for methods that merge nothing or do not tell."""
+
+COST = Table(
+    "cost",
+    1,
+    {
+        "model": pa.string(),
+        "version": pa.int16(),
+        "method": pa.string(),
+        "device": pa.string(),
+        "threads": pa.int16(),
+        "steps": pa.int16(),
+        "guidance": pa.float64(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "dtype": pa.string(),
+        "batch": pa.int32(),
+        "repetition": pa.int32(),
+    },
+    {
+        "seconds": pa.float64(),
+        "block_seconds": pa.float64(),
+        "flops": pa.float64(),
+        "peak_bytes": pa.int64(),
+    },
+)
+"""One row for each method and repetition: ``seconds`` a generation took for one image of its batch, ``block_seconds`` of those inside
+the transformer blocks, ``flops`` of the U-Net for one image, ``peak_bytes`` the device held (empty on CPU). In one run the methods
+take turns, so that drift of the machine hits all alike."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows of `QUALITY` for the methods that were asked for.
+
+    Attributes:
+        rows: one for each image and method, by image.
+        methods: the labels, in the order in which they were given.
+        label: of the extractor: "scene" or "Inception".
+        runs: provenance by the ``run`` column.
+    """
+
+    rows: pd.DataFrame
+    methods: list[str]
+    label: str
+    runs: dict[str, dict]
+
+    def of(self, method: str | Method) -> pd.DataFrame:
+        """One method's rows, by image."""
+        return self.rows[self.rows["method"] == str(method)].sort_values("image", ignore_index=True)
+
+    def features(self, method: str | Method) -> np.ndarray:
+        """One method's features ``[images, F]``, float32, by image."""
+        return np.stack(self.of(method)["features"].to_numpy()).astype(np.float32)
+
+
+def compare(
+    pipe,
+    setting: Setting,
+    methods: Sequence[Method],
+    folder: Path | None = None,
+    recompute: bool = False,
+    recorded: Path | None = RECORDED,
+    budget_s: float | None = None,
+) -> Comparison:
+    """Generate the same images by several methods; each batch is kept when all methods have made it.
+
+    Args:
+        pipe: an unpatched pipeline.
+        setting: what to generate.
+        methods: labels must differ.
+        folder: where to keep new rows; ``setting.output`` unless given.
+        recompute: compute everything again, whatever was kept.
+        recorded: a folder of recorded rows.
+        budget_s: stop after the batch in which this many seconds are over, and return what there is.
+
+    Raises:
+        ValueError: if two methods have one label, or the pipeline is patched already.
+    """
+    labels = [method.label for method in methods]
+    if len(set(labels)) != len(labels):
+        raise ValueError(f"methods={labels!r}: each may be named once")
+    if applied_patch(pipe) is not None:
+        raise ValueError("pipe is patched: take the patch off, the methods put on their own")
+    net = quality.extractor(setting.embedded, setting.device)
+    shared = shared_keys(pipe, setting) | {"extractor": net.name}
+    store = Store(QUALITY, folder or setting.output, recorded)
+    todo = {}
+    for part in batches(setting):
+        held = of_these_images(store.find(**shared, image=part), setting)
+        have = held.groupby("method")["image"].nunique()
+        todo[part] = [m for m in methods if recompute or have.get(m.label, 0) < len(part)]
+    run, watch, began = provenance(setting, shared["model"]), Stopwatch(), time.monotonic()
+    generations = sum(1 + sum(m.family != "unmerged" for m in need) for need in todo.values() if need)
+    with tqdm(total=generations * setting.calls, desc="methods", unit="step", leave=False, disable=not generations) as bar:
+        for part, need in todo.items():
+            if not need or (budget_s is not None and time.monotonic() - began > budget_s):
+                continue
+            plain = quality.to_uint8(generate_batch(pipe, setting, part, bar.update))
+            rows = []
+            for method in need:
+                images, share = plain, [[]] * len(part)
+                if method.family != "unmerged":
+                    images, share = _made(pipe, setting, method, part, bar)
+                rows += _rows(setting, shared, method, part, plain, images, share, net)
+            store.add(rows, run, watch.lap())
+    rows = of_these_images(store.find(**shared, method=labels, image=range(setting.images)), setting)
+    runs = {name: entry for name, entry in store.runs.items() if name in set(rows["run"])}
+    return Comparison(rows, labels, net.label, runs)
+
+
+def _made(pipe, setting: Setting, method: Method, part: range, bar) -> tuple[np.ndarray, list]:
+    shares = []
+
+    def note() -> None:
+        bar.update()
+        patch = applied_patch(pipe)
+        if patch is not None and patch.cached():
+            shares.append(torch.stack([plan.merged_share[-len(part) :] for plan in patch.cached()]).mean(0))
+
+    with method.applied(pipe):
+        images = quality.to_uint8(generate_batch(pipe, setting, part, note))
+    return images, list(torch.stack(shares, 1).numpy().astype(np.float16)) if shares else [[]] * len(part)
+
+
+def _rows(setting, shared, method, part, plain, images, share, net) -> list[dict]:
+    features, reference = net(images), net(plain)
+    psnr, ssim = quality.psnr(images, plain), quality.ssim(images, plain)
+    away = np.linalg.norm(features - reference, axis=1)
+    return [
+        shared
+        | image_keys(setting, image)
+        | {
+            "method": method.label,
+            "class": setting.names[image],
+            "psnr": psnr[i],
+            "ssim": ssim[i],
+            "feature_distance": away[i],
+            "merged_share": share[i],
+            "features": features[i].astype(np.float16),
+        }
+        for i, image in enumerate(part)
+    ]
+
+
+@contextmanager
+def timed_blocks(pipe, device: str) -> Iterator[list[float]]:
+    """A list that gets the seconds of every run of a transformer block of the U-Net."""
+    spent: list[float] = []
+    started: list = []
+    cuda = device.startswith("cuda")
+
+    def before(module, args):
+        started.append(torch.cuda.Event(enable_timing=True) if cuda else time.perf_counter())
+        if cuda:
+            started[-1].record()
+
+    def after(module, args, output):
+        if cuda:
+            end = torch.cuda.Event(enable_timing=True)
+            end.record()
+            spent.append((started.pop(), end))
+        else:
+            spent.append(time.perf_counter() - started.pop())
+
+    handles = []
+    for block in transformer_blocks(pipe.unet).values():
+        handles += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
+    try:
+        yield spent
+    finally:
+        for handle in handles:
+            handle.remove()
+        if cuda:
+            torch.cuda.synchronize()
+            spent[:] = [start.elapsed_time(end) / 1000 for start, end in spent]
+
+
+def cost(
+    pipe,
+    setting: Setting,
+    methods: Sequence[Method],
+    repetitions: int = 5,
+    folder: Path | None = None,
+    recompute: bool = False,
+    recorded: Path | None = RECORDED,
+) -> pd.DataFrame:
+    """Time the methods in turns: one generation of ``setting.batch_size`` images each, ``repetitions`` times after a warm-up.
+
+    Rows that are kept are used only when all of them are there and come from one run, since only turns taken in one run compare.
+
+    Args:
+        pipe, setting, methods, folder, recompute, recorded: as in `compare`.
+        repetitions: timed generations of each method.
+
+    Returns:
+        Rows of `COST` for these methods, on this device.
+    """
+    height, width = image_size(pipe, setting)
+    keys = {
+        "model": shared_keys(pipe, setting)["model"],
+        "device": torch.cuda.get_device_name(setting.device) if setting.device.startswith("cuda") else processor(),
+        "threads": torch.get_num_threads(),
+        "steps": setting.steps,
+        "guidance": setting.guidance,
+        "height": height,
+        "width": width,
+        "dtype": setting.dtype,
+        "batch": setting.batch_size,
+    }
+    store = Store(COST, folder or setting.output, recorded)
+    labels = [method.label for method in methods]
+    held = store.find(**keys, method=labels)
+    whole = held.groupby("run")["method"].value_counts().unstack(fill_value=0).reindex(columns=labels, fill_value=0).min(axis=1)
+    fitting = whole[whole >= repetitions].index
+    if len(fitting) and not recompute:
+        return held[held["run"] == fitting[-1]]
+    run, watch = provenance(setting, keys["model"]), Stopwatch()
+    rows = []
+    with tqdm(total=len(methods) * (repetitions + 1) * setting.calls, desc="cost", unit="step", leave=False) as bar:
+        flops = {}
+        for method in methods:  # the warm-up, and with it the count
+            with method.applied(pipe), FlopCounterMode(display=False) as counter:
+                generate_batch(pipe, setting, range(setting.batch_size), bar.update)
+            flops[method.label] = counter.get_total_flops() / setting.batch_size
+        for repetition in range(repetitions):
+            turn = [*methods[repetition % len(methods) :], *methods[: repetition % len(methods)]]
+            for method in turn:
+                images = range(setting.batch_size)
+                with method.applied(pipe), timed_blocks(pipe, setting.device) as spent:
+                    memory, started = peak_memory(setting.device), _now(setting.device)
+                    generate_batch(pipe, setting, images, bar.update)
+                    seconds = _now(setting.device) - started
+                rows.append(
+                    keys
+                    | {
+                        "method": method.label,
+                        "repetition": repetition,
+                        "seconds": seconds / len(images),
+                        "block_seconds": sum(spent) / len(images),
+                        "flops": flops[method.label],
+                        "peak_bytes": memory(),
+                    }
+                )
+    store.add(rows, run, watch.lap())
+    found = store.find(**keys, method=labels)
+    return found[found["run"] == run["id"]]
+
+
+def _now(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

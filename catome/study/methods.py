@@ -1,0 +1,185 @@
+"""The methods that are compared, each a name and a way to put it on a pipeline for a while.
+
+catome itself and, as their own packages, `tomesd` and `DeepCache`; what no registry has is written plainly from its paper and
+says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from catome.hooks import MergeConfig
+from catome.matching import Matches
+from catome.patch import install, patched, remove_patch
+from catome.plan import MergePlan, make_plan
+from catome.schedule import parse_schedule
+from catome.unet import find_unet, transformer_blocks
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to generate.
+
+    Attributes:
+        label: names the method and everything it was given; results are kept under it.
+        family: names the method alone, for colours and legends.
+        applied: ``applied(pipe)`` is a context in which the pipeline generates this way.
+    """
+
+    label: str
+    family: str
+    applied: Callable[[object], AbstractContextManager]
+
+    def __str__(self) -> str:
+        return self.label
+
+
+@contextmanager
+def _as_it_is(pipe) -> Iterator:
+    yield pipe
+
+
+def unmerged() -> Method:
+    """The pipeline as it is."""
+    return Method("unmerged", "unmerged", _as_it_is)
+
+
+def _schedule_name(schedule: str | Iterable[int] | None) -> str:
+    if schedule is None or isinstance(schedule, str):
+        return schedule or "every step"
+    return " ".join(str(step) for step in sorted(parse_schedule(schedule)))
+
+
+def tome(ratio: float, schedule: str | Iterable[int] | None = None) -> Method:
+    """ToMe for Stable Diffusion by catome: a fixed share, found afresh at each step unless a schedule is given."""
+    label = f"ToMe(ratio={ratio:g}, schedule={_schedule_name(schedule)})"
+    return Method(label, "ToMe", lambda pipe: patched(pipe, ratio=ratio, schedule=schedule))
+
+
+def ca_tome(threshold: float, schedule: str | Iterable[int] | None) -> Method:
+    """CA-ToMe by catome."""
+    label = f"CA-ToMe(threshold={threshold:g}, schedule={_schedule_name(schedule)})"
+    return Method(label, "CA-ToMe", lambda pipe: patched(pipe, threshold=threshold, schedule=schedule))
+
+
+def tomesd(ratio: float) -> Method:
+    """ToMe by its authors' package, with the top-left token as dst (``use_rand=False``)."""
+
+    @contextmanager
+    def applied(pipe) -> Iterator:
+        import tomesd as package
+
+        package.apply_patch(pipe, ratio=ratio, use_rand=False)
+        try:
+            yield pipe
+        finally:
+            package.remove_patch(pipe)
+
+    return Method(f"tomesd(ratio={ratio:g})", "tomesd", applied)
+
+
+def _batch_maximum(matches: Matches, config: MergeConfig) -> MergePlan:
+    tokens = matches.grid[0] * matches.grid[1]
+    most = int((matches.similarity >= config.threshold).sum(1).max())
+    return make_plan(matches, ratio=min((most + 0.5) / tokens, 1.0))
+
+
+def batch_maximum(threshold: float, schedule: str | Iterable[int] | None) -> Method:
+    """CA-ToMe by the rule of the authors' code: every image of a batch merges as many tokens as the one that merges most.
+
+    Written for this comparison; the authors' package needs libraries of 2023."""
+
+    @contextmanager
+    def applied(pipe) -> Iterator:
+        config = MergeConfig(float(threshold), None, parse_schedule(schedule))
+        install(pipe, config, _batch_maximum)
+        try:
+            yield pipe
+        finally:
+            remove_patch(pipe)
+
+    return Method(f"batch maximum(threshold={threshold:g}, schedule={_schedule_name(schedule)})", "batch maximum", applied)
+
+
+def todo(factor: int = 2) -> Method:
+    """ToDo (arXiv 2402.13573): keys and values of the topmost self-attentions downsampled to every ``factor``-th token each way.
+
+    Written from the paper for this comparison: nearest-neighbour downsampling of the attention's input."""
+
+    @contextmanager
+    def applied(pipe) -> Iterator:
+        unet, size = find_unet(pipe), {}
+
+        def note(module, args, kwargs):
+            sample = args[0] if args else kwargs["sample"]
+            size["grid"] = tuple(sample.shape[-2:])
+
+        def downsample(module, args, kwargs):
+            hidden = args[0] if args else kwargs["hidden_states"]
+            height, width = size["grid"]
+            if kwargs.get("encoder_hidden_states") is None and hidden.shape[1] == height * width:
+                grid = hidden.unflatten(1, (height, width))
+                kwargs["encoder_hidden_states"] = grid[:, ::factor, ::factor].flatten(1, 2)
+            return args, kwargs
+
+        with ExitStack() as stack:
+            handles = [unet.register_forward_pre_hook(note, with_kwargs=True)]
+            for block in transformer_blocks(unet).values():
+                handles.append(block.attn1.register_forward_pre_hook(downsample, with_kwargs=True))
+            for handle in handles:
+                stack.callback(handle.remove)
+            yield pipe
+
+    return Method(f"ToDo(factor={factor})", "ToDo", applied)
+
+
+def deep_cache(interval: int = 3, branch: int = 0) -> Method:
+    """DeepCache by its authors' package (arXiv 2312.00858): the deep part of the U-Net runs every ``interval`` steps only."""
+
+    @contextmanager
+    def applied(pipe) -> Iterator:
+        from DeepCache import DeepCacheSDHelper
+
+        unet = find_unet(pipe)
+        before = {module: module.__dict__.get("forward") for module in unet.modules()}
+        call = type(pipe).__call__
+        helper = DeepCacheSDHelper(pipe=pipe)
+        helper.set_params(cache_interval=interval, cache_branch_id=branch)
+        helper.enable()
+        try:
+            yield pipe
+        finally:
+            helper.disable()
+            for module, forward in before.items():  # it leaves bound methods behind on every module it wrapped
+                if forward is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.forward = forward
+            assert type(pipe).__call__ is call
+
+    return Method(f"DeepCache(interval={interval})", "DeepCache", applied)
+
+
+def together(*methods: Method) -> Method:
+    """Several methods at once, applied in this order."""
+
+    @contextmanager
+    def applied(pipe) -> Iterator:
+        with ExitStack() as stack:
+            for method in methods:
+                stack.enter_context(method.applied(pipe))
+            yield pipe
+
+    return Method(" + ".join(m.label for m in methods), " + ".join(m.family for m in methods), applied)
+
+
+def peak_memory(device: str) -> Callable[[], int | None]:
+    """A function that says how many bytes the device held at most since this call; None where that is not known (CPU)."""
+    if not device.startswith("cuda"):
+        return lambda: None
+    torch.cuda.reset_peak_memory_stats(device)
+    return lambda: torch.cuda.max_memory_allocated(device)

@@ -1,0 +1,158 @@
+"""How good are the images? torch-fidelity's and scikit-image's metrics, with intervals, paired over seeds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from skimage.metrics import structural_similarity
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+from torch_fidelity.utils import create_feature_extractor
+
+from catome.tiny.features import LAYER, register
+
+INCEPTION = "inception-v3-compat"
+INCEPTION_LAYER = "2048"
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] as they are saved: rounded to 8 bits."""
+    return (np.clip(images, 0, 1) * 255).round().astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A torch-fidelity feature extractor with a name that says which world its numbers belong to.
+
+    Attributes:
+        label: "scene" for the embedded world's own network, "Inception" for the usual one.
+        name: the label and a digest of the network's weights; features are only comparable under one name.
+    """
+
+    label: str
+    name: str
+    net: torch.nn.Module
+    device: str
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray, batch: int = 64) -> np.ndarray:
+        """uint8 images ``[B, H, W, 3]`` to float32 features ``[B, F]``."""
+        found = []
+        for at in range(0, len(images), batch):
+            part = torch.from_numpy(np.ascontiguousarray(images[at : at + batch])).permute(0, 3, 1, 2).to(self.device)
+            found.append(self.net(part)[0].float().cpu().numpy())
+        return np.concatenate(found)
+
+
+def extractor(embedded: bool, device: str = "cpu") -> Extractor:
+    """The embedded world's extractor, or Inception (torch-fidelity's, from its cache or downloaded).
+
+    Raises:
+        OSError: if Inception's weights are neither at hand nor to be downloaded.
+    """
+    name, layer = (register(), LAYER) if embedded else (INCEPTION, INCEPTION_LAYER)
+    net = create_feature_extractor(name, [layer], cuda=device.startswith("cuda"), verbose=False)
+    label = "scene" if embedded else "Inception"
+    digest = hashlib.sha256()
+    for key, tensor in sorted(net.state_dict().items()):
+        digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return Extractor(label, f"{label} {digest.hexdigest()[:12]}", net, device)
+
+
+def fid(features: np.ndarray, reference: np.ndarray | dict) -> float:
+    """Fréchet distance of two sets of features ``[n, F]``, by torch-fidelity; lower is better.
+
+    Args:
+        features: of the generated images.
+        reference: features, or what `fid_statistics` made of them.
+    """
+    other = reference if isinstance(reference, dict) else fid_statistics(reference)
+    return fid_statistics_to_metric(fid_statistics(features), other, verbose=False)["frechet_inception_distance"]
+
+
+def fid_statistics(features: np.ndarray) -> dict:
+    """Mean and covariance of features ``[n, F]``, float64."""
+    return fid_features_to_statistics(torch.from_numpy(np.asarray(features, np.float64)))
+
+
+def fid_infinity(features: np.ndarray, reference: np.ndarray | dict, points: int = 12, seed: int = 0) -> float:
+    """FID extrapolated to infinitely many images (Chong & Forsyth 2020, arXiv 1911.07023).
+
+    FID's bias falls as 1/n: a line through the FIDs of random subsets against 1/n, read off at 0.
+    """
+    rng = np.random.default_rng(seed)
+    statistics = reference if isinstance(reference, dict) else fid_statistics(reference)
+    sizes = np.linspace(len(features) // 2, len(features), points).astype(int)
+    values = [fid(features[rng.permutation(len(features))[:size]], statistics) for size in sizes]
+    return float(np.polyfit(1 / sizes, values, 1)[1])
+
+
+def kid(features: np.ndarray, reference: np.ndarray, subset: int = 100, subsets: int = 50) -> float:
+    """Kernel distance (polynomial MMD, unbiased) of two sets of features, by torch-fidelity; lower is better."""
+    size = min(subset, len(features), len(reference))
+    found = kid_features_to_metric(
+        torch.from_numpy(np.asarray(features, np.float32)),
+        torch.from_numpy(np.asarray(reference, np.float32)),
+        kid_subsets=subsets,
+        kid_subset_size=size,
+        verbose=False,
+    )
+    return found["kernel_inception_distance_mean"]
+
+
+def precision_recall(features: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019) by torch-fidelity."""
+    found = prc_features_to_metric(
+        torch.from_numpy(np.asarray(features, np.float32)), torch.from_numpy(np.asarray(reference, np.float32)), verbose=False
+    )
+    return found["precision"], found["recall"]
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB of each pair of uint8 images ``[B, H, W, 3]``; infinite for equal images."""
+    error = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean((1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(255**2 / error)
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Structural similarity of each pair of uint8 images ``[B, H, W, 3]``, by scikit-image with Gaussian weights."""
+    options = dict(channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    return np.array([structural_similarity(x, y, **options) for x, y in zip(a, b, strict=True)])
+
+
+def bootstrap(
+    statistic: Callable[..., float], *samples: np.ndarray, resamples: int = 200, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of ``statistic(*samples)`` when images are drawn anew, the same ones in all ``samples``.
+
+    Args:
+        statistic: of arrays whose first axis are images.
+        samples: arrays of equal length; drawing the same images from all of them pairs the settings over seeds.
+        resamples, seed, level: of the bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    count = len(samples[0])
+    if any(len(sample) != count for sample in samples):
+        raise ValueError(f"samples of {[len(sample) for sample in samples]} images cannot be paired")
+    values = []
+    for _ in range(resamples):
+        chosen = rng.integers(count, size=count)
+        values.append(statistic(*(sample[chosen] for sample in samples)))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(
+    values: Sequence[float], level: float = 0.95, seed: int = 0, resamples: int = 2000
+) -> tuple[float, float, float]:
+    """``(mean, low, high)``, the interval by bootstrap over the values."""
+    values = np.asarray(values, float)
+    drawn = values[np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))].mean(1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(values.mean()), float(low), float(high)

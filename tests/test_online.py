@@ -1,0 +1,110 @@
+"""``schedule="auto"``."""
+
+import itertools
+
+import pytest
+import torch
+
+import catome
+from catome.online import broken_share, weakest_pair
+from catome.schedule import Auto
+
+
+def smooth(batch, seed, size=16, channels=16):
+    generator = torch.Generator().manual_seed(seed)
+    grid = torch.randn(batch, channels, size // 4, size // 4, generator=generator)
+    grid = torch.nn.functional.interpolate(grid, size=(size, size), mode="bilinear")
+    return grid.flatten(2).transpose(1, 2) + 0.1 * torch.randn(batch, size * size, channels, generator=generator)
+
+
+def test_broken_pairs_are_those_below_the_floor():
+    before = smooth(3, 0)
+    now = 0.8 * before + 0.2 * smooth(3, 1)
+    now[2] = before[2]
+    plan = catome.match(before, (16, 16), threshold=0.9)
+    found = broken_share(plan, now, 0.9)
+    for image in range(3):
+        pairs = plan.pairs(image)
+        similarity = torch.nn.functional.cosine_similarity(now[image][pairs[:, 0]], now[image][pairs[:, 1]], dim=-1)
+        assert found[image].item() == pytest.approx((similarity < 0.9).float().mean().item(), abs=1e-6)
+    assert 0 < found[0] < 1
+    assert found[2] == 0
+    assert torch.equal(broken_share(plan, now, torch.tensor([0.9, -1.0, 0.9])), torch.stack([found[0], found[2], found[2]]))
+
+
+def test_a_plan_without_pairs_has_nothing_to_reuse():
+    tokens = torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(0))
+    plan = catome.match(tokens, (8, 8), threshold=0.99)
+    assert len(plan.pairs(0)) == 0
+    assert broken_share(plan, tokens, 0.99).tolist() == [1, 1]
+    assert weakest_pair(plan, tokens).tolist() == [1, 1]
+    tokens[0, 5] = float("nan")
+    everything = catome.match(torch.ones(2, 64, 32), (8, 8), threshold=0.5)
+    assert broken_share(everything, tokens, -1.0)[0] > 0  # a token that is not finite is similar to none
+
+
+def test_the_floor_of_a_fixed_share_is_its_weakest_pair():
+    tokens = smooth(2, 0)
+    plan = catome.match(tokens, (16, 16), ratio=0.5)
+    matches = catome.best_matches(tokens, (16, 16))
+    expected = matches.similarity.topk(128, dim=1).values[:, -1]
+    torch.testing.assert_close(weakest_pair(plan, tokens), expected, atol=1e-5, rtol=0)
+    assert broken_share(plan, tokens, expected).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("amount", [dict(threshold=0.8), dict(ratio=0.5)])
+def test_tolerance_decides_how_often_pairs_are_found(pipe, generate, amount):
+    made = {}
+    for tolerance in (0.0, 0.3, 1.0):
+        with catome.patched(pipe, **amount, schedule=Auto(tolerance)), catome.probe(pipe) as record:
+            generate(["volcano"], steps=10)
+        plans = [record.at(step, 0).plan.target[1] for step in record.steps()]
+        made[tolerance] = 1 + sum(not torch.equal(a, b) for a, b in itertools.pairwise(plans))
+    assert made[1.0] == 1  # a share is never above 1
+    assert made[1.0] < made[0.3] <= made[0.0]
+
+
+def test_no_tolerance_leaves_no_pair_below_the_threshold(pipe, generate):
+    with catome.patched(pipe, threshold=0.8, schedule=Auto(0.0)), catome.probe(pipe, keep_tokens=True) as record:
+        generate(["volcano", "desert"], steps=5)
+    for seen in record.generations[0]:
+        for image in range(4):
+            pairs, tokens = seen.plan.pairs(image), seen.tokens[image]
+            similarity = torch.nn.functional.cosine_similarity(tokens[pairs[:, 0]], tokens[pairs[:, 1]], dim=-1)
+            assert (similarity > 0.8 - 2e-5).all()
+
+
+def test_each_image_has_checkpoints_of_its_own(pipe, generate):
+    """Alone or in a batch: the same pairs at every step."""
+    names = ["desert", "city at night", "volcano"]
+    pipe.unet.double(), pipe.text_encoder.double(), pipe.vae.double()
+    try:
+        with catome.patched(pipe, threshold=0.8, schedule="auto"):
+            with catome.probe(pipe) as together:
+                generate(names, steps=6, seed=5)
+            for i, name in enumerate(names):
+                with catome.probe(pipe) as alone:
+                    generate([name], steps=6, seed=5 + i)
+                for step in together.steps():
+                    for block in range(5):
+                        assert torch.equal(alone.pairs(step, block, 1), together.pairs(step, block, 3 + i))
+    finally:
+        pipe.unet.float(), pipe.text_encoder.float(), pipe.vae.float()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Auto(tolerance=1.5), "tolerance=1.5 must be between 0 and 1"),
+        (lambda: Auto(tolerance="low"), "tolerance='low' must be a number"),
+        (lambda: catome.parse_schedule("atuo"), "did you mean 'auto'"),
+    ],
+)
+def test_bad_values_are_named(make, says):
+    with pytest.raises((TypeError, ValueError), match=says.replace("(", r"\(")):
+        make()
+
+
+def test_random_dst_tokens_cannot_be_compared(pipe):
+    with pytest.raises(ValueError, match="dst='random'"):
+        catome.apply_patch(pipe, schedule="auto", dst="random")

@@ -1,0 +1,297 @@
+"""The results store and the drift study."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from catome import schedule
+from catome.derived import total_staleness
+from catome.probe import probe
+from catome.study import store as stores
+from catome.study.drift import DRIFT, NONE, SHARD, drift_study, jaccard_distances, partners
+from catome.study.generate import generate_batch
+from catome.study.parameters import Setting
+from catome.study.store import RECORDED, Store, Table, fingerprint, provenance
+
+TABLE = Table("numbers", 1, {"version": pa.int16(), "image": pa.int32(), "t": pa.float64()}, {"value": pa.float64()})
+
+
+def setting(tmp_path, **change):
+    base = Setting(
+        "tiny", None, "A high quality photograph of a {}.", 3, 4, 7.5, 0.0, None, None, 0, "cpu", "float32", 2, str(tmp_path)
+    )
+    return replace(base, **change)
+
+
+def rows(images, t=0.5, value=1.0):
+    return [{"image": i, "t": t, "value": value + i} for i in images]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return provenance(setting(tmp_path), "model")
+
+
+def test_rows_are_found_by_exactly_their_keys(tmp_path, run):
+    store = Store(TABLE, tmp_path, None)
+    store.add(rows([0, 1]), run, 1.0)
+    store.add(rows([0], t=0.25), run, 1.0)
+    again = Store(TABLE, tmp_path, None)
+    assert again.find(t=0.5)["value"].tolist() == [1.0, 2.0]
+    assert again.find(t=[0.5, 0.25], image=0)["t"].tolist() == [0.5, 0.25]
+    assert len(again.find(t=0.5000001)) == 0
+    with pytest.raises(KeyError, match="'threshold' is no key of numbers"):
+        again.find(threshold=0.5)
+
+
+def test_a_row_computed_again_replaces_the_old_one(tmp_path, run):
+    store = Store(TABLE, tmp_path, None)
+    store.add(rows([0, 1]), run, 1.0)
+    store.add(rows([1], value=10.0), provenance(setting(tmp_path), "model"), 1.0)
+    assert Store(TABLE, tmp_path, None).find()["value"].tolist() == [1.0, 11.0]
+
+
+def test_own_rows_come_before_recorded_ones_which_are_never_written(tmp_path, run):
+    Store(TABLE, tmp_path / "shipped", None).add(rows([0, 1]), run, 1.0)
+    before = (tmp_path / "shipped/numbers.parquet").read_bytes()
+    store = Store(TABLE, tmp_path / "own", tmp_path / "shipped")
+    store.add(rows([1, 2], value=10.0), run, 1.0)
+    assert sorted(store.find()["value"]) == [1.0, 11.0, 12.0]
+    assert (tmp_path / "shipped/numbers.parquet").read_bytes() == before
+
+
+def test_another_version_of_the_computation_finds_nothing(tmp_path, run):
+    Store(TABLE, tmp_path, None).add(rows([0]), run, 1.0)
+    assert len(Store(replace(TABLE, version=2), tmp_path, None).find()) == 0
+    wider = replace(TABLE, version=2, values={**TABLE.values, "error": pa.float64()})
+    assert len(Store(wider, tmp_path, None).find()) == 0
+
+
+def test_provenance_is_in_the_file_and_beside_it(tmp_path, run):
+    Store(TABLE, tmp_path, None).add(rows([0, 1]), run, 2.5)
+    beside = json.loads((tmp_path / "numbers.json").read_text())
+    inside = json.loads(pq.read_schema(tmp_path / "numbers.parquet").metadata[b"runs"])
+    assert beside["runs"] == list(inside.values())
+    (entry,) = beside["runs"]
+    assert (entry["rows"], entry["wall_seconds"]) == (2, 2.5)
+    assert {"device", "torch", "diffusers", "catome", "commit", "date", "model", "parameters"} <= set(entry)
+    assert entry["parameters"]["steps"] == 4
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"PAR1" + data[:40]])
+def test_a_damaged_file_is_named(tmp_path, run, damage):
+    Store(TABLE, tmp_path, None).add(rows([0]), run, 1.0)
+    file = tmp_path / "numbers.parquet"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=r"numbers\.parquet is not a whole Parquet file"):
+        Store(TABLE, tmp_path, None)
+
+
+def test_a_file_of_another_study_is_refused(tmp_path, run):
+    Store(TABLE, tmp_path, None).add(rows([0]), run, 1.0)
+    with pytest.raises(ValueError, match="belongs to another study"):
+        Store(Table("numbers", 1, {"version": pa.int16(), "name": pa.string()}, {}), tmp_path, None)
+
+
+def _add_for_ever(folder):
+    store = Store(TABLE, folder, None)
+    for i in itertools.count():
+        store.add(rows([i]), {"id": "a", "rows": 0, "wall_seconds": 0.0}, 0.0)
+
+
+def test_a_kill_leaves_whole_files(tmp_path):
+    for attempt in range(3):
+        process = multiprocessing.get_context("fork").Process(target=_add_for_ever, args=(tmp_path / str(attempt),))
+        process.start()
+        file = tmp_path / str(attempt) / "numbers.parquet"
+        while not file.exists():
+            time.sleep(0.01)
+        time.sleep(0.2 + 0.037 * attempt)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        images = Store(TABLE, file.parent, None).find()["image"].tolist()
+        assert images
+        assert images == list(range(len(images)))
+
+
+def test_fingerprint_tells_every_weight_and_the_configuration(pipe):
+    first = fingerprint(pipe)
+    assert fingerprint(pipe) == first
+    weight = next(pipe.unet.parameters())
+    kept = weight.flatten()[0].item()
+    with torch.no_grad():
+        weight.view(-1)[0] += 1e-3
+        assert fingerprint(pipe) != first
+        weight.view(-1)[0] = kept
+    assert fingerprint(pipe) == first
+    scheduler = pipe.scheduler
+    pipe.scheduler = type(scheduler).from_config(scheduler.config, beta_end=0.013)
+    assert fingerprint(pipe) != first
+    pipe.scheduler = scheduler
+
+
+def test_jaccard_distances_are_those_of_python_sets():
+    generator = torch.Generator().manual_seed(0)
+    partner = torch.randint(-1, 3, (6, 2, 40), generator=generator)
+    partner[2] = partner[1]
+    partner[3, 0] = -1
+    partner[4, 0] = -1
+    found = jaccard_distances(partner)
+    for i, j, image in itertools.product(range(6), range(6), range(2)):
+        a, b = ({(s, d) for s, d in enumerate(partner[k, image].tolist()) if d >= 0} for k in (i, j))
+        expected = 1 - len(a & b) / len(a | b) if a | b else 0.0
+        assert found[i, j, image].item() == pytest.approx(expected, abs=1e-6)
+    assert found[1, 2].tolist() == [0, 0]
+    assert found[3, 4, 0] == 0
+
+
+def test_partners_are_the_plans_pairs(pipe, tmp_path):
+    chosen = setting(tmp_path)
+    with probe(pipe) as record:
+        generate_batch(pipe, chosen, range(2))
+    for amount in ({"ratio": 0.5}, {"threshold": 0.8}):
+        found = partners(record, 1, slice(-2, None), **amount)
+        src = record.at(0, 1).matches.src
+        for step, image in itertools.product(record.steps(), range(2)):
+            pairs = record.pairs(step, 1, 2 + image, **amount)
+            merged = found[step, image] >= 0
+            assert torch.equal(torch.stack([src[merged], found[step, image][merged].long()], 1), pairs)
+
+
+def test_drift_study(pipe, tmp_path):
+    chosen = setting(tmp_path)
+    drift = drift_study(pipe, chosen, thresholds=[0.8], ratios=[0.5], recorded=None)
+    assert drift.steps == 5
+    assert len(drift.blocks) == 5
+    assert len(drift.rows) == 3 * 2 * 5
+    row = drift.rows[(drift.rows["image"] == 1) & (drift.rows["amount"] == "r = 0.5")].iloc[0]
+    assert len(row["neighbour"]) == 4
+    with probe(pipe) as record:
+        generate_batch(pipe, chosen, range(1, 2))
+    block = drift.blocks.index(row["block"])
+    sets = [set(map(tuple, record.pairs(step, block, 1, ratio=0.5).tolist())) for step in record.steps()]
+    expected = [1 - len(a & b) / len(a | b) for a, b in itertools.pairwise(sets)]
+    # float16, and a batch of one is not added up in the order of a batch of two
+    assert np.allclose(row["neighbour"].astype(float), expected, atol=0.02)
+    matrix = drift.staleness("r = 0.5")
+    assert matrix.shape == (5, 5)
+    assert np.allclose(matrix, matrix.T)
+    of_rows = np.stack(drift.rows[drift.rows["amount"] == "r = 0.5"]["neighbour"].to_numpy()).astype(float).mean(0)
+    assert np.allclose(np.diagonal(matrix, 1), of_rows, atol=1e-3)
+    with pytest.raises(ValueError, match="nothing was computed"):
+        drift.staleness("r = 0.4")
+
+
+def test_drift_is_computed_once_and_only_where_something_is_missing(pipe, tmp_path, monkeypatch):
+    generated = []
+    real = generate_batch
+
+    def counted(pipe, chosen, images, *rest):
+        generated.extend(images)
+        return real(pipe, chosen, images, *rest)
+
+    monkeypatch.setattr("catome.study.drift.generate_batch", counted)
+    monkeypatch.setattr("catome.study.drift.SHARD", 2)
+    chosen = setting(tmp_path)
+    first = drift_study(pipe, chosen, ratios=[0.5], recorded=None)
+    assert generated == [0, 1, 2]
+    again = drift_study(pipe, replace(chosen, batch_size=1), ratios=[0.5], recorded=None)
+    assert generated == [0, 1, 2]
+    assert np.array_equal(first.staleness("r = 0.5"), again.staleness("r = 0.5"))
+    fewer = drift_study(pipe, replace(chosen, images=2), ratios=[0.5], recorded=None)
+    assert generated == [0, 1, 2]
+    assert set(fewer.rows["image"]) == {0, 1}
+    for change, expected in (({"images": 4}, [2, 3]), ({"guidance": 3.0}, [0, 1, 2]), ({"seed": 1}, [0, 1, 2])):
+        generated.clear()
+        drift_study(pipe, replace(chosen, **change), ratios=[0.5], recorded=None)
+        assert generated == expected
+    generated.clear()
+    drift_study(pipe, chosen, ratios=[0.5], recorded=None, recompute=True)
+    assert generated == [0, 1, 2]
+    generated.clear()
+    drift_study(pipe, replace(chosen, classes=["desert"]), ratios=[0.5], recorded=None)
+    assert 1 in generated
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_derived_schedules_are_optimal(seed):
+    generator = torch.Generator().manual_seed(seed)
+    for steps in (1, 2, 7):
+        cost = torch.rand(steps, steps, generator=generator)
+        for budget in range(1, steps + 1):
+            found = schedule.derive(cost, budget)
+            assert len(found) == budget
+            assert schedule.parse_schedule(found) == set(found)
+            best = min(total_staleness(cost, (0, *rest)) for rest in itertools.combinations(range(1, steps), budget - 1))
+            assert total_staleness(cost, found) == pytest.approx(best)
+
+
+@pytest.mark.parametrize(
+    ("staleness", "checkpoints", "says"),
+    [
+        ([[0, 1]], 1, "square"),
+        ("abc", 1, "square matrix"),
+        ([[0, float("nan")], [0, 0]], 1, "finite"),
+        ([[0, -1], [0, 0]], 1, "not negative"),
+        ([[0, 1], [1, 0]], 3, "checkpoints=3 must be at most 2"),
+        ([[0, 1], [1, 0]], 0, "checkpoints=0 must be at least 1"),
+    ],
+)
+def test_derive_refuses(staleness, checkpoints, says):
+    with pytest.raises(ValueError, match=says):
+        schedule.derive(staleness, checkpoints)
+
+
+RECORDS = sorted(RECORDED.glob("*.parquet"))
+
+
+@pytest.mark.parametrize("file", RECORDS, ids=lambda file: file.stem)
+def test_recorded_files_carry_their_provenance(file, pipe):
+    runs = json.loads(pq.read_schema(file).metadata[b"runs"])
+    assert json.loads(file.with_suffix(".json").read_text())["runs"] == list(runs.values())
+    table = pq.read_table(file, columns=["run", "model"])
+    assert set(table["run"].to_pylist()) == set(runs)
+    assert set(table["model"].to_pylist()) == {fingerprint(pipe)}, "recorded with another model: record anew"
+    assert all(run["commit"] and run["date"] and run["device"] for run in runs.values())
+
+
+@pytest.mark.skipif(not (RECORDED / "drift.parquet").exists(), reason="nothing recorded yet")
+def test_recorded_drift_agrees_with_a_recomputed_sample(pipe, tmp_path):
+    """A random image of the record, another one every day, generated again: the same pairs but for rounding."""
+    recorded = Store(DRIFT, tmp_path, RECORDED).find()
+    recorded = recorded[recorded["steps"] <= 50]
+    rng = np.random.default_rng(int(time.time()) // 86400)
+    row = recorded.iloc[rng.integers(len(recorded))]
+    chosen = setting(
+        tmp_path, steps=int(row["steps"]), guidance=row["guidance"], seed=int(row["seed"]), images=int(row["image"]) + 1
+    )
+    assert chosen.prompts[int(row["image"])] == row["prompt"]
+    with probe(pipe) as record:
+        generate_batch(pipe, chosen, range(row["image"], row["image"] + 1))
+    block = [stores_name(name) for name in record.blocks()].index(row["block"])
+    amount = {"ratio": row["ratio"]} if row["ratio"] != NONE else {"threshold": row["threshold"]}
+    again = jaccard_distances(partners(record, block, slice(-1, None), **amount))[..., 0].diagonal(1)
+    difference = np.abs(again.numpy() - row["neighbour"].astype(float))
+    assert difference.mean() < 0.02, (row.to_dict(), difference)
+
+
+def stores_name(block):
+    from catome.study.similarity import short_name
+
+    return short_name(block)
+
+
+def test_a_shard_is_what_the_record_says():
+    assert SHARD == 24  # recorded staleness matrices are means over this many images
+    assert Path(stores.RECORDED).parts[-2:] == ("data", "results")
