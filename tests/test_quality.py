@@ -13,7 +13,9 @@ import catome
 from catome import tiny
 from catome.study import methods, quality
 from catome.study.compare import compare, cost, timed_blocks
+from catome.study.drift import checkpoints_made
 from catome.study.generate import generate_batch
+from catome.study.reference import image_files, read_image, reference_features
 from catome.tiny.features import LAYER, register
 
 
@@ -108,7 +110,7 @@ EVERY_METHOD = [
     methods.ca_tome(0.9, "CONFIG_3"),
     methods.ca_tome(0.9, [0, 2]),
     methods.ca_tome(0.9, "auto"),
-    methods.batch_maximum(0.9, None),
+    methods.batch_maximum(0.9, None, 2),
     methods.todo(2),
     methods.deep_cache(2),
     methods.together(methods.ca_tome(0.9, [0, 2]), methods.deep_cache(2)),
@@ -141,7 +143,7 @@ def test_tome_is_tomesd(pipe, tmp_path):
 
 def test_the_batch_maximum_merges_below_the_threshold(pipe, tmp_path):
     chosen = setting(tmp_path, images=2, classes=["city at night", "misty forest"])
-    with methods.batch_maximum(0.9, None).applied(pipe), catome.probe(pipe) as record:
+    with methods.batch_maximum(0.9, None, 2).applied(pipe), catome.probe(pipe) as record:
         generate_batch(pipe, chosen, range(2))
     for step in record.steps():
         merged = record.at(step, 0).plan.merged_share
@@ -225,3 +227,98 @@ def test_block_times_leave_nothing_behind(pipe):
     assert len(spent) == 6
     assert all(isinstance(seconds, float) for seconds in spent)
     assert state == {name: len(module._forward_hooks) for name, module in pipe.unet.named_modules()}
+
+
+def test_summary_and_paired_differences(pipe, tmp_path):
+    asked = [methods.unmerged(), methods.ca_tome(0.9, None), methods.ca_tome(0.6, None)]
+    found = compare(pipe, setting(tmp_path, images=4, batch_size=4, steps=3), asked, recorded=None)
+    table = found.summary(np.random.default_rng(0).normal(size=(50, 128)).astype(np.float32), resamples=5)
+    assert np.isinf(table.loc["unmerged", "PSNR"])
+    for label in (asked[1].label, asked[2].label):
+        row = table.loc[label]
+        assert row["PSNR low"] <= row["PSNR"] <= row["PSNR high"]
+        assert row["PSNR"] == pytest.approx(found.of(label)["psnr"].mean())
+        assert row["FID low"] <= row["FID high"]
+    assert table.loc[asked[2].label, "share"] > table.loc[asked[1].label, "share"]
+    mean, low, high = found.paired("psnr", *asked[1:])
+    assert mean == pytest.approx((found.of(asked[1])["psnr"] - found.of(asked[2])["psnr"]).mean(), rel=1e-5)
+    assert low <= mean <= high
+    assert found.paired("psnr", asked[0], asked[0]) == (0, 0, 0)
+
+
+def test_an_online_schedule_is_counted(pipe, tmp_path):
+    chosen = setting(tmp_path, images=1, batch_size=1)
+    staleness = 1 - np.eye(5)
+    always, bill = checkpoints_made(pipe, chosen, methods.ca_tome(0.8, catome.Auto(0.0)), staleness)
+    once, whole = checkpoints_made(pipe, chosen, methods.ca_tome(0.8, catome.Auto(1.0)), staleness)
+    assert (once, whole) == (1, pytest.approx(4 / 5))
+    assert 1 < always <= 5
+    assert bill < whole
+
+
+def test_a_folder_of_real_images(tmp_path):
+    rng = np.random.default_rng(0)
+    modes = {"L": (40, 60), "CMYK": (90, 50, 4), "RGB": (300, 200, 3), "RGBA": (64, 64, 4), "P": (50, 50)}
+    for group in ("n01440764", "n01443537"):
+        (tmp_path / group).mkdir()
+        for i, (mode, shape) in enumerate([*modes.items(), *modes.items()]):
+            pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+            image = Image.fromarray(pixels, "L").convert("P") if mode == "P" else Image.fromarray(pixels, mode)
+            suffix = "JPEG" if mode in ("L", "CMYK", "RGB") else "png"
+            image.save(tmp_path / group / f"ILSVRC2012_val_{i:08}.{suffix}")
+    (tmp_path / "n01440764" / "notes.txt").write_text("no image")
+    files = image_files(tmp_path)
+    assert [file.parent.name for file in files] == ["n01440764"] * 5 + ["n01443537"] * 5
+    for file in files:
+        image = read_image(file, 48, 32)
+        assert image.shape == (48, 32, 3)
+        assert image.dtype == np.uint8
+    grey = read_image(files[0], 48, 32)
+    assert np.array_equal(grey[..., 0], grey[..., 1])
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda folder: folder / "missing", "must be a folder of images"),
+        (lambda folder: folder, "holds 0 images: at least 2"),
+    ],
+)
+def test_a_reference_folder_that_cannot_do(make, says, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        image_files(make(tmp_path))
+
+
+def test_a_broken_reference_image_is_named(tmp_path):
+    Image.fromarray(tiny.render("volcano", 0)).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "b.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"b\.jpg is not a whole image"):
+        read_image(tmp_path / "b.jpg", 32, 32)
+
+
+def test_reference_features_are_kept_and_fit(tmp_path, monkeypatch):
+    chosen, net = setting(tmp_path), quality.extractor(embedded=True)
+    first = reference_features(chosen, net, (128, 128), per_class=2)
+    assert first.shape == (24, 128)
+    monkeypatch.setattr(tiny, "render", None)  # not drawn again
+    assert np.array_equal(first, reference_features(chosen, net, (128, 128), per_class=2))
+    with pytest.raises(ValueError, match="reference=None"):
+        reference_features(replace(chosen, model="/some/model"), net, (128, 128))
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((130, 200, 3), 40 * i, np.uint8)).save(folder / f"{i}.png")
+    real = reference_features(chosen, net, (128, 128), folder)
+    assert real.shape == (3, 128)
+    Image.fromarray(np.full((130, 200, 3), 250, np.uint8)).save(folder / "1.png")
+    assert not np.array_equal(real, reference_features(chosen, net, (128, 128), folder))
+
+
+def test_the_psnr_of_bytes_that_wrap():
+    """Chapter 4: any two unrelated images come to 27.90 dB when uint8 differences wrap."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (2, 1, 256, 256, 3), dtype=np.uint8)
+    wrapped = ((a - b) ** 2).astype(float).mean()
+    assert 10 * np.log10(255**2 / wrapped) == pytest.approx(27.90, abs=0.02)
+    assert quality.psnr(a, b)[0] == pytest.approx(7.7, abs=0.2)

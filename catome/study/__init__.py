@@ -1,26 +1,40 @@
 """What the notebooks call: parameters, generation, the studies and their figures."""
 
-from catome.schedule import derive
-from catome.study import figures
-from catome.study.drift import amount_name, drift_study, jaccard_distances, lag_curves
-from catome.study.generate import generate, load
+from catome.schedule import Auto, derive
+from catome.study import figures, methods, paper, quality
+from catome.study.compare import compare, cost
+from catome.study.drift import amount_name, checkpoints_made, drift_study, jaccard_distances, lag_curves, mean_staleness
+from catome.study.generate import generate, generate_batch, load, tokens_of
 from catome.study.parameters import Setting, settle
+from catome.study.reference import reference_features
 from catome.study.similarity import shares_above, similarity_study, weakest_merged
-from catome.study.store import computed_on
+from catome.study.store import computed_on, image_size
 
 __all__ = [
+    "Auto",
     "Setting",
     "amount_name",
+    "checkpoints_made",
+    "compare",
     "computed_on",
+    "cost",
     "derive",
     "drift_study",
     "figures",
     "generate",
+    "generate_batch",
+    "image_size",
     "jaccard_distances",
     "lag_curves",
     "load",
+    "mean_staleness",
+    "methods",
+    "paper",
+    "quality",
+    "reference_features",
     "settle",
     "shares_above",
     "similarity_study",
+    "tokens_of",
     "weakest_merged",
 ]

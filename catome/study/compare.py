@@ -105,6 +105,48 @@ class Comparison:
         """One method's features ``[images, F]``, float32, by image."""
         return np.stack(self.of(method)["features"].to_numpy()).astype(np.float32)
 
+    def summary(self, reference: np.ndarray | None = None, resamples: int = 100) -> pd.DataFrame:
+        """One row for each method: means with 95 % bootstrap intervals over images (columns ``X``, ``X low``, ``X high``).
+
+        Args:
+            reference: features ``[n, F]`` of real images, for FID, KID, precision and recall; without them these are left out.
+            resamples: of the bootstrap of FID.
+
+        Returns:
+            Columns ``PSNR`` (dB; infinite where every image is unchanged), ``SSIM``, ``distance`` (of features) and ``share``
+            (merged share of all tokens), all against the unmerged images of the same seeds; and FID, FID-infinity, KID (times
+            1000), precision and recall against the reference.
+        """
+        statistics = None if reference is None else quality.fid_statistics(reference)
+        table = {}
+        for method in self.methods:
+            rows = self.of(method)
+            shares = [np.mean(share.astype(float)) if len(share) else np.nan for share in rows["merged_share"]]
+            values = {"PSNR": rows["psnr"], "SSIM": rows["ssim"], "distance": rows["feature_distance"], "share": shares}
+            row: dict[str, float] = {"images": len(rows)}
+            for name, found in values.items():
+                row[name], row[f"{name} low"], row[f"{name} high"] = quality.mean_interval(np.asarray(found, float))
+            if reference is not None:
+                features = self.features(method)
+                row["FID"] = quality.fid(features, statistics)
+                row["FID low"], row["FID high"] = quality.bootstrap(
+                    lambda sample: quality.fid(sample, statistics), features, resamples=resamples
+                )
+                row["FID infinity"] = quality.fid_infinity(features, statistics)
+                row["KID x 1000"] = 1000 * quality.kid(features, reference)
+                row["precision"], row["recall"] = quality.precision_recall(features, reference)
+            table[method] = row
+        return pd.DataFrame(table).T
+
+    def paired(self, column: str, a: str | Method, b: str | Method) -> tuple[float, float, float]:
+        """Mean of ``column`` of ``a`` minus that of ``b`` over the same seeds, with its 95 % interval: ``(mean, low, high)``.
+
+        Seeds where both are infinite (unchanged by both) count as no difference."""
+        x, y = (self.of(method)[column].to_numpy(float) for method in (a, b))
+        with np.errstate(invalid="ignore"):
+            difference = np.where(np.isinf(x) & np.isinf(y), 0.0, x - y)
+        return quality.mean_interval(difference)
+
 
 def compare(
     pipe,

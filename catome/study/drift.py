@@ -13,9 +13,11 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
+from catome.derived import total_staleness
 from catome.plan import make_plan
 from catome.probe import Record, probe
-from catome.study.generate import generate_batch
+from catome.study.generate import batches, generate_batch
+from catome.study.methods import Method
 from catome.study.parameters import Setting
 from catome.study.similarity import short_name
 from catome.study.store import (
@@ -145,6 +147,31 @@ def lag_curves(rows: pd.DataFrame) -> np.ndarray:
 def amount_name(threshold: float | None = None, ratio: float | None = None) -> str:
     """``t = 0.9`` or ``r = 0.5``."""
     return f"t = {threshold:g}" if ratio is None or ratio == NONE else f"r = {ratio:g}"
+
+
+def mean_staleness(staleness: np.ndarray, schedule: Sequence[int]) -> float:
+    """What a schedule pays on average over the steps, given a matrix ``[T, T]``: see `catome.schedule.derive`."""
+    return total_staleness(staleness, schedule) / len(staleness)
+
+
+def checkpoints_made(pipe, setting: Setting, method: Method, staleness: np.ndarray) -> tuple[float, float]:
+    """What an online schedule did: checkpoints and mean staleness, averaged over the setting's images and the blocks.
+
+    Args:
+        pipe, setting: generate with.
+        method: of the online schedule.
+        staleness: ``[T, T]``, to price its checkpoints with.
+    """
+    counts, bills = [], []
+    for part in batches(setting):
+        with method.applied(pipe), probe(pipe) as record:
+            generate_batch(pipe, setting, part)
+        for block, row in itertools.product(range(len(record.blocks())), range(-len(part), 0)):
+            plans = [record.at(step, block).plan.target[row] for step in record.steps()]
+            new = [0, *(step for step in range(1, len(plans)) if not torch.equal(plans[step], plans[step - 1]))]
+            counts.append(len(new))
+            bills.append(mean_staleness(staleness, new))
+    return float(np.mean(counts)), float(np.mean(bills))
 
 
 def shards_of(images: int) -> list[range]:

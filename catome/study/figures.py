@@ -256,3 +256,114 @@ def staleness_paid(paid: dict[str, np.ndarray], checkpoints: dict[str, tuple[int
         )
     axes[-1, 0].set_xlabel("step")
     return figure
+
+
+def sweep_curves(table: pd.DataFrame, fixed: pd.DataFrame | None = None):
+    """PSNR, SSIM and merged share against the threshold, each with its interval: columns ``threshold``, ``x``, ``x low``, ``x high``."""
+    columns = {"PSNR (dB)": "PSNR", "SSIM": "SSIM", "merged share": "share"}
+    figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 2.7))
+    for ax, (label, name) in zip(axes, columns.items(), strict=True):
+        finite = table[np.isfinite(table[name])]
+        colour = METHOD_COLOURS["CA-ToMe"]
+        ax.fill_between(finite["threshold"], finite[f"{name} low"], finite[f"{name} high"], color=colour, alpha=0.3, lw=0)
+        ax.plot(finite["threshold"], finite[name], "o-", ms=4, color=colour, label="threshold")
+        if fixed is not None and name != "share":
+            ax.errorbar(
+                fixed["threshold"],
+                fixed[name],
+                [fixed[name] - fixed[f"{name} low"], fixed[f"{name} high"] - fixed[name]],
+                fmt="s",
+                ms=4,
+                color=METHOD_COLOURS["ToMe"],
+                label="fixed share, as much merged",
+            )
+        ax.set(xlabel="threshold", ylabel=label)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def side_by_side(images: dict[str, np.ndarray], plain: np.ndarray, gain: float = 4.0):
+    """Images over what changed in them against ``plain``, each a column: ``[H, W, 3]`` in [0, 1]."""
+    figure, axes = plt.subplots(2, len(images), figsize=(WIDTH, WIDTH / len(images) * 2.15), squeeze=False)
+    for column, (name, image) in enumerate(images.items()):
+        show_image(axes[0, column], image, name)
+        show_image(axes[1, column], difference(image, plain, gain))
+    axes[1, 0].set_ylabel(f"difference x {gain:g}", fontsize="small")
+    return figure
+
+
+def slider(frames: list[np.ndarray], labels: list[str], alt: str, width: int = 300):
+    """Frames ``[h, w, 3]`` in [0, 1] behind a slider, as HTML that needs no server and no other host."""
+    import base64
+    import io
+    import uuid
+
+    from IPython.display import HTML
+    from PIL import Image
+
+    strip = np.concatenate([(np.clip(frame, 0, 1) * 255).round().astype(np.uint8) for frame in frames], axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(strip).save(buffer, "PNG", optimize=True)
+    data, name, last = base64.b64encode(buffer.getvalue()).decode(), f"slider-{uuid.uuid4().hex[:8]}", len(frames) - 1
+    height = round(width * frames[0].shape[0] / frames[0].shape[1])
+    words = "".join(f"<option value='{i}' label='{label}'></option>" for i, label in enumerate(labels))
+    return HTML(f"""<figure class="catome-slider" id="{name}">
+<div role="img" aria-label="{alt}" style="width:{width}px;max-width:100%;aspect-ratio:{width}/{height};image-rendering:pixelated;
+background-image:url(data:image/png;base64,{data});background-size:{len(frames) * 100}% 100%;background-position:0 0"></div>
+<label>step <output>{labels[0]}</output><br>
+<input type="range" min="0" max="{last}" value="0" style="width:{width}px;max-width:100%" aria-label="denoising step"></label>
+<datalist>{words}</datalist>
+<script>(() => {{
+  const box = document.getElementById("{name}"), shown = box.querySelector("div"), input = box.querySelector("input");
+  const names = [...box.querySelectorAll("option")].map((option) => option.label);
+  const move = () => {{
+    shown.style.backgroundPosition = ({last} ? 100 * input.value / {last} : 0) + "% 0";
+    box.querySelector("output").textContent = names[input.value];
+  }};
+  input.addEventListener("input", move);
+}})();</script></figure>""")
+
+
+def schedule_plot(table: pd.DataFrame):
+    """PSNR against the staleness a schedule pays: columns ``schedule``, ``checkpoints``, ``staleness``, ``PSNR`` with its interval."""
+    figure, ax = plt.subplots(figsize=(WIDTH * 0.75, 3.6))
+    kinds = {"paper": METHOD_COLOURS["CA-ToMe"], "derived": PALETTE[2], "online": PALETTE[4], "bounds": PALETTE[7]}
+    for kind, rows in table.groupby("kind", sort=False):
+        error = [rows["PSNR"] - rows["PSNR low"], rows["PSNR high"] - rows["PSNR"]]
+        ax.errorbar(rows["staleness"], rows["PSNR"], error, fmt="o", ms=5, color=kinds[kind], label=kind, capsize=2)
+        for _, row in rows.iterrows():
+            ax.annotate(
+                f"{row['schedule']} ({row['checkpoints']:g})",
+                (row["staleness"], row["PSNR"]),
+                xytext=(5, 4),
+                textcoords="offset points",
+                fontsize="x-small",
+            )
+    ax.set(xlabel="mean staleness paid (Jaccard distance)", ylabel="PSNR against unmerged (dB)")
+    ax.legend(frameon=False)
+    return figure
+
+
+def quality_against_speed(table: pd.DataFrame):
+    """Each method's quality against its speed-up: columns ``method``, ``family``, ``speed-up`` and ``PSNR`` with their intervals."""
+    figure, ax = plt.subplots(figsize=(WIDTH * 0.8, 3.8))
+    families = list(dict.fromkeys(table["family"]))
+    colours = dict(zip(families, sns.color_palette("colorblind", len(families)), strict=True)) | METHOD_COLOURS
+    for _, row in table.iterrows():
+        ax.errorbar(
+            row["speed-up"],
+            row["PSNR"],
+            xerr=[[row["speed-up"] - row["speed-up low"]], [row["speed-up high"] - row["speed-up"]]],
+            yerr=[[row["PSNR"] - row["PSNR low"]], [row["PSNR high"] - row["PSNR"]]],
+            fmt="o",
+            ms=6,
+            color=colours[row["family"]],
+            capsize=2,
+        )
+        ax.annotate(
+            row["method"], (row["speed-up"], row["PSNR"]), xytext=(6, 5), textcoords="offset points", fontsize="x-small"
+        )
+    ax.axvline(1, color="0.6", lw=0.8, ls="--")
+    ax.set(xlabel="speed-up of a whole generation", ylabel="PSNR against unmerged (dB)")
+    return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from catome import tiny
 from catome.study.parameters import DTYPES, Setting
+from catome.unet import topmost_downsample
 
 
 def load(setting: Setting):
@@ -65,3 +67,12 @@ def generate(pipe, setting: Setting, label: str = "images") -> np.ndarray:
     parts = batches(setting)
     with tqdm(total=len(parts) * setting.calls, desc=label, unit="step", leave=False) as bar:
         return np.concatenate([generate_batch(pipe, setting, part, bar.update) for part in parts])
+
+
+def tokens_of(pipe, setting: Setting) -> int:
+    """Tokens of one image in the topmost transformer blocks."""
+    height, width = setting.height or 0, setting.width or 0
+    latent = pipe.unet.config.sample_size
+    rows, columns = (height // pipe.vae_scale_factor or latent), (width // pipe.vae_scale_factor or latent)
+    down = topmost_downsample(pipe.unet)
+    return math.ceil(rows / down) * math.ceil(columns / down)

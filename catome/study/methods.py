@@ -16,7 +16,7 @@ from catome.hooks import MergeConfig
 from catome.matching import Matches
 from catome.patch import install, patched, remove_patch
 from catome.plan import MergePlan, make_plan
-from catome.schedule import parse_schedule
+from catome.schedule import Auto, parse_schedule
 from catome.unet import find_unet, transformer_blocks
 
 
@@ -48,19 +48,22 @@ def unmerged() -> Method:
     return Method("unmerged", "unmerged", _as_it_is)
 
 
-def _schedule_name(schedule: str | Iterable[int] | None) -> str:
+def _schedule_name(schedule: str | Auto | Iterable[int] | None) -> str:
+    schedule = parse_schedule(schedule) if schedule == "auto" else schedule
     if schedule is None or isinstance(schedule, str):
         return schedule or "every step"
+    if isinstance(schedule, Auto):
+        return f"auto {schedule.tolerance:g}"
     return " ".join(str(step) for step in sorted(parse_schedule(schedule)))
 
 
-def tome(ratio: float, schedule: str | Iterable[int] | None = None) -> Method:
+def tome(ratio: float, schedule: str | Auto | Iterable[int] | None = None) -> Method:
     """ToMe for Stable Diffusion by catome: a fixed share, found afresh at each step unless a schedule is given."""
     label = f"ToMe(ratio={ratio:g}, schedule={_schedule_name(schedule)})"
     return Method(label, "ToMe", lambda pipe: patched(pipe, ratio=ratio, schedule=schedule))
 
 
-def ca_tome(threshold: float, schedule: str | Iterable[int] | None) -> Method:
+def ca_tome(threshold: float, schedule: str | Auto | Iterable[int] | None) -> Method:
     """CA-ToMe by catome."""
     label = f"CA-ToMe(threshold={threshold:g}, schedule={_schedule_name(schedule)})"
     return Method(label, "CA-ToMe", lambda pipe: patched(pipe, threshold=threshold, schedule=schedule))
@@ -88,10 +91,11 @@ def _batch_maximum(matches: Matches, config: MergeConfig) -> MergePlan:
     return make_plan(matches, ratio=min((most + 0.5) / tokens, 1.0))
 
 
-def batch_maximum(threshold: float, schedule: str | Iterable[int] | None) -> Method:
+def batch_maximum(threshold: float, schedule: str | Iterable[int] | None, batch: int) -> Method:
     """CA-ToMe by the rule of the authors' code: every image of a batch merges as many tokens as the one that merges most.
 
-    Written for this comparison; the authors' package needs libraries of 2023."""
+    Written for this comparison; the authors' package needs libraries of 2023. Its images depend on what else is in their batch,
+    so ``batch``, the number of images generated together, is part of the label."""
 
     @contextmanager
     def applied(pipe) -> Iterator:
@@ -102,7 +106,8 @@ def batch_maximum(threshold: float, schedule: str | Iterable[int] | None) -> Met
         finally:
             remove_patch(pipe)
 
-    return Method(f"batch maximum(threshold={threshold:g}, schedule={_schedule_name(schedule)})", "batch maximum", applied)
+    label = f"batch maximum(threshold={threshold:g}, schedule={_schedule_name(schedule)}, batch={batch})"
+    return Method(label, "batch maximum", applied)
 
 
 def todo(factor: int = 2) -> Method:

@@ -159,6 +159,7 @@ KINDS: dict[str, Callable] = {
     "counts": _counts,
     "guidances": _numbers(0, 100, empty=True),
     "flag": _flag,
+    "folder": lambda name, value: None if value is None else _text(name, value),
     "schedule": _schedule,
 }
 """Kinds of a notebook's own parameters. A step may be None: two fifths of the way."""

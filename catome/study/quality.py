@@ -153,6 +153,8 @@ def mean_interval(
 ) -> tuple[float, float, float]:
     """``(mean, low, high)``, the interval by bootstrap over the values."""
     values = np.asarray(values, float)
+    if np.isnan(values).any() or np.isinf(values).all():
+        return float(values.mean()), float(values.mean()), float(values.mean())
     drawn = values[np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))].mean(1)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(values.mean()), float(low), float(high)
