@@ -12,7 +12,7 @@ from test_results import setting
 import catome
 from catome import tiny
 from catome.study import methods, quality
-from catome.study.compare import compare, cost, timed_blocks
+from catome.study.comparison import compare, cost, timed_blocks
 from catome.study.drift import checkpoints_made
 from catome.study.generate import generate_batch
 from catome.study.reference import image_files, read_image, reference_features
@@ -175,7 +175,7 @@ def test_compare_and_its_record(pipe, tmp_path, monkeypatch):
         made.append(list(images))
         return real(pipe, chosen, images, *rest)
 
-    monkeypatch.setattr("catome.study.compare.generate_batch", counted)
+    monkeypatch.setattr("catome.study.comparison.generate_batch", counted)
     chosen, asked = setting(tmp_path), [methods.unmerged(), methods.ca_tome(0.9, None), methods.tome(0.5)]
     found = compare(pipe, chosen, asked, recorded=None)
     assert made == [[0, 1]] * 3 + [[2]] * 3

@@ -2,7 +2,7 @@
 
 from catome.schedule import Auto, derive
 from catome.study import figures, methods, paper, quality
-from catome.study.compare import compare, cost
+from catome.study.comparison import compare, cost
 from catome.study.drift import amount_name, checkpoints_made, drift_study, jaccard_distances, lag_curves, mean_staleness
 from catome.study.generate import generate, generate_batch, load, tokens_of
 from catome.study.parameters import Setting, settle

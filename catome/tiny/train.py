@@ -285,6 +285,11 @@ def save_model(folder: Path, vae, scale: float, denoiser, tokenizer, nets: dict,
     (folder / "training.json").write_text(json.dumps(training or {}, indent=1) + "\n")
 
 
+def _without_note(argv: list[str]) -> list[str]:
+    at = argv.index("--note") if "--note" in argv else len(argv)
+    return argv[:at] + argv[at + 2 :]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m catome.tiny.train", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("data/tiny-sd"), help="folder to write the model to")
@@ -326,7 +331,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = {"vae": (vae_run, args.vae_batch), "unet": (unet_run, args.unet_batch)}
     runs |= {"scene_net": (net_run, NET_BATCH), "judge": (judge_run, NET_BATCH)}
     training = {
-        "command": "python -m catome.tiny.train " + " ".join(sys.argv[1:] if argv is None else argv),
+        "command": "python -m catome.tiny.train " + " ".join(_without_note(sys.argv[1:] if argv is None else argv)),
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else f"{os.cpu_count()} CPU cores",
         "torch": torch.__version__,
         "precision": args.precision,
