@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
+import os
 from datetime import date
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def evaluate(folder: Path, device: str, per_class: int, steps: int, guidance: fl
         "attention_exp_entropy_over_n": attention_entropy(pipe, min(steps, 20), guidance),
         "merging_psnr_db_by_threshold": merging_cost(pipe, steps, guidance),
         "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else f"{os.cpu_count()} CPU cores",
         "torch": torch.__version__,
         "catome": catome.__version__,
     }
