@@ -275,9 +275,10 @@ def computed_on(runs: Mapping[str, dict]) -> str:
         here = [run for run in runs.values() if run["device"] == device]
         days = sorted({run["date"][:10] for run in here})
         versions = ", ".join(dict.fromkeys(f"torch {run['torch']}, diffusers {run['diffusers']}" for run in here))
-        hours = sum(run["wall_seconds"] for run in here) / 3600
+        minutes = sum(run["wall_seconds"] for run in here) / 60
+        took = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes"
         span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-        words.append(f"{device} ({span}; {versions}; {hours:.1f} h)")
+        words.append(f"{device} ({span}; {versions}; {took})")
     return f"Computed on {' and on '.join(words)}." if words else ""
 
 
