@@ -283,7 +283,7 @@ def test_recorded_drift_agrees_with_a_recomputed_sample(pipe, tmp_path):
     amount = {"ratio": row["ratio"]} if row["ratio"] != NONE else {"threshold": row["threshold"]}
     again = jaccard_distances(partners(record, block, slice(-1, None), **amount))[..., 0].diagonal(1)
     difference = np.abs(again.numpy() - row["neighbour"].astype(float))
-    assert difference.mean() < 0.04, (row.to_dict(), difference)
+    assert difference.mean() < 0.02, (row.to_dict(), difference)
 
 
 def stores_name(block):
