@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +17,10 @@ import torch
 from catome import schedule
 from catome.derived import total_staleness
 from catome.probe import probe
-from catome.study import store as stores
-from catome.study.drift import DRIFT, NONE, SHARD, drift_study, jaccard_distances, partners
+from catome.study.drift import DRIFT, NONE, drift_study, jaccard_distances, partners
 from catome.study.generate import generate_batch
 from catome.study.parameters import Setting
+from catome.study.similarity import short_name
 from catome.study.store import RECORDED, Store, Table, fingerprint, provenance
 
 TABLE = Table("numbers", 1, {"version": pa.int16(), "image": pa.int32(), "t": pa.float64()}, {"value": pa.float64()})
@@ -279,19 +278,8 @@ def test_recorded_drift_agrees_with_a_recomputed_sample(pipe, tmp_path):
     assert chosen.prompts[int(row["image"])] == row["prompt"]
     with probe(pipe) as record:
         generate_batch(pipe, chosen, range(row["image"], row["image"] + 1))
-    block = [stores_name(name) for name in record.blocks()].index(row["block"])
+    block = [short_name(name) for name in record.blocks()].index(row["block"])
     amount = {"ratio": row["ratio"]} if row["ratio"] != NONE else {"threshold": row["threshold"]}
     again = jaccard_distances(partners(record, block, slice(-1, None), **amount))[..., 0].diagonal(1)
     difference = np.abs(again.numpy() - row["neighbour"].astype(float))
     assert difference.mean() < 0.02, (row.to_dict(), difference)
-
-
-def stores_name(block):
-    from catome.study.similarity import short_name
-
-    return short_name(block)
-
-
-def test_a_shard_is_what_the_record_says():
-    assert SHARD == 24  # recorded staleness matrices are means over this many images
-    assert Path(stores.RECORDED).parts[-2:] == ("data", "results")
