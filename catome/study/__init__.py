@@ -6,7 +6,7 @@ from catome.study.comparison import compare, cost
 from catome.study.drift import amount_name, checkpoints_made, drift_study, jaccard_distances, lag_curves, mean_staleness
 from catome.study.generate import generate, generate_batch, load, tokens_of
 from catome.study.parameters import Setting, settle
-from catome.study.reference import reference_features
+from catome.study.reference import real_images
 from catome.study.similarity import shares_above, similarity_study, weakest_merged
 from catome.study.store import computed_on, image_size
 
@@ -31,7 +31,7 @@ __all__ = [
     "methods",
     "paper",
     "quality",
-    "reference_features",
+    "real_images",
     "settle",
     "shares_above",
     "similarity_study",

@@ -20,6 +20,7 @@ from catome.study import quality
 from catome.study.generate import batches, generate_batch
 from catome.study.methods import Method, peak_memory
 from catome.study.parameters import Setting
+from catome.study.reference import Reference
 from catome.study.store import (
     RECORDED,
     SHARED_KEYS,
@@ -38,18 +39,21 @@ from catome.unet import transformer_blocks
 QUALITY = Table(
     "quality",
     1,
-    SHARED_KEYS | {"method": pa.string(), "extractor": pa.string()},
+    SHARED_KEYS | {"method": pa.string(), "extractor": pa.string(), "reference": pa.string()},
     {
         "class": pa.string(),
         "psnr": pa.float32(),
         "ssim": pa.float32(),
         "feature_distance": pa.float32(),
+        "psnr_real": pa.float32(),
+        "ssim_real": pa.float32(),
         "merged_share": pa.list_(pa.float16()),
         "features": pa.list_(pa.float16()),
     },
 )
 """One row for each image and method. ``psnr`` (dB), ``ssim`` and ``feature_distance`` (Euclidean, of the extractor's features) are
-against the unmerged image of the same seed; ``merged_share`` is that of the image's prompted row at each step, mean over blocks, and
+against the unmerged image of the same seed; ``psnr_real`` and ``ssim_real`` are the paper's way, against an unrelated real image of
+the class (of the set named ``reference``; empty where none was given). ``merged_share`` is that of the image's prompted row at each step, mean over blocks, and
 empty for methods that merge nothing or do not tell."""
 
 COST = Table(
@@ -123,6 +127,7 @@ class Comparison:
             rows = self.of(method)
             shares = [np.mean(share.astype(float)) if len(share) else np.nan for share in rows["merged_share"]]
             values = {"PSNR": rows["psnr"], "SSIM": rows["ssim"], "distance": rows["feature_distance"], "share": shares}
+            values |= {"PSNR real": rows["psnr_real"], "SSIM real": rows["ssim_real"]}
             row: dict[str, float] = {"images": len(rows)}
             for name, found in values.items():
                 row[name], row[f"{name} low"], row[f"{name} high"] = quality.mean_interval(np.asarray(found, float))
@@ -152,6 +157,7 @@ def compare(
     pipe,
     setting: Setting,
     methods: Sequence[Method],
+    real: Reference | None = None,
     folder: Path | None = None,
     recompute: bool = False,
     recorded: Path | None = RECORDED,
@@ -163,6 +169,7 @@ def compare(
         pipe: an unpatched pipeline.
         setting: what to generate.
         methods: labels must differ.
+        real: real images to compare with as well, the paper's way.
         folder: where to keep new rows; ``setting.output`` unless given.
         recompute: compute everything again, whatever was kept.
         recorded: a folder of recorded rows.
@@ -177,7 +184,7 @@ def compare(
     if applied_patch(pipe) is not None:
         raise ValueError("pipe is patched: take the patch off, the methods put on their own")
     net = quality.extractor(setting.embedded, setting.device)
-    shared = shared_keys(pipe, setting) | {"extractor": net.name}
+    shared = shared_keys(pipe, setting) | {"extractor": net.name, "reference": real.name if real else ""}
     store = Store(QUALITY, folder or setting.output, recorded)
     todo = {}
     for part in batches(setting):
@@ -196,7 +203,7 @@ def compare(
                 images, share = plain, [[]] * len(part)
                 if method.family != "unmerged":
                     images, share = _made(pipe, setting, method, part, bar)
-                rows += _rows(setting, shared, method, part, plain, images, share, net)
+                rows += _rows(setting, shared, method, part, plain, images, share, net, real)
             store.add(rows, run, watch.lap())
     rows = of_these_images(store.find(**shared, method=labels, image=range(setting.images)), setting)
     runs = {name: entry for name, entry in store.runs.items() if name in set(rows["run"])}
@@ -217,8 +224,11 @@ def _made(pipe, setting: Setting, method: Method, part: range, bar) -> tuple[np.
     return images, list(torch.stack(shares, 1).numpy().astype(np.float16)) if shares else [[]] * len(part)
 
 
-def _rows(setting, shared, method, part, plain, images, share, net) -> list[dict]:
+def _rows(setting, shared, method, part, plain, images, share, net, real) -> list[dict]:
     features, reference = net(images), net(plain)
+    others = None if real is None else np.stack([real.like(image) for image in part])
+    nothing = np.full(len(part), np.nan)
+    psnr_real, ssim_real = (nothing if others is None else measure(images, others) for measure in (quality.psnr, quality.ssim))
     psnr, ssim = quality.psnr(images, plain), quality.ssim(images, plain)
     away = np.linalg.norm(features - reference, axis=1)
     return [
@@ -230,6 +240,8 @@ def _rows(setting, shared, method, part, plain, images, share, net) -> list[dict
             "psnr": psnr[i],
             "ssim": ssim[i],
             "feature_distance": away[i],
+            "psnr_real": psnr_real[i],
+            "ssim_real": ssim_real[i],
             "merged_share": share[i],
             "features": features[i].astype(np.float16),
         }

@@ -191,9 +191,14 @@ class Setting:
         return self.model == "tiny"
 
     @property
+    def classes_in_turn(self) -> list[str]:
+        """The classes that were named, or all of the model."""
+        return self.classes or (list(CLASSES) if self.embedded else imagenet_classes())
+
+    @property
     def names(self) -> list[str]:
         """The class of each image: the classes in turn, until there are ``images`` of them."""
-        classes = self.classes or (list(CLASSES) if self.embedded else imagenet_classes())
+        classes = self.classes_in_turn
         return [classes[i % len(classes)] for i in range(self.images)]
 
     @property

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +53,12 @@ def read_image(file: Path, height: int, width: int) -> np.ndarray:
             image = image.convert("RGB")
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{file} is not a whole image: {error}") from None
+    return _resized(image, height, width)
+
+
+def _resized(image: Image.Image, height: int, width: int) -> np.ndarray:
+    if image.size == (width, height):
+        return np.asarray(image)
     scale = max(height / image.height, width / image.width)
     size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
     image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
@@ -57,10 +66,26 @@ def read_image(file: Path, height: int, width: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
-def reference_features(
+@dataclass(frozen=True)
+class Reference:
+    """Real images.
+
+    Attributes:
+        name: of the set; equal names mean equal images.
+        features: ``[n, F]`` float32, of an extractor, for FID and its relatives.
+        like: ``like(image)`` is a real image of the class of the study's image of that number, unrelated to it otherwise:
+            uint8 ``[H, W, 3]``. A flat folder knows no classes; there it is any image.
+    """
+
+    name: str
+    features: np.ndarray
+    like: Callable[[int], np.ndarray]
+
+
+def real_images(
     setting: Setting, net: Extractor, size: tuple[int, int], folder: str | Path | None = None, per_class: int = 100
-) -> np.ndarray:
-    """Features ``[n, F]`` of the reference images, kept in ``setting.output`` for the next time.
+) -> Reference:
+    """The real images of a study; their features are kept in ``setting.output`` for the next time.
 
     Args:
         setting: the embedded model's reference are held-out renders, ``per_class`` of each class; other models need ``folder``.
@@ -74,27 +99,40 @@ def reference_features(
     """
     if folder is None and not setting.embedded:
         raise ValueError("reference=None: give the folder of real images to compare with, such as ImageNet's validation set")
-    files = None if folder is None else image_files(Path(folder))
-    key = hashlib.sha256(f"{net.name} {size} {per_class} {tiny.CLASSES}".encode())
-    for file in files or []:
-        about = os.stat(file)
-        key.update(f"{file.resolve()} {about.st_size} {about.st_mtime_ns}".encode())
-    kept = setting.folder() / f"reference-{key.hexdigest()[:16]}.npy"
+    if folder is None:
+        todo = [(name, HELD_OUT + i) for name in tiny.CLASSES for i in range(per_class)]
+        name = f"held-out scenes, {per_class} of each class"
+
+        def read(item: tuple[str, int]) -> np.ndarray:
+            return _resized(Image.fromarray(tiny.render(*item)), *size)
+
+        def like(image: int) -> np.ndarray:
+            return read((setting.names[image], HELD_OUT + image))
+    else:
+        todo = image_files(Path(folder))
+        listed = "\n".join(f"{file.relative_to(folder)} {file.stat().st_size}" for file in todo)
+        name = f"{len(todo)} images {hashlib.sha256(listed.encode()).hexdigest()[:12]}"
+        by_class = [list(files) for _, files in itertools.groupby(todo, key=lambda file: file.parent)]
+
+        def read(item: Path) -> np.ndarray:
+            return read_image(item, *size)
+
+        def like(image: int) -> np.ndarray:
+            turn, position = divmod(image, len(setting.classes_in_turn))
+            of_class = (
+                by_class[position] if len(by_class) == len(setting.classes_in_turn) else todo[position:] + todo[:position]
+            )
+            return read(of_class[turn % len(of_class)])
+
+    return Reference(name, _features(setting, net, f"{net.name} {size} {name}", todo, read), like)
+
+
+def _features(setting: Setting, net: Extractor, key: str, todo: Sequence, read: Callable) -> np.ndarray:
+    kept = setting.folder() / f"reference-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     if kept.exists():
         return np.load(kept)
-    features, batch = [], []
-
-    def flush() -> None:
-        if batch:
-            features.append(net(np.stack(batch)))
-            batch.clear()
-
-    todo = files or [(name, HELD_OUT + i) for name in tiny.CLASSES for i in range(per_class)]
-    for item in tqdm(todo, desc="reference", leave=False):
-        batch.append(tiny.render(*item) if files is None else read_image(item, *size))
-        if len(batch) == 64:
-            flush()
-    flush()
+    parts = [todo[at : at + 64] for at in range(0, len(todo), 64)]
+    features = [net(np.stack([read(item) for item in part])) for part in tqdm(parts, desc="reference", leave=False)]
     found = np.concatenate(features)
     partial = kept.with_suffix(f".{os.getpid()}.partial.npy")
     np.save(partial, found)

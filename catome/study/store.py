@@ -202,14 +202,30 @@ class Store:
         if not rows:
             return
         frame = pd.DataFrame([{"version": self.table.version, **row, "run": run["id"]} for row in rows])
-        new = pa.Table.from_pandas(frame, self.table.schema, preserve_index=False)
+        entry = self._runs.setdefault(run["id"], dict(run))
+        entry["rows"], entry["wall_seconds"] = entry["rows"] + len(frame), round(entry["wall_seconds"] + seconds, 1)
+        self._put(pa.Table.from_pandas(frame, self.table.schema, preserve_index=False))
+
+    def gather(self, folder: Path) -> int:
+        """Take over the rows that another process kept in ``folder``, with their provenance; how many there were.
+
+        Rows with the same keys are replaced, so gathering twice changes nothing.
+
+        Raises:
+            ValueError: as `Store` itself, if the folder's file is no whole file of this table.
+        """
+        rows, runs = self._read(Path(folder) / self.file.name)
+        if len(rows):
+            self._runs |= runs
+            self._put(rows)
+        return len(rows)
+
+    def _put(self, new: pa.Table) -> None:
         old, keys = self._own, list(self.table.keys)
         if len(old):
             taken = set(new.select(keys).to_pandas().itertuples(index=False, name=None))
             keep = [row not in taken for row in old.select(keys).to_pandas().itertuples(index=False, name=None)]
             old = old.filter(pa.array(keep))
-        run = self._runs.setdefault(run["id"], dict(run))
-        run["rows"], run["wall_seconds"] = run["rows"] + len(new), round(run["wall_seconds"] + seconds, 1)
         self._own = pa.concat_tables([old, new.replace_schema_metadata(None)])
         self._write()
 
