@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch_fidelity
 from PIL import Image
@@ -12,10 +14,11 @@ from test_results import setting
 import catome
 from catome import tiny
 from catome.study import methods, quality
-from catome.study.comparison import compare, cost, timed_blocks
+from catome.study.comparison import COST, compare, cost, timed_blocks, timed_on
 from catome.study.drift import checkpoints_made
 from catome.study.generate import generate_batch
-from catome.study.reference import image_files, read_image, reference_features
+from catome.study.reference import image_files, read_image, real_images
+from catome.tiny.evaluate import HELD_OUT
 from catome.tiny.features import LAYER, register
 
 
@@ -177,7 +180,8 @@ def test_compare_and_its_record(pipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr("catome.study.comparison.generate_batch", counted)
     chosen, asked = setting(tmp_path), [methods.unmerged(), methods.ca_tome(0.9, None), methods.tome(0.5)]
-    found = compare(pipe, chosen, asked, recorded=None)
+    real_set = real_images(chosen, quality.extractor(embedded=True), (128, 128), per_class=2)
+    found = compare(pipe, chosen, asked, real_set, recorded=None)
     assert made == [[0, 1]] * 3 + [[2]] * 3
     assert found.rows.groupby("method").size().tolist() == [3, 3, 3]
     assert np.isinf(found.of("unmerged")["psnr"]).all()
@@ -191,14 +195,16 @@ def test_compare_and_its_record(pipe, tmp_path, monkeypatch):
     assert np.allclose(row["merged_share"].astype(float), record.merged_share()[:, :, 1].mean(1), atol=5e-3)
     assert np.allclose(found.of(asked[2])["merged_share"][0].astype(float), 0.5, atol=1e-3)
     assert found.features(asked[1]).shape == (3, 128)
+    assert row["psnr_real"] == pytest.approx(quality.psnr(images, real_set.like(2)[None])[0], abs=0.5)
+    assert row["ssim_real"] == pytest.approx(quality.ssim(images, real_set.like(2)[None])[0], abs=0.05)
     made.clear()
-    compare(pipe, chosen, asked, recorded=None)
+    compare(pipe, chosen, asked, real_set, recorded=None)
     assert made == []
-    compare(pipe, chosen, [*asked, methods.tome(0.25)], recorded=None)
+    compare(pipe, chosen, [*asked, methods.tome(0.25)], real_set, recorded=None)
     assert made == [[0, 1], [0, 1], [2], [2]]  # the unmerged images to compare with, and the new method
     made.clear()
     compare(pipe, replace(chosen, guidance=3.0), asked[:1], recorded=None)
-    assert made == [[0, 1], [2]]
+    assert made == [[0, 1], [2]]  # without real images, and other guidance: nothing fits
     with pytest.raises(ValueError, match="each may be named once"):
         compare(pipe, chosen, [methods.tome(0.5), methods.tome(0.5)])
     with catome.patched(pipe), pytest.raises(ValueError, match="pipe is patched"):
@@ -218,6 +224,32 @@ def test_cost(pipe, tmp_path):
     more = cost(pipe, chosen, [*asked, methods.todo(2)], repetitions=1, recorded=None)
     assert len(set(more["run"])) == 1  # only turns of one run are compared
     assert set(more["run"]) != set(rows["run"])
+
+
+def test_cost_of_another_machine_is_used_and_said(pipe, tmp_path):
+    chosen, asked = setting(tmp_path, images=1, batch_size=1, steps=1), [methods.unmerged(), methods.tome(0.75)]
+    cost(pipe, chosen, asked, repetitions=1, recorded=None)
+    file = tmp_path / "cost.parquet"
+    table = pq.read_table(file)
+    (tmp_path / "shipped").mkdir()
+    for kind, seconds in (("cpu", 7.0), ("cuda", 8.0)):
+        elsewhere = table.to_pandas().assign(device="an abacus", threads=99, seconds=seconds, kind=kind)
+        stored = pa.Table.from_pandas(elsewhere, COST.schema, preserve_index=False).replace_schema_metadata(
+            table.schema.metadata
+        )
+        pq.write_table(stored, tmp_path / "shipped/cost.parquet")
+        file.unlink(missing_ok=True)
+        rows = cost(pipe, chosen, asked, repetitions=1, recorded=tmp_path / "shipped")
+        if kind == "cpu":
+            assert set(rows["seconds"]) == {7.0}
+            assert (
+                timed_on(rows) == "Timed on an abacus, 99 threads: batches of 1, the methods in turns, 1 times after a warm-up."
+            )
+        else:
+            assert set(rows["seconds"]) != {8.0}
+    file.unlink()
+    rows = cost(pipe, chosen, asked, repetitions=1, recorded=tmp_path / "shipped", recompute=True)
+    assert "an abacus" not in set(rows["device"])
 
 
 def test_block_times_leave_nothing_behind(pipe):
@@ -297,22 +329,36 @@ def test_a_broken_reference_image_is_named(tmp_path):
         read_image(tmp_path / "b.jpg", 32, 32)
 
 
-def test_reference_features_are_kept_and_fit(tmp_path, monkeypatch):
+def test_real_images_are_read_once_and_fit(tmp_path, monkeypatch):
     chosen, net = setting(tmp_path), quality.extractor(embedded=True)
-    first = reference_features(chosen, net, (128, 128), per_class=2)
-    assert first.shape == (24, 128)
+    first = real_images(chosen, net, (128, 128), per_class=2)
+    assert first.features.shape == (24, 128)
+    assert np.array_equal(first.like(1), tiny.render(chosen.names[1], HELD_OUT + 1))
     monkeypatch.setattr(tiny, "render", None)  # not drawn again
-    assert np.array_equal(first, reference_features(chosen, net, (128, 128), per_class=2))
+    assert np.array_equal(first.features, real_images(chosen, net, (128, 128), per_class=2).features)
     with pytest.raises(ValueError, match="reference=None"):
-        reference_features(replace(chosen, model="/some/model"), net, (128, 128))
+        real_images(replace(chosen, model="/some/model"), net, (128, 128))
     folder = tmp_path / "real"
     folder.mkdir()
     for i in range(3):
         Image.fromarray(np.full((130, 200, 3), 40 * i, np.uint8)).save(folder / f"{i}.png")
-    real = reference_features(chosen, net, (128, 128), folder)
-    assert real.shape == (3, 128)
+    real = real_images(chosen, net, (128, 128), folder)
+    assert real.features.shape == (3, 128)
+    assert [int(real.like(i).mean()) for i in range(3)] == [0, 40, 80]
     Image.fromarray(np.full((130, 200, 3), 250, np.uint8)).save(folder / "1.png")
-    assert not np.array_equal(real, reference_features(chosen, net, (128, 128), folder))
+    other = real_images(chosen, net, (128, 128), folder)
+    assert other.name != real.name
+    assert not np.array_equal(real.features, other.features)
+
+
+def test_a_folder_for_each_class_gives_images_of_the_class(tmp_path):
+    chosen = setting(tmp_path, classes=["desert", "lighthouse"], images=6)
+    for i, group in enumerate(["n01", "n02"]):
+        (tmp_path / "real" / group).mkdir(parents=True)
+        for k in range(2):
+            Image.fromarray(np.full((128, 128, 3), 100 * i + 10 * k, np.uint8)).save(tmp_path / "real" / group / f"{k}.png")
+    real = real_images(chosen, quality.extractor(embedded=True), (128, 128), tmp_path / "real")
+    assert [int(real.like(i).mean()) for i in range(6)] == [0, 100, 10, 110, 0, 100]
 
 
 def test_the_psnr_of_bytes_that_wrap():

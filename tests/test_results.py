@@ -103,6 +103,20 @@ def test_a_file_of_another_study_is_refused(tmp_path, run):
         Store(Table("numbers", 1, {"version": pa.int16(), "name": pa.string()}, {}), tmp_path, None)
 
 
+def test_rows_of_other_processes_are_gathered_with_their_provenance(tmp_path):
+    runs = [provenance(setting(tmp_path), "model") for _ in range(3)]
+    parts = [Store(TABLE, tmp_path / name, None) for name in "abc"]
+    for part, run, images in zip(parts, runs, ([0, 1], [2], [1, 3]), strict=True):
+        part.add(rows(images, value=10.0 * images[0]), run, 1.5)
+    for _ in range(2):  # a second time changes nothing
+        whole = Store(TABLE, tmp_path, None)
+        assert [whole.gather(tmp_path / name) for name in "abc"] == [2, 1, 2]
+        found = Store(TABLE, tmp_path, None)
+        assert found.find().sort_values("image")[["image", "value"]].values.tolist() == [[0, 0], [1, 11], [2, 22], [3, 13]]
+        assert found.runs == {run["id"]: run | {"rows": n, "wall_seconds": 1.5} for run, n in zip(runs, (2, 1, 2), strict=True)}
+    assert whole.gather(tmp_path / "nothing here") == 0
+
+
 def _add_for_ever(folder):
     store = Store(TABLE, folder, None)
     for i in itertools.count():

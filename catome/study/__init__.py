@@ -2,7 +2,7 @@
 
 from catome.schedule import Auto, derive
 from catome.study import figures, methods, paper, quality
-from catome.study.comparison import compare, cost
+from catome.study.comparison import compare, cost, timed_on
 from catome.study.drift import amount_name, checkpoints_made, drift_study, jaccard_distances, lag_curves, mean_staleness
 from catome.study.generate import generate, generate_batch, load, tokens_of
 from catome.study.parameters import Setting, settle
@@ -35,6 +35,7 @@ __all__ = [
     "settle",
     "shares_above",
     "similarity_study",
+    "timed_on",
     "tokens_of",
     "weakest_merged",
 ]

@@ -110,8 +110,10 @@ def real_images(
             return read((setting.names[image], HELD_OUT + image))
     else:
         todo = image_files(Path(folder))
-        listed = "\n".join(f"{file.relative_to(folder)} {file.stat().st_size}" for file in todo)
-        name = f"{len(todo)} images {hashlib.sha256(listed.encode()).hexdigest()[:12]}"
+        digest = hashlib.sha256()
+        for file in todo:
+            digest.update(f"{file.relative_to(folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        name = f"{len(todo)} images {digest.hexdigest()[:12]}"
         by_class = [list(files) for _, files in itertools.groupby(todo, key=lambda file: file.parent)]
 
         def read(item: Path) -> np.ndarray:
