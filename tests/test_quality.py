@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,9 +14,9 @@ from test_results import setting
 
 import catome
 from catome import tiny
-from catome.study import methods, quality
+from catome.study import figures, methods, quality
 from catome.study.comparison import COST, compare, cost, timed_blocks, timed_on
-from catome.study.drift import checkpoints_made
+from catome.study.drift import checkpoints_made, held_out
 from catome.study.generate import generate_batch
 from catome.study.reference import image_files, read_image, real_images
 from catome.tiny.evaluate import HELD_OUT
@@ -368,3 +369,35 @@ def test_the_psnr_of_bytes_that_wrap():
     wrapped = ((a - b) ** 2).astype(float).mean()
     assert 10 * np.log10(255**2 / wrapped) == pytest.approx(27.90, abs=0.02)
     assert quality.psnr(a, b)[0] == pytest.approx(7.7, abs=0.2)
+
+
+def test_means_leave_out_what_nothing_changed():
+    mean, low, high = quality.mean_interval([30.0, np.inf, 34.0, 38.0])
+    assert mean == 34.0
+    assert 30 <= low < 34 < high <= 38
+    assert quality.mean_interval([np.inf, np.inf]) == (np.inf, np.inf, np.inf)
+    assert np.isnan(quality.mean_interval([1.0, np.nan])).all()
+
+
+def test_metrics_of_too_few_images_are_not_numbers():
+    features = np.random.default_rng(0).normal(size=(6, 16))
+    assert np.isnan(quality.fid(features[:1], features))
+    assert np.isfinite(quality.fid(features[:2], features))
+    assert np.isnan(quality.fid_infinity(features[:3], features))
+    assert np.isfinite(quality.fid_infinity(features[:4], features))
+    assert np.isnan(quality.precision_recall(features[:3], features)).all()
+    assert np.isfinite(quality.precision_recall(features[:4], features)).all()
+
+
+def test_intervals_in_words():
+    table = pd.DataFrame({"x": [1.234, np.inf], "x low": [1.0, np.inf], "x high": [2.0, np.inf]})
+    assert figures.with_interval(table, "x").tolist() == ["1.23 [1.00, 2.00]", "unchanged"]
+    assert figures.with_interval(table, "x", 0).tolist()[0] == "1 [1, 2]"
+
+
+def test_schedules_are_tried_on_images_they_were_not_derived_from(tmp_path):
+    unseen, tried = held_out(setting(tmp_path, images=48), 120)
+    assert (list(unseen), list(tried)) == ([2, 3, 4], [0, 1])
+    assert list(held_out(setting(tmp_path, images=49), 73)[0]) == [3]
+    with pytest.raises(ValueError, match=r"drift_images=72 must be above 72: images=49"):
+        held_out(setting(tmp_path, images=49), 72)

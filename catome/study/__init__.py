@@ -3,7 +3,16 @@
 from catome.schedule import Auto, derive
 from catome.study import figures, methods, paper, quality
 from catome.study.comparison import compare, cost, timed_on
-from catome.study.drift import amount_name, checkpoints_made, drift_study, jaccard_distances, lag_curves, mean_staleness
+from catome.study.drift import (
+    SHARD,
+    amount_name,
+    checkpoints_made,
+    drift_study,
+    held_out,
+    jaccard_distances,
+    lag_curves,
+    mean_staleness,
+)
 from catome.study.generate import generate, generate_batch, load, tokens_of
 from catome.study.parameters import Setting, settle
 from catome.study.reference import real_images
@@ -11,6 +20,7 @@ from catome.study.similarity import shares_above, similarity_study, weakest_merg
 from catome.study.store import computed_on, image_size
 
 __all__ = [
+    "SHARD",
     "Auto",
     "Setting",
     "amount_name",
@@ -23,6 +33,7 @@ __all__ = [
     "figures",
     "generate",
     "generate_batch",
+    "held_out",
     "image_size",
     "jaccard_distances",
     "lag_curves",

@@ -174,6 +174,23 @@ def checkpoints_made(pipe, setting: Setting, method: Method, staleness: np.ndarr
     return float(np.mean(counts)), float(np.mean(bills))
 
 
+def held_out(setting: Setting, drift_images: int) -> tuple[range, range]:
+    """Shards to derive schedules from and shards to try them on: ``(unseen, tried)``, positions for `Drift.staleness`.
+
+    Those tried hold the setting's own images, the unseen ones none of them.
+
+    Raises:
+        ValueError: if ``drift_images`` reach no further than the shards of the setting's own images.
+    """
+    tried, shards = len(shards_of(setting.images)), len(shards_of(drift_images))
+    if shards <= tried:
+        raise ValueError(
+            f"drift_images={drift_images!r} must be above {SHARD * tried}: images={setting.images} are kept for trying out what is "
+            f"derived from the others, in shards of {SHARD}"
+        )
+    return range(tried, shards), range(tried)
+
+
 def shards_of(images: int) -> list[range]:
     return [range(at, min(at + SHARD, images)) for at in range(0, images, SHARD)]
 

@@ -47,6 +47,17 @@ def say(text: str) -> None:
     display(Markdown(text))
 
 
+def with_interval(table: pd.DataFrame, column: str, digits: int = 2) -> pd.Series:
+    """``12.34 [11.90, 12.80]`` from the columns ``X``, ``X low`` and ``X high``; infinite values are "unchanged"."""
+
+    def words(row) -> str:
+        if np.isinf(row[column]):
+            return "unchanged"
+        return f"{row[column]:.{digits}f} [{row[f'{column} low']:.{digits}f}, {row[f'{column} high']:.{digits}f}]"
+
+    return table.apply(words, axis=1)
+
+
 def show_image(ax, image: np.ndarray, title: str = "") -> None:
     ax.imshow(np.clip(image, 0, 1), extent=(0, 1, 1, 0))
     ax.set(xticks=[], yticks=[], title=title)

@@ -70,7 +70,12 @@ def fid(features: np.ndarray, reference: np.ndarray | dict) -> float:
     Args:
         features: of the generated images.
         reference: features, or what `fid_statistics` made of them.
+
+    Returns:
+        NaN for fewer than two images, which have no covariance.
     """
+    if len(features) < 2:
+        return float("nan")
     other = reference if isinstance(reference, dict) else fid_statistics(reference)
     return fid_statistics_to_metric(fid_statistics(features), other, verbose=False)["frechet_inception_distance"]
 
@@ -83,8 +88,10 @@ def fid_statistics(features: np.ndarray) -> dict:
 def fid_infinity(features: np.ndarray, reference: np.ndarray | dict, points: int = 12, seed: int = 0) -> float:
     """FID extrapolated to infinitely many images (Chong & Forsyth 2020, arXiv 1911.07023).
 
-    FID's bias falls as 1/n: a line through the FIDs of random subsets against 1/n, read off at 0.
+    FID's bias falls as 1/n: a line through the FIDs of random subsets against 1/n, read off at 0. NaN for fewer than four images.
     """
+    if len(features) < 4:
+        return float("nan")
     rng = np.random.default_rng(seed)
     statistics = reference if isinstance(reference, dict) else fid_statistics(reference)
     sizes = np.linspace(len(features) // 2, len(features), points).astype(int)
@@ -106,7 +113,10 @@ def kid(features: np.ndarray, reference: np.ndarray, subset: int = 100, subsets:
 
 
 def precision_recall(features: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019) by torch-fidelity."""
+    """Improved precision and recall (Kynkäänniemi et al. 2019) by torch-fidelity; NaN where either set has too few images
+    for their third neighbours."""
+    if min(len(features), len(reference)) < 4:
+        return float("nan"), float("nan")
     found = prc_features_to_metric(
         torch.from_numpy(np.asarray(features, np.float32)), torch.from_numpy(np.asarray(reference, np.float32)), verbose=False
     )
@@ -151,10 +161,13 @@ def bootstrap(
 def mean_interval(
     values: Sequence[float], level: float = 0.95, seed: int = 0, resamples: int = 2000
 ) -> tuple[float, float, float]:
-    """``(mean, low, high)``, the interval by bootstrap over the values."""
+    """``(mean, low, high)``, the interval by bootstrap over the values.
+
+    Infinite values, such as the PSNR of images that nothing changed, are left out, unless all are infinite; NaN if any is NaN."""
     values = np.asarray(values, float)
     if np.isnan(values).any() or np.isinf(values).all():
         return float(values.mean()), float(values.mean()), float(values.mean())
+    values = values[np.isfinite(values)]
     drawn = values[np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))].mean(1)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(values.mean()), float(low), float(high)
