@@ -1,6 +1,7 @@
 # `make help` lists the targets.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 PRESET ?= tiny
+GPU_PYTHON ?= .venv/bin/python
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -9,10 +10,11 @@ BUILD ?= _build
 SOURCE := $(BUILD)/source
 EXECUTED := $(addprefix $(SOURCE)/notebooks/,$(NOTEBOOKS))
 CODE := $(wildcard catome/*.py catome/study/*.py catome/tiny/*.py) $(wildcard data/tiny-sd/*/*)
+GPU_STAMP := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(STAMP))
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup book test lint format notebooks record clean
+.PHONY: help setup book test lint format notebooks record bench gpu-test gpu-bench clean
 
 # parameters of a notebook: the preset's, then those that the preset has for this notebook alone
 PARAMETERS = -f data/presets/$(1).yaml $(addprefix -f ,$(wildcard data/presets/$(1)/$(2).yaml))
@@ -54,6 +56,17 @@ record: $(STAMP) ## compute what is missing from data/results (hours; go on any 
 	        -f data/presets/record/$$study.yaml -p output data/results $(if $(DEVICE),-p device $(DEVICE)) \
 	        $(if $(BATCH),-p batch_size $(BATCH)) -k python3 --no-progress-bar --log-output || exit 1; \
 	done
+
+bench: $(STAMP) ## time catome against its peers on the CPU (under 10 minutes)
+	$(BIN)/python -m catome.bench --output $(BUILD)/output
+
+gpu-test: $(GPU_STAMP) ## test the kernels on a GPU (GPU_PYTHON=python3: with that Python instead of .venv's)
+	@$(GPU_PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('gpu-test needs a CUDA device, and torch %s sees \
+	none; make test runs the same tests on the interpreter' % torch.__version__)"
+	$(GPU_PYTHON) -m pytest tests/test_kernels.py
+
+gpu-bench: $(GPU_STAMP) ## time catome against its peers on a GPU and keep the rows in data/results (under 10 minutes)
+	$(GPU_PYTHON) -m catome.bench --device cuda --record
 
 test: $(STAMP) ## run all tests: library, notebooks, and the book in a headless browser
 	$(BIN)/python -m pytest

@@ -12,17 +12,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from diffusers.hooks import HookRegistry, ModelHook
 
+from catome import kernels
 from catome.checks import Dst
 from catome.matching import Matches, best_matches
 from catome.online import broken_share, weakest_pair
+from catome.packed import attend, packable
 from catome.plan import MergePlan, make_plan, pack
 from catome.schedule import Auto
 from catome.unet import StepCounter, token_grid, topmost_downsample, transformer_blocks
 
 HOOK = "catome"
 _ROW_BY_ROW = ("AttnProcessor", "SlicedAttnProcessor", "FusedAttnProcessor", "XFormersAttnProcessor", "IPAdapterAttnProcessor")
+
+_PACKED_TAKES = {"encoder_hidden_states", "attention_mask"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Generation:
         self.size, self.generator = None, torch.Generator().manual_seed(config.seed)
         self.cached: dict[int, tuple] = {}  # by block: plan, what it fits, when it was made, its floor (see `Auto`)
         self.active: MergePlan | None = None
+        self.raw: torch.Tensor | None = None  # the block's input, where the norm has left its work to the merge
         self.used: MergePlan | None = None
 
 
@@ -96,7 +102,9 @@ class Patch:
                 (block.ff, config.merge_mlp),
             ):
                 if wanted and part is not None:
-                    put_on(part, PartHook(self))
+                    put_on(part, PartHook(self, block.norm1 if part is block.attn1 else None))
+            if config.merge_attn and type(block.norm1) is torch.nn.LayerNorm and block.pos_embed is None:
+                put_on(block.norm1, NormHook(self, block))
 
     def before(self, unet, args, kwargs) -> None:
         if not self.settled:
@@ -166,28 +174,61 @@ class BlockHook(ModelHook):
         return self.patch.choose(matches, config)
 
     def post_forward(self, module, output):
-        self.patch.now.active = None
+        now = self.patch.now
+        now.active = now.raw = None
         return output
+
+
+class NormHook(ModelHook):
+    """Leaves the LayerNorm before self-attention to the merge, where a kernel does both in one pass over the tokens."""
+
+    def __init__(self, patch: Patch, block) -> None:
+        super().__init__()
+        self.patch, self.attention = patch, block.attn1
+
+    def new_forward(self, module, hidden_states):
+        now, forward = self.patch.now, self.fn_ref.original_forward
+        now.raw = hidden_states if self._may_wait(now, module, hidden_states) else None
+        return forward(hidden_states) if now.raw is None else hidden_states
+
+    def _may_wait(self, now: Generation, module, x: torch.Tensor) -> bool:
+        """Whether nobody sees the difference: the attention has no other hook, and the plan fits."""
+        alone = all(
+            watched._diffusers_hook._hook_order == [HOOK] and not (watched._forward_pre_hooks or watched._forward_hooks)
+            for watched in (module, self.attention)
+        )
+        return (
+            alone
+            and now.active is not None
+            and x.shape[:2] == now.active.slot.shape
+            and kernels.usable(x)
+            and not torch.is_autocast_enabled(x.device.type)
+            and (module.weight is None or module.weight.dtype == x.dtype)
+        )
 
 
 class PartHook(ModelHook):
     """Runs one part of a block (attention or MLP) on the merged tokens."""
 
-    def __init__(self, patch: Patch) -> None:
+    def __init__(self, patch: Patch, norm: torch.nn.Module | None = None) -> None:
         super().__init__()
-        self.patch = patch
+        self.patch, self.norm = patch, norm
 
     def new_forward(self, module, hidden_states, *args, **kwargs):
         forward, now = self.fn_ref.original_forward, self.patch.now
+        norm = self.norm if hidden_states is now.raw else None
         plan, context = now.active, kwargs.get("encoder_hidden_states")
         masked = kwargs.get("attention_mask") is not None or not isinstance(context, (torch.Tensor, type(None)))
-        if plan is None or masked or hidden_states.shape[:2] != plan.slot.shape:
+        fits = plan is not None and not masked and hidden_states.shape[:2] == plan.slot.shape
+        ragged = fits and len(set(plan.lengths)) > 1
+        if not fits or (ragged and not row_by_row(module)) or remembers(module):
+            if norm is not None:
+                hidden_states = F.layer_norm(hidden_states, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
             return forward(hidden_states, *args, **kwargs)
-        ragged = len(set(plan.lengths)) > 1
-        if (ragged and not row_by_row(module)) or remembers(module):
-            return forward(hidden_states, *args, **kwargs)
-        now.used, packed = plan, plan.merge(hidden_states)
-        if not ragged:
+        now.used, packed = plan, plan.merge(hidden_states, norm)
+        if ragged and not args and set(kwargs) <= _PACKED_TAKES and packable(module, packed):
+            merged = attend(module, packed, plan, context)
+        elif not ragged:
             merged = forward(packed.unflatten(0, (len(plan.lengths), -1)), *args, **kwargs).flatten(0, 1)
         else:
             images = []

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 
+from catome import kernels
 from catome.checks import Dst, check_amount
 from catome.matching import Matches, best_matches
 
@@ -38,9 +40,17 @@ class MergePlan:
         return 1 - torch.tensor(self.lengths, dtype=torch.float32) / self.slot.shape[1]
 
     @cached_property
-    def _group_size(self) -> torch.Tensor:
-        ones = torch.ones(self.slot.numel(), device=self.slot.device)
-        return torch.zeros(sum(self.lengths), device=self.slot.device).index_add_(0, self.slot.flatten(), ones)[:, None]
+    def _groups(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All tokens ``[B * N]``, slot by slot, and where in them each slot begins ``[S + 1]``."""
+        slot = self.slot.flatten()
+        order = slot.argsort(stable=True)
+        ends = torch.searchsorted(slot[order], torch.arange(sum(self.lengths) + 1, device=slot.device))
+        return order, ends
+
+    @cached_property
+    def bounds(self) -> torch.Tensor:
+        """Where in the packed tokens each image begins, and their number: ``[B + 1]`` int32 (``cu_seqlens``)."""
+        return F.pad(self.slot.amax(1) + 1, (1, 0)).int()
 
     def pairs(self, image: int) -> torch.Tensor:
         """The merged ``(src, dst)`` token pairs of one image, ``[P, 2]`` int64, by ascending src."""
@@ -48,18 +58,20 @@ class MergePlan:
         src = (target != torch.arange(len(target), device=target.device)).nonzero()[:, 0]
         return torch.stack([src, target[src]], 1)
 
-    def merge(self, x: torch.Tensor) -> torch.Tensor:
+    def merge(self, x: torch.Tensor, norm: torch.nn.LayerNorm | None = None) -> torch.Tensor:
         """Replace each dst token and the src tokens merged into it by their mean (paper, Section III-A).
 
         Takes ``[B, N, C]`` and returns ``[S, C]``, the tokens left of all images behind each other (see `split`); half
-        precisions are summed in float32. Raises a ValueError if ``x`` does not have the plan's ``B`` and ``N``."""
+        precisions are summed in float32. With ``norm``, merges what that LayerNorm makes of each token. Raises a ValueError if ``x`` does not have the plan's ``B`` and ``N``."""
         if x.ndim != 3 or x.shape[:2] != self.slot.shape:
             expected = [*self.slot.shape, "C"]
             raise ValueError(f"x of shape {list(x.shape)} does not fit this plan: it is for {expected}")
-        exact = torch.promote_types(x.dtype, torch.float32)
-        total = x.new_zeros(sum(self.lengths), x.shape[-1], dtype=exact)
-        total = total.index_add(0, self.slot.flatten(), x.flatten(0, 1).to(exact))
-        return (total / self._group_size.to(exact)).to(x.dtype)
+        if kernels.usable(x):
+            return kernels.merge(x, *self._groups, norm)
+        if norm is not None:
+            x = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        exact, (order, begins) = x.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32)), self._groups
+        return F.embedding_bag(order, exact, begins[:-1], mode="mean").to(x.dtype)
 
     def unmerge(self, y: torch.Tensor) -> torch.Tensor:
         """Give every token the value of its slot: the inverse of `merge` up to what the mean lost.
@@ -67,6 +79,8 @@ class MergePlan:
         Takes packed tokens ``[S, C]`` and returns ``[B, N, C]``; raises a ValueError if ``y`` does not have ``S`` rows."""
         if y.ndim != 2 or y.shape[0] != sum(self.lengths):
             raise ValueError(f"y of shape {list(y.shape)} does not fit this plan: it is for [{sum(self.lengths)}, C]")
+        if kernels.usable(y):
+            return kernels.unmerge(y, self.slot)
         return y.index_select(0, self.slot.flatten()).unflatten(0, self.slot.shape)
 
     def split(self, y: torch.Tensor) -> tuple[torch.Tensor, ...]:

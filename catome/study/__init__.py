@@ -1,7 +1,8 @@
 """What the notebooks call: parameters, generation, the studies and their figures."""
 
 from catome.schedule import Auto, derive
-from catome.study import figures, methods, paper, quality
+from catome.study import accounting, accounting_figures, figures, methods, paper, quality
+from catome.study.bench import bench_rows
 from catome.study.comparison import compare, cost, timed_on
 from catome.study.drift import (
     SHARD,
@@ -23,7 +24,10 @@ __all__ = [
     "SHARD",
     "Auto",
     "Setting",
+    "accounting",
+    "accounting_figures",
     "amount_name",
+    "bench_rows",
     "checkpoints_made",
     "compare",
     "computed_on",

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from catome.patch import applied_patch
 from catome.study import quality
+from catome.study.accounting import FORMULAS
 from catome.study.generate import batches, generate_batch
 from catome.study.methods import Method, peak_memory
 from catome.study.parameters import Setting
@@ -333,7 +334,7 @@ def cost(
     with tqdm(total=len(methods) * (repetitions + 1) * setting.calls, desc="cost", unit="step", leave=False) as bar:
         flops = {}
         for method in methods:  # the warm-up, and with it the count
-            with method.applied(pipe), FlopCounterMode(display=False) as counter:
+            with method.applied(pipe), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
                 generate_batch(pipe, setting, range(setting.batch_size), bar.update)
             flops[method.label] = counter.get_total_flops() / setting.batch_size
         for repetition in range(repetitions):

@@ -6,6 +6,7 @@ says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from catome.matching import Matches
 from catome.patch import install, patched, remove_patch
 from catome.plan import MergePlan, make_plan
 from catome.schedule import Auto, parse_schedule
-from catome.unet import find_unet, transformer_blocks
+from catome.unet import find_unet, topmost_downsample, transformer_blocks
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def tomesd(ratio: float) -> Method:
     def applied(pipe) -> Iterator:
         import tomesd as package
 
-        package.apply_patch(pipe, ratio=ratio, use_rand=False)
+        package.apply_patch(pipe, ratio=ratio, use_rand=False, max_downsample=topmost_downsample(find_unet(pipe)))
         try:
             yield pipe
         finally:
@@ -88,7 +89,7 @@ def tomesd(ratio: float) -> Method:
 def _batch_maximum(matches: Matches, config: MergeConfig) -> MergePlan:
     tokens = matches.grid[0] * matches.grid[1]
     most = int((matches.similarity >= config.threshold).sum(1).max())
-    return make_plan(matches, ratio=min((most + 0.5) / tokens, 1.0))
+    return make_plan(matches, ratio=min(most + 0.5, matches.best.shape[1]) / tokens)
 
 
 def batch_maximum(threshold: float, schedule: str | Iterable[int] | None, batch: int) -> Method:
@@ -118,10 +119,11 @@ def todo(factor: int = 2) -> Method:
     @contextmanager
     def applied(pipe) -> Iterator:
         unet, size = find_unet(pipe), {}
+        downsample_by = topmost_downsample(unet)
 
         def note(module, args, kwargs):
             sample = args[0] if args else kwargs["sample"]
-            size["grid"] = tuple(sample.shape[-2:])
+            size["grid"] = tuple(math.ceil(edge / downsample_by) for edge in sample.shape[-2:])
 
         def downsample(module, args, kwargs):
             hidden = args[0] if args else kwargs["hidden_states"]

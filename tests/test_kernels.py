@@ -1,0 +1,292 @@
+"""The Triton kernels against the torch versions: on the interpreter where there is no GPU, else on the GPU."""
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+
+import catome
+from catome import kernels, packed, plan
+from catome.matching import best_matches_of, split_tokens
+
+pytest.importorskip("triton")
+GPU = torch.cuda.is_available()
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+DEVICE = "cuda" if GPU else "cpu"
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def tokens(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(DEVICE)
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Take the kernels away, so that the torch versions run wherever the tensors are."""
+    monkeypatch.setattr(kernels, "usable", lambda x: False)
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """Let the library call the kernels on the CPU as well."""
+    monkeypatch.setattr(kernels, "usable", lambda x: x.dtype in kernels.DTYPES)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("images", "grid", "channels", "stride"),
+    [(1, (8, 8), 16, (2, 2)), (3, (9, 7), 40, (2, 2)), (2, (16, 24), 72, (4, 3)), (1, (2, 2), 320, (2, 2))],
+)
+def test_matching(plain, dtype, images, grid, channels, stride):
+    x = tokens(images, grid[0] * grid[1], channels, dtype=dtype)
+    src, dst = split_tokens(grid, stride, device=x.device)
+    similarity, best = kernels.best_matches_of(x, src, dst)
+    expected, partner = best_matches_of(x, src, dst)
+    assert torch.allclose(similarity, expected, atol=2e-6)
+    same = best == partner
+    unit = torch.nn.functional.normalize(x.double(), dim=-1)
+    found = (unit[:, src] * unit.gather(1, best[..., None].expand(-1, -1, channels))).sum(-1)
+    assert torch.allclose(found, expected.double(), atol=2e-6)  # where they differ, two dst tokens are equally similar
+    assert same.float().mean() > 0.99
+
+
+def test_matching_of_strided_tokens(plain):
+    x = tokens(2, 24, 64).transpose(1, 2)  # [B, N, C] of channels-first memory
+    src, dst = split_tokens((8, 8), device=x.device)
+    assert not x.is_contiguous()
+    for found, expected in zip(kernels.best_matches_of(x, src, dst), best_matches_of(x, src, dst), strict=True):
+        assert torch.allclose(found.double(), expected.double(), atol=2e-6)
+
+
+def test_matching_of_tokens_that_are_not_finite_or_zero(plain):
+    x = tokens(2, 64, 24)
+    src, dst = split_tokens((8, 8), device=x.device)
+    x[0, dst[3]] = float("nan")
+    x[0, dst[4], 5] = float("inf")
+    x[0, src[7], 0] = -float("inf")
+    x[1, src[2]] = 0
+    x[1, dst[1]] = 0
+    similarity, best = kernels.best_matches_of(x, src, dst)
+    expected, partner = best_matches_of(x, src, dst)
+    assert torch.allclose(similarity, expected, atol=2e-6, equal_nan=True)
+    assert similarity[0, 7].isnan()
+    assert similarity[1, 2] == 0
+    finite = ~expected.isnan() & (expected != 0)
+    assert torch.equal(best[finite], partner[finite])
+    assert not {int(dst[3]), int(dst[4])} & set(best[0].tolist())
+    x[0, dst] = float("nan")
+    similarity, best = kernels.best_matches_of(x, src, dst)
+    assert (similarity[0].isnan() | (similarity[0] == -float("inf"))).all()
+    assert set(best[0].tolist()) <= set(dst.tolist())
+
+
+def test_of_equal_dst_tokens_the_first_is_taken(plain):
+    x = tokens(1, 64, 16)
+    src, dst = split_tokens((8, 8), device=x.device)
+    x[:, dst[2:9]] = x[:, src[:1]]
+    assert kernels.best_matches_of(x, src, dst)[1][0, 0] == dst[2]
+
+
+def plans():
+    """Plans with ragged lengths, nothing merged, everything merged, one group that holds nearly all tokens."""
+    x = tokens(3, 64, 16)
+    yield "ragged", catome.match(x, (8, 8), threshold=0.35)
+    yield "nothing", catome.match(x, (8, 8), threshold=0.999)
+    yield "everything", catome.match(x, (8, 8), threshold=-1.0)
+    yield "a share", catome.match(x, (8, 8), ratio=0.5)
+    sky = plan.pack(torch.tensor([[0] * 60 + [60, 61, 62, 63], list(range(64)), [63] * 64], device=DEVICE))
+    yield "a sky", sky
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [16, 40, 320])
+def test_merge_and_unmerge(plain, dtype, channels):
+    for name, made in plans():
+        x = tokens(3, 64, channels, dtype=dtype, seed=1)
+        packed_tokens = kernels.merge(x, *made._groups)
+        expected = made.merge(x)
+        rounding = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+        assert packed_tokens.dtype == dtype
+        assert torch.allclose(packed_tokens.double(), expected.double(), rtol=rounding, atol=rounding), name
+        assert torch.equal(kernels.unmerge(packed_tokens, made.slot), made.unmerge(packed_tokens)), name
+        assert torch.equal(kernels.merge(x, *made._groups), packed_tokens), "two runs differ"
+
+
+def test_merge_of_strided_tokens(plain):
+    _, made = next(plans())
+    x = tokens(3, 40, 64).transpose(1, 2)
+    assert torch.allclose(kernels.merge(x, *made._groups), made.merge(x), atol=1e-6)
+
+
+def test_a_token_that_is_not_finite_spoils_its_group_only(plain):
+    _, made = next(plans())
+    x = tokens(3, 64, 24)
+    x[1, 10] = float("nan")
+    found = kernels.merge(x, *made._groups)
+    assert set(found.isnan().any(1).nonzero().flatten().tolist()) == {int(made.slot[1, 10])}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("affine", "bias"), [(True, True), (True, False), (False, False)])
+def test_norm_and_merge_in_one(plain, dtype, affine, bias):
+    norm = torch.nn.LayerNorm(40, eps=1e-4, elementwise_affine=affine, bias=bias, dtype=dtype, device=DEVICE)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    with torch.no_grad():
+        for _, made in plans():
+            x = 3 + 2 * tokens(3, 64, 40, dtype=dtype, seed=2)
+            exact = norm.double()(x.double())
+            norm.to(dtype)
+            expected = torch.stack(
+                [exact.flatten(0, 1)[made.slot.flatten() == slot].mean(0) for slot in range(sum(made.lengths))]
+            )
+            rounding = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+            found = kernels.merge(x, *made._groups, norm)
+            assert torch.allclose(found.double(), expected, rtol=rounding, atol=rounding)
+            assert torch.allclose(made.merge(x, norm).double(), expected, rtol=2 * rounding, atol=2 * rounding)
+
+
+def test_groups_are_the_slots(plain):
+    for _, made in plans():
+        order, bounds = made._groups
+        assert sorted(order.tolist()) == list(range(made.slot.numel()))
+        for slot in range(sum(made.lengths)):
+            members = order[bounds[slot] : bounds[slot + 1]]
+            assert torch.equal(members, (made.slot.flatten() == slot).nonzero().flatten())
+        assert made.bounds.tolist() == [0, *torch.tensor(made.lengths).cumsum(0).tolist()]
+
+
+def test_what_the_kernels_do_not_take():
+    assert not kernels.usable(torch.zeros(1))
+    assert kernels.usable(torch.zeros(1, device="cuda")) if GPU else True
+    if GPU:
+        assert not kernels.usable(torch.zeros(1, device="cuda", dtype=torch.float64))
+        assert not kernels.usable(torch.zeros(1, device="cuda", requires_grad=True))
+        with torch.no_grad():
+            assert kernels.usable(torch.zeros(1, device="cuda", requires_grad=True))
+
+
+@pytest.mark.skipif(GPU, reason="the embedded model is compared on the CPU")
+@pytest.mark.parametrize("amount", [{"ratio": 0.5}, {"threshold": 0.9}])
+def test_a_generation_by_kernels_is_that_by_torch(generate, pipe, monkeypatch, amount):
+    names, steps = ["desert", "lighthouse"], 2
+    with catome.patched(pipe, schedule=(0,), **amount):
+        expected = generate(names, steps=steps, height=64, width=64)
+    calls = []
+    for name in ("best_matches_of", "merge", "unmerge"):
+        real = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *a, real=real, name=name: calls.append((name, len(a))) or real(*a))
+    monkeypatch.setattr(kernels, "usable", lambda x: x.dtype in kernels.DTYPES)
+    with catome.patched(pipe, schedule=(0,), **amount), catome.probe(pipe):
+        found = generate(names, steps=steps, height=64, width=64)
+    assert {name for name, _ in calls} == {"best_matches_of", "merge", "unmerge"}
+    assert ("merge", 4) in calls, "the norm was not taken in the merge"
+    assert abs(found - expected).max() < 2e-3
+
+
+def test_the_norm_waits_only_where_nobody_sees_it(everywhere, generate, pipe):
+    """A hook on the attention, a mask, or a norm of another kind: the attention gets normed tokens."""
+    block = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    expected, seen = [], []
+    handle = block.attn1.register_forward_pre_hook(lambda module, args: expected.append(args[0].clone()))
+    generate("desert", steps=1, height=64, width=64)
+    handle.remove()
+    with catome.patched(pipe, threshold=1.0, schedule=None):  # merges nothing
+        handle = block.attn1.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+        generate("desert", steps=1, height=64, width=64)
+        handle.remove()
+    assert len(seen) == len(expected) > 0
+    assert torch.allclose(seen[0], expected[0], atol=1e-5)
+
+
+def varlen_by_loop(query, key, value, bounds_q, bounds_k, most_q, most_k):
+    """What `varlen_attn` computes, image by image."""
+    found = []
+    for i in range(len(bounds_q) - 1):
+        q, k, v = (
+            part[bounds[i] : bounds[i + 1]].transpose(0, 1)
+            for part, bounds in ((query, bounds_q), (key, bounds_k), (value, bounds_k))
+        )
+        assert q.shape[1] <= most_q
+        assert k.shape[1] <= most_k
+        found.append(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_packed_attention_is_that_of_each_image(monkeypatch, cross):
+    """On a GPU by FlashAttention, elsewhere by a loop in its place, which tests the packing."""
+    dtype = torch.float16 if GPU else torch.float32
+    if not GPU:
+        monkeypatch.setattr(packed, "varlen_attn", varlen_by_loop)
+    torch.manual_seed(0)
+    attention = Attention(64, 24 if cross else None, heads=4, dim_head=16).to(DEVICE, dtype).eval()
+    x, context = tokens(3, 64, 64, dtype=dtype, seed=3), tokens(3, 5, 24, dtype=dtype) if cross else None
+    with torch.no_grad():
+        for name, made in plans():
+            merged = made.merge(x)
+            found = packed.attend(attention, merged, made, context)
+            for i, (part, own) in enumerate(zip(made.split(found), made.split(merged), strict=True)):
+                alone = attention(own[None], encoder_hidden_states=None if context is None else context[i : i + 1])[0]
+                assert torch.allclose(part, alone, atol=3e-3 if GPU else 1e-5), name
+
+
+def test_what_may_be_packed(monkeypatch):
+    attention = Attention(64, heads=4, dim_head=16)
+    x = torch.zeros(4, 64)
+    assert not packed.packable(attention, x)  # on the CPU
+
+    class Pretending(torch.Tensor):
+        is_cuda = True
+
+    half = x.half().as_subclass(Pretending)
+    assert packed.packable(attention, half)
+    assert not packed.packable(attention, x.as_subclass(Pretending))  # float32
+    for change in ({"residual_connection": True}, {"rescale_output_factor": 2.0}, {"norm_q": torch.nn.Identity()}):
+        other = Attention(64, heads=4, dim_head=16)
+        for name, value in change.items():
+            setattr(other, name, value)
+        assert not packed.packable(other, half), change
+    assert not packed.packable(Attention(60, heads=3, dim_head=20), half)  # FlashAttention wants multiples of 8
+    monkeypatch.setattr(packed, "varlen_attn", None)
+    assert not packed.packable(attention, half)
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.parametrize("amount", [{"ratio": 0.5}, {"threshold": 0.2}])
+def test_a_unet_in_half_precision_on_the_gpu(amount, monkeypatch):
+    """A small U-Net: kernels and packed attention against the torch versions, image by image, in float32."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(64, 128),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    ).eval()
+    sample, context = torch.randn(3, 4, 32, 32), torch.randn(3, 7, 32)
+    timetable = torch.arange(1000, 900, -10)
+    outputs = {}
+    for name, device, dtype in (("reference", "cpu", torch.float64), ("gpu", "cuda", torch.float16)):
+        unet.to(device, dtype)
+        with torch.no_grad(), catome.patched(unet, schedule=(0,), **amount):
+            x, c, t = sample.to(device, dtype), context.to(device, dtype), timetable.to(device)
+            outputs[name] = [unet(x, t[step], c).sample.cpu().double() for step in range(2)]
+    for found, expected in zip(outputs["gpu"], outputs["reference"], strict=True):
+        assert (found - expected).norm() / expected.norm() < 2e-2
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+def test_a_cached_step_does_not_wait_for_the_gpu():
+    x = tokens(2, 4096, 320, dtype=torch.float16)
+    made = catome.match(x, (64, 64), ratio=0.5)
+    made.unmerge(made.merge(x))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        made.unmerge(made.merge(x))
+        catome.match(x, (64, 64), ratio=0.5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
