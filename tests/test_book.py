@@ -43,6 +43,12 @@ def papermill(notebook: str, out: Path, *arguments: str, preset: str = "smoke"):
             "03_pair_drift",
             "-p images 3 -p batch_size 2 -p steps 4 -p ratio 0.4 -p variation_images 1 -y guidances:\\n-\\n2.0 -y step_counts:\\n-\\n3",
         ),
+        (
+            "04_threshold_sweep",
+            "-p images 5 -p batch_size 3 -p steps 3 -p repetitions 1 -y thresholds:\\n-\\n0.75 -y finer:\\n-\\n0.9 "
+            "-y compared:\\n-\\n0.75 -y shown:\\n-\\n0.9",
+        ),
+        ("07_where_the_time_goes", "-y sizes:\\n-\\n320"),
         ("cover", "-p classes desert -p threshold 0.8 -p schedule CONFIG_FIVE -p seed 3"),
     ],
 )

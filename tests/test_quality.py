@@ -1,6 +1,7 @@
 """Metrics, methods, and the studies that put them together."""
 
 from dataclasses import replace
+from urllib.error import URLError
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import torch_fidelity
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_results import setting
+from torch_fidelity.utils import create_feature_extractor
 
 import catome
 from catome import tiny
@@ -401,3 +403,52 @@ def test_schedules_are_tried_on_images_they_were_not_derived_from(tmp_path):
     assert list(held_out(setting(tmp_path, images=49), 73)[0]) == [3]
     with pytest.raises(ValueError, match=r"drift_images=72 must be above 72: images=49"):
         held_out(setting(tmp_path, images=49), 72)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.unmerged(),
+        methods.tome(0.5),
+        methods.tome(0.333, "CONFIG_3"),
+        methods.ca_tome(0.9, None),
+        methods.ca_tome(-1, (0,)),
+        methods.ca_tome(0.7, (0, 5, 9)),
+        methods.ca_tome(0.9, catome.Auto(0.25)),
+        methods.tomesd(0.5),
+        methods.batch_maximum(0.9, "CONFIG_1", 12),
+        methods.todo(3),
+        methods.deep_cache(3),
+        methods.together(methods.ca_tome(0.9, "CONFIG_3"), methods.deep_cache(2)),
+    ],
+    ids=str,
+)
+def test_a_method_is_found_by_its_label(method):
+    found = methods.from_label(method.label)
+    assert (found.label, found.family) == (method.label, method.family)
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["", "ToMee(ratio=0.5)", "ToMe", "ToMe(0.5)", "ToMe(share=0.5)", "ToMe(ratio=half)", "unmerged + ", "ToMe(ratio=0.50)"],
+)
+def test_labels_of_no_method(label):
+    with pytest.raises(ValueError, match=r"label=|could not convert"):
+        methods.from_label(label)
+
+
+def test_without_inception_the_scene_extractor_takes_its_place_and_says_so(monkeypatch):
+    def offline(name, *arguments, **options):
+        if name == quality.INCEPTION:
+            raise URLError("no network")
+        return create_feature_extractor(name, *arguments, **options)
+
+    monkeypatch.setattr(quality, "create_feature_extractor", offline)
+    with pytest.warns(UserWarning, match="Inception's weights are neither at hand nor to be downloaded .*no network"):
+        net = quality.extractor(embedded=False)
+    assert net.label == "scene, for want of Inception"
+    assert net.name != quality.extractor(embedded=True).name
+    scene = tiny.render("volcano", 3)
+    large = np.asarray(Image.fromarray(scene).resize((320, 256), Image.Resampling.NEAREST))
+    assert net(np.stack([large, large])).shape == (2, 128)
+    assert np.allclose(net(scene[None]), quality.extractor(embedded=True)(scene[None]), atol=1e-4)

@@ -14,14 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from catome import schedule
+from catome import schedule, tiny
 from catome.derived import total_staleness
 from catome.probe import probe
+from catome.study import methods, quality
+from catome.study.comparison import COST, QUALITY, cost
 from catome.study.drift import DRIFT, NONE, drift_study, jaccard_distances, partners
 from catome.study.generate import generate_batch
 from catome.study.parameters import Setting
 from catome.study.similarity import short_name
 from catome.study.store import RECORDED, Store, Table, fingerprint, provenance
+from catome.tiny.evaluate import HELD_OUT
 
 TABLE = Table("numbers", 1, {"version": pa.int16(), "image": pa.int32(), "t": pa.float64()}, {"value": pa.float64()})
 
@@ -298,3 +301,39 @@ def test_recorded_drift_agrees_with_a_recomputed_sample(pipe, tmp_path):
     again = jaccard_distances(partners(record, block, slice(-1, None), **amount))[..., 0].diagonal(1)
     difference = np.abs(again.numpy() - row["neighbour"].astype(float))
     assert difference.mean() < 0.02, (row.to_dict(), difference)
+
+
+def _drawn(rows):
+    """One row, another one every day."""
+    return rows.iloc[np.random.default_rng(int(time.time()) // 86400).integers(len(rows))]
+
+
+def _setting_of(row, tmp_path):
+    images = int(row["image"]) + 1 if "image" in row else 1
+    return setting(tmp_path, steps=int(row["steps"]), guidance=row["guidance"], images=images, batch_size=1)
+
+
+@pytest.mark.skipif(not (RECORDED / "quality.parquet").exists(), reason="nothing recorded yet")
+def test_recorded_quality_agrees_with_a_recomputed_image(pipe, tmp_path):
+    recorded = Store(QUALITY, tmp_path, RECORDED).find()
+    row = _drawn(recorded[~recorded["method"].str.startswith(("unmerged", "batch maximum"))])  # the latter needs its batch
+    chosen, at = _setting_of(row, tmp_path), int(row["image"])
+    chosen = replace(chosen, seed=int(row["seed"]))
+    assert chosen.prompts[at] == row["prompt"]
+    plain = quality.to_uint8(generate_batch(pipe, chosen, range(at, at + 1)))
+    with methods.from_label(row["method"]).applied(pipe):
+        image = quality.to_uint8(generate_batch(pipe, chosen, range(at, at + 1)))
+    # alone instead of in a batch, and perhaps on another processor: rounding moves a few pairs across the threshold
+    assert quality.psnr(image, plain)[0] == pytest.approx(row["psnr"], abs=1.5), row["method"]
+    assert quality.ssim(image, plain)[0] == pytest.approx(row["ssim"], abs=0.02), row["method"]
+    real = tiny.render(row["class"], HELD_OUT + at)
+    assert quality.psnr(image, real[None])[0] == pytest.approx(row["psnr_real"], abs=0.2), row["method"]
+
+
+@pytest.mark.skipif(not (RECORDED / "cost.parquet").exists(), reason="nothing recorded yet")
+def test_recorded_flops_are_counted_again(pipe, tmp_path):
+    recorded = Store(COST, tmp_path, RECORDED).find(kind="cpu", batch=1)
+    row = _drawn(recorded[~recorded["method"].str.contains("batch maximum")])
+    method = methods.from_label(row["method"])
+    again = cost(pipe, _setting_of(row, tmp_path), [method], repetitions=1, recorded=None)
+    assert again["flops"].iloc[0] == pytest.approx(row["flops"], rel=0.02), row["method"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -15,6 +17,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.utils import create_feature_extractor
 
 from catome.tiny.features import LAYER, register
+from catome.tiny.scenes import SIZE
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_LAYER = "2048"
@@ -31,6 +34,7 @@ class Extractor:
 
     Attributes:
         label: "scene" for the embedded world's own network, "Inception" for the usual one.
+        size: edge in pixels to which images are scaled first; None takes them as they are.
         name: the label and a digest of the network's weights; features are only comparable under one name.
     """
 
@@ -38,6 +42,7 @@ class Extractor:
     name: str
     net: torch.nn.Module
     device: str
+    size: int | None = None
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray, batch: int = 64) -> np.ndarray:
@@ -45,6 +50,9 @@ class Extractor:
         found = []
         for at in range(0, len(images), batch):
             part = torch.from_numpy(np.ascontiguousarray(images[at : at + batch])).permute(0, 3, 1, 2).to(self.device)
+            if self.size is not None:
+                scaled = F.interpolate(part.float(), (self.size, self.size), mode="bilinear", antialias=True)
+                part = scaled.round().clamp(0, 255).to(torch.uint8)
             found.append(self.net(part)[0].float().cpu().numpy())
         return np.concatenate(found)
 
@@ -52,16 +60,27 @@ class Extractor:
 def extractor(embedded: bool, device: str = "cpu") -> Extractor:
     """The embedded world's extractor, or Inception (torch-fidelity's, from its cache or downloaded).
 
-    Raises:
-        OSError: if Inception's weights are neither at hand nor to be downloaded.
-    """
-    name, layer = (register(), LAYER) if embedded else (INCEPTION, INCEPTION_LAYER)
+    Where Inception is to be had neither way, a warning says so and the embedded world's extractor takes its place, on images
+    scaled to its size; its label says so wherever its numbers are shown."""
+    if embedded:
+        return _extractor("scene", register(), LAYER, device)
+    try:
+        return _extractor("Inception", INCEPTION, INCEPTION_LAYER, device)
+    except OSError as error:
+        warnings.warn(
+            f"Inception's weights are neither at hand nor to be downloaded ({error}): distances are of the embedded world's "
+            "extractor, which knows drawn scenes only",
+            stacklevel=2,
+        )
+        return _extractor("scene, for want of Inception", register(), LAYER, device, SIZE)
+
+
+def _extractor(label: str, name: str, layer: str, device: str, size: int | None = None) -> Extractor:
     net = create_feature_extractor(name, [layer], cuda=device.startswith("cuda"), verbose=False)
-    label = "scene" if embedded else "Inception"
     digest = hashlib.sha256()
     for key, tensor in sorted(net.state_dict().items()):
         digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return Extractor(label, f"{label} {digest.hexdigest()[:12]}", net, device)
+    return Extractor(label, f"{label} {digest.hexdigest()[:12]}", net, device, size)
 
 
 def fid(features: np.ndarray, reference: np.ndarray | dict) -> float:
