@@ -267,13 +267,14 @@ def test_block_times_leave_nothing_behind(pipe):
 def test_summary_and_paired_differences(pipe, tmp_path):
     asked = [methods.unmerged(), methods.ca_tome(0.9, None), methods.ca_tome(0.6, None)]
     found = compare(pipe, setting(tmp_path, images=4, batch_size=4, steps=3), asked, recorded=None)
-    table = found.summary(np.random.default_rng(0).normal(size=(50, 128)).astype(np.float32), resamples=5)
+    table = found.summary(np.random.default_rng(0).normal(size=(50, 128)).astype(np.float32))
     assert np.isinf(table.loc["unmerged", "PSNR"])
     for label in (asked[1].label, asked[2].label):
         row = table.loc[label]
         assert row["PSNR low"] <= row["PSNR"] <= row["PSNR high"]
         assert row["PSNR"] == pytest.approx(found.of(label)["psnr"].mean())
-        assert row["FID low"] <= row["FID high"]
+        assert row["FID low"] < row["FID"] < row["FID high"]
+        assert row["FID change"] == pytest.approx(row["FID"] - table.loc["unmerged", "FID"])
     assert table.loc[asked[2].label, "share"] > table.loc[asked[1].label, "share"]
     mean, low, high = found.paired("psnr", *asked[1:])
     assert mean == pytest.approx((found.of(asked[1])["psnr"] - found.of(asked[2])["psnr"]).mean(), rel=1e-5)
@@ -385,8 +386,9 @@ def test_metrics_of_too_few_images_are_not_numbers():
     features = np.random.default_rng(0).normal(size=(6, 16))
     assert np.isnan(quality.fid(features[:1], features))
     assert np.isfinite(quality.fid(features[:2], features))
-    assert np.isnan(quality.fid_infinity(features[:3], features))
-    assert np.isfinite(quality.fid_infinity(features[:4], features))
+    assert np.isnan(quality.fid_infinity(features, features))
+    many = np.random.default_rng(1).normal(size=(34, 16))
+    assert np.isfinite(quality.fid_infinity(many, many))
     assert np.isnan(quality.precision_recall(features[:3], features)).all()
     assert np.isfinite(quality.precision_recall(features[:4], features)).all()
 
@@ -452,3 +454,25 @@ def test_without_inception_the_scene_extractor_takes_its_place_and_says_so(monke
     large = np.asarray(Image.fromarray(scene).resize((320, 256), Image.Resampling.NEAREST))
     assert net(np.stack([large, large])).shape == (2, 128)
     assert np.allclose(net(scene[None]), quality.extractor(embedded=True)(scene[None]), atol=1e-4)
+
+
+def test_the_jackknife_is_the_standard_error_of_a_mean():
+    values = np.random.default_rng(0).normal(3.0, 2.0, size=(400,))
+    mean, low, high = quality.jackknife(np.mean, values, groups=400)
+    assert mean == values.mean()
+    assert high - mean == pytest.approx(1.96 * values.std(ddof=1) / 20, rel=1e-6)
+    assert low == pytest.approx(2 * mean - high)
+    grouped = quality.jackknife(np.mean, values)
+    assert grouped[2] - mean == pytest.approx(high - mean, rel=0.5)
+    assert np.isnan(quality.jackknife(np.mean, values[:3])[1])
+    with pytest.raises(ValueError, match="cannot be paired"):
+        quality.jackknife(lambda a, b: 0.0, values, values[:5])
+
+
+def test_the_interval_of_fid_holds_it():
+    rng = np.random.default_rng(0)
+    real, made = rng.normal(size=(500, 32)), rng.normal(size=(60, 32))
+    value, low, high = quality.jackknife(lambda sample: quality.fid(sample, real), made)
+    assert low < value < high
+    change = quality.jackknife(lambda a, b: quality.fid(a, real) - quality.fid(b, real), made + 0.01, made)
+    assert change[2] - change[1] < (high - low) / 5  # paired: what both have in common is gone

@@ -111,12 +111,11 @@ class Comparison:
         """One method's features ``[images, F]``, float32, by image."""
         return np.stack(self.of(method)["features"].to_numpy()).astype(np.float32)
 
-    def summary(self, reference: np.ndarray | None = None, resamples: int = 100) -> pd.DataFrame:
-        """One row for each method: means with 95 % bootstrap intervals over images (columns ``X``, ``X low``, ``X high``).
+    def summary(self, reference: np.ndarray | None = None) -> pd.DataFrame:
+        """One row for each method: means with 95 % intervals over images (columns ``X``, ``X low``, ``X high``).
 
         Args:
             reference: features ``[n, F]`` of real images, for FID, KID, precision and recall; without them these are left out.
-            resamples: of the bootstrap of FID.
 
         Returns:
             Columns ``PSNR`` (dB; infinite where every image is unchanged), ``SSIM``, ``distance`` (of features) and ``share``
@@ -135,10 +134,17 @@ class Comparison:
                 row[name], row[f"{name} low"], row[f"{name} high"] = quality.mean_interval(np.asarray(found, float))
             if reference is not None:
                 features = self.features(method)
-                row["FID"] = quality.fid(features, statistics)
-                row["FID low"], row["FID high"] = quality.bootstrap(
-                    lambda sample: quality.fid(sample, statistics), features, resamples=resamples
-                )
+
+                def fid(sample: np.ndarray) -> float:
+                    return quality.fid(sample, statistics)
+
+                def change(sample: np.ndarray, plain: np.ndarray) -> float:
+                    return fid(sample) - fid(plain)
+
+                row["FID"], row["FID low"], row["FID high"] = quality.jackknife(fid, features)
+                if "unmerged" in self.methods and method != "unmerged":
+                    found = quality.jackknife(change, features, self.features("unmerged"))
+                    row["FID change"], row["FID change low"], row["FID change high"] = found
                 row["FID infinity"] = quality.fid_infinity(features, statistics)
                 row["KID x 1000"] = 1000 * quality.kid(features, reference)
                 row["precision"], row["recall"] = quality.precision_recall(features, reference)
