@@ -6,6 +6,7 @@ checkpoints (Section III-B).
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from catome.packed import attend, packable
 from catome.plan import MergePlan, make_plan, pack
 from catome.schedule import Auto
 from catome.unet import StepCounter, token_grid, topmost_downsample, transformer_blocks
+from catome.worth import least_share, rates_of, without_small
 
 HOOK = "catome"
 _ROW_BY_ROW = ("AttnProcessor", "SlicedAttnProcessor", "FusedAttnProcessor", "XFormersAttnProcessor", "IPAdapterAttnProcessor")
@@ -44,6 +46,30 @@ class MergeConfig:
     merge_attn: bool = True
     merge_crossattn: bool = False
     merge_mlp: bool = False
+    only_where_faster: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.checkpoints, Auto) and self.dst == "random":
+            raise ValueError(
+                "dst='random' draws other dst tokens at each checkpoint, and schedule='auto' compares old with new"
+            )
+        if isinstance(self.checkpoints, Auto) and self.only_where_faster:
+            raise ValueError(
+                "only_where_faster=True needs to know how often pairs are looked for; schedule='auto' does not say"
+            )
+
+    def least_share(self, x: torch.Tensor, matched: bool) -> float:
+        """The least share of the tokens ``x`` ``[B, N, C]`` that is worth merging, with or without the search for pairs."""
+        if not self.only_where_faster:
+            return 0.0
+        steps, interval = sorted(self.checkpoints or ()), 1.0
+        if matched or len(steps) == 1:
+            interval = math.inf
+        elif steps:
+            interval = steps[-1] / (len(steps) - 1)
+        sources, parts = 1 - 1 / math.prod(self.stride), (self.merge_attn, self.merge_crossattn, self.merge_mlp)
+        rates, size = rates_of(x), x.element_size()
+        return least_share(*x.shape[1:], rates, size, sources=sources, interval=interval, parts=parts)
 
 
 def decide(matches: Matches, config: MergeConfig) -> MergePlan:
@@ -143,7 +169,7 @@ class BlockHook(ModelHook):
     def _plan(self, now: Generation, x: torch.Tensor) -> MergePlan | None:
         config = self.patch.config
         grid = token_grid(x, now.size, self.patch.downsample, config.stride)
-        if grid is None:
+        if grid is None or self._too_little(x):
             return None
         fits = (x.shape, x.dtype, x.device, grid)
         plan, fitted, made, floor = now.cached.get(self.index, (None, None, -1, None))
@@ -171,7 +197,14 @@ class BlockHook(ModelHook):
     def _find(self, now: Generation, x: torch.Tensor, grid: tuple[int, int]) -> MergePlan:
         config = self.patch.config
         matches = best_matches(x, grid, config.stride, config.dst, now.generator, config.threshold == 1.0)
-        return self.patch.choose(matches, config)
+        plan, least = self.patch.choose(matches, config), config.least_share(x, matched=True)
+        return plan if config.ratio is not None else without_small(plan, least)
+
+    def _too_little(self, x: torch.Tensor) -> bool:
+        """Whether no share that may come out is worth looking for."""
+        config = self.patch.config
+        most = 1 - 1 / math.prod(config.stride) if config.ratio is None else config.ratio
+        return config.only_where_faster and most < config.least_share(x, matched=False)
 
     def post_forward(self, module, output):
         now = self.patch.now
@@ -220,6 +253,8 @@ class PartHook(ModelHook):
         plan, context = now.active, kwargs.get("encoder_hidden_states")
         masked = kwargs.get("attention_mask") is not None or not isinstance(context, (torch.Tensor, type(None)))
         fits = plan is not None and not masked and hidden_states.shape[:2] == plan.slot.shape
+        if fits and sum(plan.lengths) == plan.slot.numel():  # nothing to merge
+            now.used, fits = plan, False
         ragged = fits and len(set(plan.lengths)) > 1
         if not fits or (ragged and not row_by_row(module)) or remembers(module):
             if norm is not None:

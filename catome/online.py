@@ -20,7 +20,7 @@ def pair_similarity(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
     """Cosine similarity, in float32 at least, of every token of ``tokens`` ``[B, N, C]`` and its target: ``[B, N]``.
 
     1 for tokens that are not merged; NaN where a token is not finite."""
-    exact = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    exact = tokens.to(torch.promote_types(tokens.dtype, torch.float32)).contiguous()
     with torch.autocast(tokens.device.type, enabled=False):
         unit = F.normalize(exact, dim=-1)
         partner = unit.gather(1, plan.target[..., None].expand_as(unit))

@@ -31,6 +31,7 @@ def apply_patch(
     merge_attn: bool = True,
     merge_crossattn: bool = False,
     merge_mlp: bool = False,
+    only_where_faster: bool = False,
 ):
     """Make a diffusers pipeline merge similar tokens, and reuse the pairs it found for several steps.
 
@@ -50,6 +51,8 @@ def apply_patch(
         max_downsample: merge in blocks downsampled at most this much against the topmost blocks that have attention (1: in
             those only, which in SDXL are themselves downsampled by 2).
         merge_attn, merge_crossattn, merge_mlp: which parts of a block run on the merged tokens.
+        only_where_faster: leave blocks and images as they are where so few tokens, or so small a share of them, would be
+            merged that it costs more time than it saves, by the model of `catome.worth`; not with ``schedule="auto"``.
 
     Returns:
         ``pipe``.
@@ -63,17 +66,14 @@ def apply_patch(
     stride = check_stride(stride)
     threshold, ratio = check_amount(threshold, ratio, stride)
     seed, max_downsample = check_seed(seed), check_integer("max_downsample", max_downsample, 1)
-    flags = dict(merge_attn=merge_attn, merge_crossattn=merge_crossattn, merge_mlp=merge_mlp)
+    parts = dict(merge_attn=merge_attn, merge_crossattn=merge_crossattn, merge_mlp=merge_mlp)
+    flags = parts | dict(only_where_faster=only_where_faster)
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name}={flag!r} must be True or False")
-    if not any(flags.values()):
-        raise ValueError(f"{', '.join(f'{name}=False' for name in flags)}: at least one of them must be True")
+    if not any(parts.values()):
+        raise ValueError(f"{', '.join(f'{name}=False' for name in parts)}: at least one of them must be True")
     checkpoints = parse_schedule(schedule)
-    if isinstance(checkpoints, Auto) and dst == "random":
-        raise ValueError(
-            f"dst={dst!r} draws other dst tokens at each checkpoint, and schedule={schedule!r} compares old with new"
-        )
     install(pipe, MergeConfig(threshold, ratio, checkpoints, stride, check_dst(dst), seed, max_downsample, **flags))
     return pipe
 

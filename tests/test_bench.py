@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from catome import hooks, patch
+from catome import hooks, patch, worth
 from catome.bench import main
 from catome.study import bench, methods
 from catome.study.bench import BENCH, Call, Contender, Options, Point, ratio, summary, take_turns, targets
@@ -45,6 +45,12 @@ def small(monkeypatch):
     bench.random_unet.cache_clear()
     yield
     bench.random_unet.cache_clear()
+
+
+@pytest.fixture
+def merging_pays(monkeypatch):
+    """Also for so few tokens: reading, writing and starting are free."""
+    monkeypatch.setitem(worth.RATES, ("cpu", 4), worth.Rates(1.0, math.inf, 0.0))
 
 
 def logging(log, *names, **more):
@@ -198,7 +204,7 @@ def matching_takes_a_second(monkeypatch):
     return clock
 
 
-def test_cached_methods_are_averaged_over_13_checkpoints_and_38_cached_calls(matching_takes_a_second):
+def test_cached_methods_are_averaged_over_13_checkpoints_and_38_cached_calls(matching_takes_a_second, merging_pays):
     rows = pd.DataFrame(bench.measure(UNET, "cpu", matching_takes_a_second))
     seconds = rows.groupby("method")["seconds"].agg(["min", "max", "size"])
     assert (seconds["size"] == 3).all()
@@ -211,7 +217,16 @@ def test_cached_methods_are_averaged_over_13_checkpoints_and_38_cached_calls(mat
     assert (rows["note"] == "").all()
 
 
-def test_every_method_does_something_at_the_given_share_and_leaves_nothing():
+def test_catome_steps_aside_where_merging_cannot_pay_and_is_timed_all_the_same():
+    rows = pd.DataFrame(bench.measure(UNET, "cpu", second))
+    own = rows[rows["method"].str.startswith("catome")]
+    assert len(own) == 9
+    assert (own["note"] == "steps aside here").all()
+    assert (own["seconds"] == 1.0).all()
+    assert (rows[~rows["method"].str.startswith("catome")]["note"] == "").all()
+
+
+def test_every_method_does_something_at_the_given_share_and_leaves_nothing(merging_pays):
     contenders = bench.unet_calls(UNET, "cpu")
     unet = bench.random_unet("small", "float32", "cpu")
     state = {name: set(vars(module)) - {"_tome_info"} for name, module in unet.named_modules()}
@@ -407,7 +422,7 @@ def test_the_report_names_what_was_left_out_and_what_could_not_run(tmp_path, cap
     assert catome.split() == ["catome", "7.00", "1.143", "[1.143,", "1.143]"]
 
 
-def test_rows_are_kept_with_their_provenance(tmp_path, capsys):
+def test_rows_are_kept_with_their_provenance(tmp_path, capsys, merging_pays):
     assert main([*QUICK, "--output", str(tmp_path), "--share", "0.5", "0.25"]) == 0
     shown = capsys.readouterr()
     for words in ("catome merge + unmerge", "catome cached call", "share 0.25", "vs tomesd", "not measured"):

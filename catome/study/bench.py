@@ -208,6 +208,7 @@ class Contender:
         applied: context of a turn, entered and left outside the timing.
         least_s: repeat each call until a sample takes as many seconds; 0 for calls that must not be repeated.
         reduces: leave it out if it gives exactly what the first contender gives, for then it reduced no tokens.
+        steps_aside: say so if it gives exactly that.
         note: kept with its rows.
     """
 
@@ -216,6 +217,7 @@ class Contender:
     applied: Callable[[], AbstractContextManager] = nullcontext
     least_s: float = 0.0
     reduces: bool = False
+    steps_aside: bool = False
     note: str = ""
 
 
@@ -260,12 +262,14 @@ def take_turns(
     samples, notes, ready, first = {c.method: [] for c in contenders}, {}, [], None
     for contender in contenders:
         (output, times), note = _or_why_not(partial(_warm_up, contender, clock), (None, ()))
+        said = contender.note
         if contender is contenders[0]:
             first = output
-        elif not note and contender.reduces and isinstance(first, torch.Tensor) and torch.equal(first, output):
-            note = "reduces no tokens here"
-        if note or contender.note:
-            notes[contender.method] = note or contender.note
+        elif not note and isinstance(first, torch.Tensor) and isinstance(output, torch.Tensor) and torch.equal(first, output):
+            note = "reduces no tokens here" if contender.reduces else ""
+            said = "steps aside here" if contender.steps_aside else said
+        if note or said:
+            notes[contender.method] = note or said
         if not note:
             ready.append((contender, times))
     for turn in range(rounds):
@@ -450,13 +454,15 @@ def unet_calls(point: Point, device: str) -> list[Contender]:
     )
     asked = {
         UNMERGED: (methods.unmerged(), alone),
-        CATOME: (methods.tome(point.share, SCHEDULE), cached),
+        CATOME: (methods.tome(point.share, SCHEDULE, only_where_faster=True), cached),
         TOMESD: (methods.tomesd(point.share), alone),
         AUTHORS: (authors_rule(point.share), cached),
         TODO: (methods.todo(), alone),
     }
     return [
-        Contender(name, calls, partial(method.applied, unet), reduces=name not in (UNMERGED, CATOME))
+        Contender(
+            name, calls, partial(method.applied, unet), reduces=name not in (UNMERGED, CATOME), steps_aside=name == CATOME
+        )
         for name, (method, calls) in asked.items()
     ]
 

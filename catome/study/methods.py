@@ -58,10 +58,12 @@ def _schedule_name(schedule: str | Auto | Iterable[int] | None) -> str:
     return " ".join(str(step) for step in sorted(parse_schedule(schedule)))
 
 
-def tome(ratio: float, schedule: str | Auto | Iterable[int] | None = None) -> Method:
+def tome(ratio: float, schedule: str | Auto | Iterable[int] | None = None, only_where_faster: bool = False) -> Method:
     """ToMe for Stable Diffusion by catome: a fixed share, found afresh at each step unless a schedule is given."""
-    label = f"ToMe(ratio={ratio:g}, schedule={_schedule_name(schedule)})"
-    return Method(label, "ToMe", lambda pipe: patched(pipe, ratio=ratio, schedule=schedule))
+    given = dict(ratio=ratio, schedule=schedule, only_where_faster=only_where_faster)
+    aside = ", only where faster" if only_where_faster else ""
+    label = f"ToMe(ratio={ratio:g}, schedule={_schedule_name(schedule)}{aside})"
+    return Method(label, "ToMe", lambda pipe: patched(pipe, **given))
 
 
 def ca_tome(threshold: float, schedule: str | Auto | Iterable[int] | None) -> Method:
