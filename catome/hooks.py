@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,9 @@ from catome.worth import least_share, rates_of, without_small
 
 HOOK = "catome"
 _ROW_BY_ROW = ("AttnProcessor", "SlicedAttnProcessor", "FusedAttnProcessor", "XFormersAttnProcessor", "IPAdapterAttnProcessor")
+
+_in_eager = torch.compiler.disable  # torch.compile leaves it out; what it calls, too
+_frame_in_eager = partial(torch.compiler.disable, recursive=False)  # what it calls is compiled by itself
 
 _PACKED_TAKES = {"encoder_hidden_states", "attention_mask"}
 
@@ -132,6 +136,7 @@ class Patch:
             if config.merge_attn and type(block.norm1) is torch.nn.LayerNorm and block.pos_embed is None:
                 put_on(block.norm1, NormHook(self, block))
 
+    @_in_eager
     def before(self, unet, args, kwargs) -> None:
         if not self.settled:
             self.settle(unet)
@@ -145,6 +150,7 @@ class Patch:
             now.due = step if checkpoints is None else max(c for c in checkpoints if c <= step)
         now.size = tuple((kwargs["sample"] if "sample" in kwargs else args[0]).shape[-2:])
 
+    @_in_eager
     def after(self, unet, args, output) -> None:
         if output is None:  # an exception
             self.reset()
@@ -161,6 +167,7 @@ class BlockHook(ModelHook):
         super().__init__()
         self.patch, self.index = patch, index
 
+    @_in_eager
     def pre_forward(self, module, *args, **kwargs):
         now = self.patch.now
         now.active, now.used = self._plan(now, args[0] if args else kwargs["hidden_states"]), None
@@ -206,6 +213,7 @@ class BlockHook(ModelHook):
         most = 1 - 1 / math.prod(config.stride) if config.ratio is None else config.ratio
         return config.only_where_faster and most < config.least_share(x, matched=False)
 
+    @_in_eager
     def post_forward(self, module, output):
         now = self.patch.now
         now.active = now.raw = None
@@ -219,6 +227,7 @@ class NormHook(ModelHook):
         super().__init__()
         self.patch, self.attention = patch, block.attn1
 
+    @_frame_in_eager
     def new_forward(self, module, hidden_states):
         now, forward = self.patch.now, self.fn_ref.original_forward
         now.raw = hidden_states if self._may_wait(now, module, hidden_states) else None
@@ -247,6 +256,7 @@ class PartHook(ModelHook):
         super().__init__()
         self.patch, self.norm = patch, norm
 
+    @_frame_in_eager
     def new_forward(self, module, hidden_states, *args, **kwargs):
         forward, now = self.fn_ref.original_forward, self.patch.now
         norm = self.norm if hidden_states is now.raw else None
@@ -260,7 +270,7 @@ class PartHook(ModelHook):
             if norm is not None:
                 hidden_states = F.layer_norm(hidden_states, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
             return forward(hidden_states, *args, **kwargs)
-        now.used, packed = plan, plan.merge(hidden_states, norm)
+        now.used, packed = plan, merge(plan, hidden_states, norm)
         if ragged and not args and set(kwargs) <= _PACKED_TAKES and packable(module, packed):
             merged = attend(module, packed, plan, context)
         elif not ragged:
@@ -272,7 +282,10 @@ class PartHook(ModelHook):
                     kwargs["encoder_hidden_states"] = context[i : i + 1]
                 images.append(forward(tokens[None], *args, **kwargs)[0])
             merged = torch.cat(images)
-        return plan.unmerge(merged)
+        return unmerge(plan, merged)
+
+
+merge, unmerge = _in_eager(MergePlan.merge), _in_eager(MergePlan.unmerge)
 
 
 def row_by_row(part) -> bool:

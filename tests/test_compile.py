@@ -1,0 +1,91 @@
+"""``torch.compile`` of a patched U-Net: the same numbers, compiled once, and interrupted by catome's hooks alone."""
+
+import pytest
+import torch
+from test_patch import unet_inputs
+from torch._dynamo.utils import counters
+
+import catome
+
+STEPS = 4
+TIMES = torch.arange(50, 0, -1) * 20
+
+
+@pytest.fixture
+def graphs(pipe):
+    """A list of the graphs that a compiler was handed; it runs them as they are."""
+    torch._dynamo.reset()
+    counters.clear()
+    handed = []
+
+    def backend(graph, inputs):
+        handed.append(graph)
+        return graph.forward
+
+    yield handed, backend
+    catome.remove_patch(pipe)
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def generation(unet, inputs):
+    """The outputs of a few steps."""
+    return [unet(inputs["sample"], TIMES[step], inputs["encoder_hidden_states"]).sample for step in range(STEPS)]
+
+
+@pytest.mark.parametrize("amount", [dict(ratio=0.5), dict(threshold=0.8)])
+def test_a_compiled_unet_gives_the_same_and_compiles_nothing_at_cached_steps(pipe, amount, graphs):
+    handed, backend = graphs
+    inputs = unet_inputs(pipe, ["desert", "volcano"])
+    plain = generation(pipe.unet, inputs)
+    catome.apply_patch(pipe, **amount, schedule=(0, 2))
+    expected = generation(pipe.unet, inputs)
+    unet, outputs, known = torch.compile(pipe.unet, backend=backend), [], []
+    with torch.no_grad():
+        for step in range(STEPS):
+            outputs.append(unet(inputs["sample"], TIMES[step], inputs["encoder_hidden_states"]).sample)
+            known.append(len(handed))
+    for output, same, other in zip(outputs, expected, plain, strict=True):
+        torch.testing.assert_close(output, same, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(output, other, atol=1e-4)
+    assert 0 < known[0] == known[1]  # a cached step finds its graphs compiled
+    assert known[2] == known[3] <= known[0] + 3  # so does the one after another checkpoint, of another number of tokens
+    assert counters["graph_break"]
+    for reason in counters["graph_break"]:
+        assert "torch.compiler.disable" in reason
+        assert "Hook." in reason
+
+
+def test_blocks_can_be_compiled_by_themselves(pipe, graphs):
+    handed, backend = graphs
+    inputs = unet_inputs(pipe, ["desert", "volcano"])
+    catome.apply_patch(pipe, threshold=0.8, schedule=(0,))
+    expected = generation(pipe.unet, inputs)
+    pipe.unet.compile_repeated_blocks(backend=backend)
+    try:
+        for output, same in zip(generation(pipe.unet, inputs), expected, strict=True):
+            torch.testing.assert_close(output, same, atol=1e-5, rtol=1e-5)
+        assert handed
+        catome.remove_patch(pipe)
+        plain = generation(pipe.unet, inputs)
+    finally:
+        for module in pipe.unet.modules():
+            module._compiled_call_impl = None
+    for output, same in zip(generation(pipe.unet, inputs), plain, strict=True):
+        torch.testing.assert_close(output, same, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_patch_may_come_and_go_after_compiling(pipe, graphs):
+    _, backend = graphs
+    inputs = unet_inputs(pipe, ["desert"])
+    plain = generation(pipe.unet, inputs)
+    unet = torch.compile(pipe.unet, backend=backend)
+    generation(unet, inputs)
+    catome.apply_patch(pipe, ratio=0.5)
+    expected = generation(pipe.unet, inputs)
+    for output, same in zip(generation(unet, inputs), expected, strict=True):
+        torch.testing.assert_close(output, same, atol=1e-5, rtol=1e-5)
+    catome.remove_patch(pipe)
+    for output, same in zip(generation(unet, inputs), plain, strict=True):
+        torch.testing.assert_close(output, same, atol=1e-5, rtol=1e-5)
