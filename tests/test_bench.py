@@ -540,3 +540,22 @@ def test_defaults_fit_the_device():
         Options(device="cuda", suites=("unet",), dtypes=("float32",), batches=(2,), sizes=(64,), shares=(0.5,))
     )
     assert (asked.dtype, asked.batch, asked.height, asked.rounds) == ("float32", 2, 64, 10)
+
+
+def test_attention_is_timed_in_turns_as_it_is_and_merged():
+    log = []
+
+    def clock(run, times):
+        log.append(run().shape)
+        return 3.0 if len(log) % 2 else 2.0
+
+    table = bench.attention_turns(edges=(4, 8), shares=(0.25, 0.5), channels=16, heads=2, rounds=6, clock=clock)
+    assert table["tokens"].tolist() == [16, 16, 64, 64]
+    assert table["share"].tolist() == [0.25, 0.5] * 2
+    assert set(log) == {(1, 16, 16), (1, 64, 16)}
+    assert len(log) == 4 * (2 + 2 * 6)
+    assert set(table["speedup"]) <= {1.0, 1.5, 2 / 3, (1.5 + 2 / 3) / 2}
+    assert (table["expected"] < 0).all()
+    table = bench.attention_turns(edges=(32,), shares=(0.75,), channels=320, rounds=1)
+    assert (table["expected"] > 0).all()
+    assert (table["speedup"] > 1).all()

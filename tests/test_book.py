@@ -48,6 +48,15 @@ def papermill(notebook: str, out: Path, *arguments: str, preset: str = "smoke"):
             "-p images 5 -p batch_size 3 -p steps 3 -p repetitions 1 -y thresholds:\\n-\\n0.75 -y finer:\\n-\\n0.9 "
             "-y compared:\\n-\\n0.75 -y shown:\\n-\\n0.9",
         ),
+        (
+            "05_checkpoint_schedules",
+            "-p images 3 -p batch_size 2 -p steps 3 -p drift_images 25 -p repetitions 1 -y thresholds:\\n-\\n0.8 "
+            "-y tolerances:\\n-\\n0.5 -y budgets:\\n-\\n3",
+        ),
+        (
+            "06_headline",
+            "-p images 2 -p batch_size 2 -p steps 3 -p ratio 0.3 -p threshold 0.8 -p schedule CONFIG_1 -p interval 2 -p repetitions 1",
+        ),
         ("07_where_the_time_goes", "-y sizes:\\n-\\n320"),
         ("cover", "-p classes desert -p threshold 0.8 -p schedule CONFIG_FIVE -p seed 3"),
     ],

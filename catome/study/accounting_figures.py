@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -192,6 +192,28 @@ def speedup_bounds(bounds: pd.DataFrame, printed: Mapping[str, tuple[int, float]
             Line2D([], [], marker="*", ls="", ms=11, color=METHOD_COLOURS["CA-ToMe"], mec="black", label="printed in the paper")
         ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    return figure
+
+
+def worth_merging(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], measured: pd.DataFrame | None = None):
+    """The least merged share that pays, against the number of tokens.
+
+    Args:
+        lines: by name, numbers of tokens and the least share at each (infinite where none pays).
+        measured: of `catome.study.bench.attention_turns`; a dot at each point, filled where merging was faster.
+    """
+    figure, ax = plt.subplots(figsize=(WIDTH * 0.72, 3.4))
+    for (name, (tokens, least)), colour in zip(lines.items(), (PALETTE[0], PALETTE[3], PALETTE[2]), strict=False):
+        least = np.asarray(least, float)
+        ax.plot(tokens, np.where(np.isfinite(least), least, np.nan), color=colour, lw=1.8, label=name)
+    if measured is not None:
+        for faster, face, words in ((True, "0.25", "measured: faster merged"), (False, "none", "measured: slower merged")):
+            rows = measured[(measured["speedup"] > 1) == faster]
+            ax.plot(rows["tokens"], rows["share"], "o", ms=6, mec="0.25", mfc=face, label=words)
+    ax.set(xscale="log", xlabel="tokens of an image in the block", ylabel="merged share", ylim=(-0.02, 0.78))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.yaxis.set_major_formatter("{x:.0%}")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from catome.hooks import MergeConfig
 from catome.matching import Matches
@@ -31,6 +31,7 @@ from catome.study import methods
 from catome.study.accounting import ARCHITECTURES
 from catome.study.parameters import DTYPES
 from catome.study.store import Stopwatch, Store, Table, processor, provenance
+from catome.worth import gain, rates_of
 
 BENCH = Table(
     "bench",
@@ -500,6 +501,49 @@ def peak_memory(point: Point, device: str) -> tuple[dict[str, int | None], dict[
             if why:
                 notes[name + suffix] = why
     return peaks, notes
+
+
+@torch.no_grad()
+def attention_turns(
+    edges: Sequence[int],
+    shares: Sequence[float],
+    channels: int = 320,
+    heads: int = 8,
+    rounds: int = 5,
+    clock: Clock = cpu_clock,
+) -> pd.DataFrame:
+    """One image's self-attention in float32 on the CPU, as it is and on merged tokens, with merging and unmerging, in turns.
+
+    Args:
+        edges: of square token grids.
+        shares: merged shares, at most 0.75.
+        channels, heads: of the attention, whose weights are random.
+        rounds: turns of each.
+        clock: what to time with.
+
+    Returns:
+        One row for each edge and share: ``tokens``, ``share``, ``speedup`` (median of the rounds) with ``low`` and ``high``
+        (`ratio`), and ``expected``, what `catome.worth` reckons with: the seconds saved, negative where merging costs more.
+    """
+    attention, generator = Attention(channels, heads=heads, dim_head=channels // heads).eval(), torch.Generator().manual_seed(0)
+    found = []
+    for edge, share in product(edges, shares):
+        tokens = torch.randn(1, edge**2, channels, generator=generator)
+        plan = match(tokens, (edge, edge), ratio=share)
+
+        def merged(tokens=tokens, plan=plan) -> torch.Tensor:
+            return plan.unmerge(attention(plan.merge(tokens)[None])[0])
+
+        contenders = [
+            Contender(UNMERGED, (Call(partial(attention, tokens)),), least_s=_LEAST_SAMPLE),
+            Contender(CATOME, (Call(merged),), least_s=_LEAST_SAMPLE),
+        ]
+        samples, _ = take_turns(contenders, rounds, clock)
+        before, after = ([seconds for (seconds,) in samples[name]] for name in (UNMERGED, CATOME))
+        speedup, low, high = ratio(before, after)
+        expected = gain(edge**2, channels, share, rates_of(tokens), tokens.element_size())
+        found.append(dict(tokens=edge**2, share=share, speedup=speedup, low=low, high=high, expected=expected))
+    return pd.DataFrame(found)
 
 
 # A run

@@ -8,12 +8,14 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.collections import LineCollection
+from matplotlib.lines import Line2D
 
 from catome.plan import MergePlan
 
 PALETTE = sns.color_palette("colorblind")
 BLOCK_COLOURS = dict(zip(["down 0", "down 1", "up 0", "up 1", "up 2"], [PALETTE[i] for i in (0, 9, 3, 1, 8)], strict=True))
-METHOD_COLOURS = {"unmerged": PALETTE[7], "ToMe": PALETTE[0], "CA-ToMe": PALETTE[1]}
+_FAMILIES = ("unmerged", "ToMe", "tomesd", "CA-ToMe", "batch maximum", "ToDo", "DeepCache", "CA-ToMe + DeepCache")
+METHOD_COLOURS = dict(zip(_FAMILIES, [PALETTE[i] for i in (7, 0, 9, 1, 3, 2, 4, 5)], strict=True))
 WIDTH = 8.5
 """Inches; a figure as wide as the text."""
 
@@ -336,45 +338,55 @@ background-image:url(data:image/png;base64,{data});background-size:{len(frames) 
 }})();</script></figure>""")
 
 
-def schedule_plot(table: pd.DataFrame):
-    """PSNR against the staleness a schedule pays: columns ``schedule``, ``checkpoints``, ``staleness``, ``PSNR`` with its interval."""
-    figure, ax = plt.subplots(figsize=(WIDTH * 0.75, 3.6))
+def schedule_plot(table: pd.DataFrame, beside: str):
+    """What schedules are worth beside one of them, from the least stale to the most: a panel for each threshold.
+
+    Args:
+        table: columns ``threshold``, ``kind``, ``schedule``, ``checkpoints``, ``staleness``, and ``gain`` (dB) with its interval.
+        beside: the schedule that the gain is measured against.
+    """
     kinds = {"paper": METHOD_COLOURS["CA-ToMe"], "derived": PALETTE[2], "online": PALETTE[4], "bounds": PALETTE[7]}
-    for kind, rows in table.groupby("kind", sort=False):
-        error = [rows["PSNR"] - rows["PSNR low"], rows["PSNR high"] - rows["PSNR"]]
-        ax.errorbar(rows["staleness"], rows["PSNR"], error, fmt="o", ms=5, color=kinds[kind], label=kind, capsize=2)
-        for _, row in rows.iterrows():
-            ax.annotate(
-                f"{row['schedule']} ({row['checkpoints']:g})",
-                (row["staleness"], row["PSNR"]),
-                xytext=(5, 4),
-                textcoords="offset points",
-                fontsize="x-small",
-            )
-    ax.set(xlabel="mean staleness paid (Jaccard distance)", ylabel="PSNR against unmerged (dB)")
-    ax.legend(frameon=False)
+    groups = list(table.groupby("threshold", sort=False))
+    height = 0.9 + 0.24 * max(len(rows) for _, rows in groups)
+    figure, axes = plt.subplots(1, len(groups), figsize=(WIDTH, height), squeeze=False)
+    for ax, (threshold, rows) in zip(axes[0], groups, strict=True):
+        rows = rows.sort_values("staleness", kind="stable", ignore_index=True)
+        for place, row in rows.iterrows():
+            error = [[row["gain"] - row["gain low"]], [row["gain high"] - row["gain"]]]
+            ax.errorbar(row["gain"], place, xerr=error, fmt="o", ms=5, color=kinds[row["kind"]], capsize=2)
+        words = [f"{row['schedule']}  {row['checkpoints']:.3g} | {row['staleness']:.2f}" for _, row in rows.iterrows()]
+        ax.set_yticks(range(len(rows)), words, fontsize="small")
+        ax.axvline(0, color="0.6", lw=0.8, ls="--")
+        ax.set(title=f"t = {threshold:g}", xlabel=f"PSNR beside {beside} (dB)", ylim=(len(rows) - 0.5, -0.5))
+        ax.grid(False, axis="y")
+    handles = [
+        Line2D([], [], marker="o", ls="", color=colour, label=kind)
+        for kind, colour in kinds.items()
+        if kind in set(table["kind"])
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     return figure
 
 
 def quality_against_speed(table: pd.DataFrame):
     """Each method's quality against its speed-up: columns ``method``, ``family``, ``speed-up`` and ``PSNR`` with their intervals."""
-    figure, ax = plt.subplots(figsize=(WIDTH * 0.8, 3.8))
-    families = list(dict.fromkeys(table["family"]))
-    colours = dict(zip(families, sns.color_palette("colorblind", len(families)), strict=True)) | METHOD_COLOURS
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.8))
+    seen: dict[str, int] = {}
     for _, row in table.iterrows():
+        family = row["family"]
+        seen[family] = seen.get(family, -1) + 1
         ax.errorbar(
             row["speed-up"],
             row["PSNR"],
             xerr=[[row["speed-up"] - row["speed-up low"]], [row["speed-up high"] - row["speed-up"]]],
             yerr=[[row["PSNR"] - row["PSNR low"]], [row["PSNR high"] - row["PSNR"]]],
-            fmt="o",
-            ms=6,
-            color=colours[row["family"]],
+            fmt="osD^"[seen[family] % 4],
+            ms=7,
+            color=METHOD_COLOURS.get(family, "0.3"),
             capsize=2,
-        )
-        ax.annotate(
-            row["method"], (row["speed-up"], row["PSNR"]), xytext=(6, 5), textcoords="offset points", fontsize="x-small"
+            label=row["method"],
         )
     ax.axvline(1, color="0.6", lw=0.8, ls="--")
     ax.set(xlabel="speed-up of a whole generation", ylabel="PSNR against unmerged (dB)")
+    figure.legend(loc="outside right center", frameon=False)
     return figure
