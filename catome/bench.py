@@ -10,11 +10,14 @@ from pathlib import Path
 from catome.checks import check_integer, check_number
 
 
+_MOST = 2**31 - 1  # what the columns of the rows hold
+
+
 def _whole(name: str, low: int, multiple: int = 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.lstrip("-").isdecimal():
+        if not text.removeprefix("-").isdecimal():
             raise argparse.ArgumentTypeError(f"{name}={text!r} must be an integer")
-        value = _checked(check_integer, name, int(text), low)
+        value = _checked(check_integer, name, int(text), low, _MOST)
         if value % multiple:
             raise argparse.ArgumentTypeError(f"{name}={value} must be a multiple of {multiple}")
         return value

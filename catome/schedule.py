@@ -58,9 +58,9 @@ def parse_schedule(schedule: str | Auto | Iterable[int] | None) -> frozenset[int
     """
     if schedule is None or isinstance(schedule, Auto):
         return schedule
-    if schedule == "auto":
+    if isinstance(schedule, str) and schedule == "auto":
         return Auto()
-    if isinstance(schedule, str):
+    if isinstance(schedule, (str, bytes)):
         if schedule not in SCHEDULES:
             near = get_close_matches(schedule.upper(), [*SCHEDULES, "AUTO"], 1)
             hint = f" (did you mean {near[0].replace('AUTO', 'auto')!r}?)" if near else ""

@@ -4,6 +4,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from dataclasses import replace
@@ -24,6 +25,7 @@ from catome.study.generate import generate_batch
 from catome.study.parameters import Setting
 from catome.study.similarity import short_name
 from catome.study.store import RECORDED, Store, Table, fingerprint, provenance
+from catome.study.work import Claims
 from catome.tiny.evaluate import HELD_OUT
 
 TABLE = Table("numbers", 1, {"version": pa.int16(), "image": pa.int32(), "t": pa.float64()}, {"value": pa.float64()})
@@ -38,6 +40,13 @@ def setting(tmp_path, **change):
 
 def rows(images, t=0.5, value=1.0):
     return [{"image": i, "t": t, "value": value + i} for i in images]
+
+
+def keep(folder, some, run, seconds=1.0):
+    """Add rows and put them into the file."""
+    store = Store(TABLE, folder, None)
+    store.add(some, run, seconds)
+    store.finish()
 
 
 @pytest.fixture
@@ -65,7 +74,7 @@ def test_a_row_computed_again_replaces_the_old_one(tmp_path, run):
 
 
 def test_own_rows_come_before_recorded_ones_which_are_never_written(tmp_path, run):
-    Store(TABLE, tmp_path / "shipped", None).add(rows([0, 1]), run, 1.0)
+    keep(tmp_path / "shipped", rows([0, 1]), run)
     before = (tmp_path / "shipped/numbers.parquet").read_bytes()
     store = Store(TABLE, tmp_path / "own", tmp_path / "shipped")
     store.add(rows([1, 2], value=10.0), run, 1.0)
@@ -81,7 +90,7 @@ def test_another_version_of_the_computation_finds_nothing(tmp_path, run):
 
 
 def test_provenance_is_in_the_file_and_beside_it(tmp_path, run):
-    Store(TABLE, tmp_path, None).add(rows([0, 1]), run, 2.5)
+    keep(tmp_path, rows([0, 1]), run, 2.5)
     beside = json.loads((tmp_path / "numbers.json").read_text())
     inside = json.loads(pq.read_schema(tmp_path / "numbers.parquet").metadata[b"runs"])
     assert beside["runs"] == list(inside.values())
@@ -91,17 +100,80 @@ def test_provenance_is_in_the_file_and_beside_it(tmp_path, run):
     assert entry["parameters"]["steps"] == 4
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"PAR1" + data[:40]])
-def test_a_damaged_file_is_named(tmp_path, run, damage):
-    Store(TABLE, tmp_path, None).add(rows([0]), run, 1.0)
-    file = tmp_path / "numbers.parquet"
+DAMAGE = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "head alone": lambda data: b"PAR1" + data[:40],
+    **{f"bit {at}": lambda data, at=at: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] for at in (60, 200, -30, -200)},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_damaged_file_is_named_set_aside_and_computed_again(tmp_path, run, damage, finished):
+    store = Store(TABLE, tmp_path, None)
+    store.add(rows([0]), run, 1.0)
+    if finished:
+        store.finish()
+    store.add(rows([1]), run, 1.0)
+    file = tmp_path / "numbers.parquet" if finished else sorted(tmp_path.glob("numbers.parts/*"))[0]
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.warns(UserWarning, match=rf"{file.name} is not a whole Parquet file .* computed again"):
+        found = Store(TABLE, tmp_path, None)
+    assert found.find()["image"].tolist() == [1]
+    assert len(list(file.parent.glob("*.damaged"))) == 1
+    found.add(rows([0]), run, 1.0)
+    found.finish()
+    assert Store(TABLE, tmp_path, None).find()["image"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_recorded_file_is_an_error(tmp_path, run, damage):
+    keep(tmp_path / "shipped", rows([0]), run)
+    file = tmp_path / "shipped/numbers.parquet"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ValueError, match=r"numbers\.parquet is not a whole Parquet file"):
-        Store(TABLE, tmp_path, None)
+        Store(TABLE, tmp_path / "own", tmp_path / "shipped")
+    assert file.exists()
+
+
+def test_what_cannot_be_written_is_named_and_leaves_what_there_was(tmp_path, run, monkeypatch):
+    store = Store(TABLE, tmp_path, None)
+    store.add(rows([0]), run, 1.0)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for act in (lambda: store.add(rows(range(5000), value=0.5), run, 1.0), store.finish):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))  # as on a full disk: what is longer cannot be written
+        try:
+            with pytest.raises(OSError, match=r"numbers.* could not be written \(File too large\)"):
+                act()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert Store(TABLE, tmp_path, None).find()["image"].tolist() == [0]
+
+
+def test_processes_see_what_the_others_add_also_when_it_is_put_into_one_file(tmp_path, run):
+    a, b = Store(TABLE, tmp_path, None), Store(TABLE, tmp_path, None)
+    a.add(rows([0]), run, 1.0)
+    assert len(b.find()) == 0
+    b.refresh()
+    assert b.find()["image"].tolist() == [0]
+    b.add(rows([1]), run, 1.0)
+    a.finish()
+    assert not (tmp_path / "numbers.parts").exists()
+    b.refresh()
+    b.add(rows([2]), run, 1.0)
+    assert sorted(b.find()["image"]) == [0, 1, 2]
+    a.refresh()
+    assert sorted(a.find()["image"]) == [0, 1, 2]
+    assert a.runs[run["id"]]["rows"] == 3
+    b.finish()
+    assert Store(TABLE, tmp_path, None).runs[run["id"]]["rows"] == 3
 
 
 def test_a_file_of_another_study_is_refused(tmp_path, run):
-    Store(TABLE, tmp_path, None).add(rows([0]), run, 1.0)
+    keep(tmp_path, rows([0]), run)
     with pytest.raises(ValueError, match="belongs to another study"):
         Store(Table("numbers", 1, {"version": pa.int16(), "name": pa.string()}, {}), tmp_path, None)
 
@@ -124,21 +196,28 @@ def _add_for_ever(folder):
     store = Store(TABLE, folder, None)
     for i in itertools.count():
         store.add(rows([i]), {"id": "a", "rows": 0, "wall_seconds": 0.0}, 0.0)
+        if i % 3 == 2:
+            store.finish()
 
 
 def test_a_kill_leaves_whole_files(tmp_path):
-    for attempt in range(3):
-        process = multiprocessing.get_context("fork").Process(target=_add_for_ever, args=(tmp_path / str(attempt),))
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        process = multiprocessing.get_context("fork").Process(target=_add_for_ever, args=(folder,))
         process.start()
-        file = tmp_path / str(attempt) / "numbers.parquet"
-        while not file.exists():
+        while not (folder / "numbers.parquet").exists():
             time.sleep(0.01)
         time.sleep(0.2 + 0.037 * attempt)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        images = Store(TABLE, file.parent, None).find()["image"].tolist()
-        assert images
-        assert images == list(range(len(images)))
+        store = Store(TABLE, folder, None)
+        images = store.find()["image"].tolist()
+        assert len(images) >= 3
+        assert sorted(images) == list(range(len(images)))
+        store.finish()
+        assert Store(TABLE, folder, None).find()["image"].tolist() == list(range(len(images)))
+        assert not (folder / "numbers.parts").exists()
+        assert Claims(folder).others() == []
 
 
 def test_fingerprint_tells_every_weight_and_the_configuration(pipe):

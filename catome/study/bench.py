@@ -618,6 +618,7 @@ def run(
             rows = [where | row for row in measure(point, options.device, clock, deadline)]
             store.add(rows, entry, watch.lap())
             kept += rows
+    store.finish()
     random_unet.cache_clear()
     table = summary(pd.DataFrame(kept, columns=[*_POINT, "method", "round", *BENCH.values]))
     threads = "" if cuda else f", {where['threads']} threads"

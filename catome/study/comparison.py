@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from catome.patch import applied_patch
 from catome.study import quality
 from catome.study.accounting import FORMULAS
-from catome.study.generate import batches, generate_batch
+from catome.study.generate import batches, by_halves, generate_batch
 from catome.study.methods import Method, peak_memory
 from catome.study.parameters import Setting
 from catome.study.reference import Reference
@@ -35,6 +36,7 @@ from catome.study.store import (
     provenance,
     shared_keys,
 )
+from catome.study.work import Claims, deal
 from catome.unet import transformer_blocks
 
 QUALITY = Table(
@@ -193,32 +195,56 @@ def compare(
         raise ValueError("pipe is patched: take the patch off, the methods put on their own")
     net = quality.extractor(setting.embedded, setting.device)
     shared = shared_keys(pipe, setting) | {"extractor": net.name, "reference": real.name if real else ""}
-    store = Store(QUALITY, folder or setting.output, recorded)
-    todo = {}
-    for part in batches(setting):
+    folder = Path(folder or setting.output)
+    store, again = Store(QUALITY, folder, recorded), set()
+    run, watch, began = provenance(setting, shared["model"]), Stopwatch(), time.monotonic()
+
+    def need(part: range) -> list[Method]:
+        if recompute:
+            return [] if part in again else list(methods)
         held = of_these_images(store.find(**shared, image=part), setting)
         have = held.groupby("method")["image"].nunique()
-        todo[part] = [m for m in methods if recompute or have.get(m.label, 0) < len(part)]
-    run, watch, began = provenance(setting, shared["model"]), Stopwatch(), time.monotonic()
-    generations = sum(1 + sum(m.family != "unmerged" for m in need) for need in todo.values() if need)
-    with tqdm(total=generations * setting.calls, desc="methods", unit="step", leave=False, disable=not generations) as bar:
-        for part, need in todo.items():
-            if not need or (budget_s is not None and time.monotonic() - began > budget_s):
-                continue
-            plain = quality.to_uint8(generate_batch(pipe, setting, part, bar.update))
+        return [method for method in methods if have.get(method.label, 0) < len(part)]
+
+    def name(part: range) -> str:
+        return f"images {part[0]} to {part[-1]} of {json.dumps([shared, labels, recompute and run['id']], sort_keys=True)}"
+
+    todo = {part: needed for part in batches(setting) if (needed := need(part))}
+    generations = sum(1 + sum(method.family != "unmerged" for method in needed) for needed in todo.values())
+    pieces = deal(todo, need, name, Claims(folder), store.refresh)
+    with (
+        tqdm(total=generations * setting.calls, desc="methods", unit="step", leave=False, disable=not generations) as bar,
+        closing(pieces),
+    ):
+        for part, missing in pieces:
+            if budget_s is not None and time.monotonic() - began > budget_s:
+                break
+            plain = _plain(pipe, setting, part, bar)
             rows = []
-            for method in need:
+            for method in missing:
                 images, share = plain, [[]] * len(part)
                 if method.family != "unmerged":
                     images, share = _made(pipe, setting, method, part, bar)
                 rows += _rows(setting, shared, method, part, plain, images, share, net, real)
             store.add(rows, run, watch.lap())
+            again.add(part)
+    store.finish()
     rows = of_these_images(store.find(**shared, method=labels, image=range(setting.images)), setting)
     runs = {name: entry for name, entry in store.runs.items() if name in set(rows["run"])}
     return Comparison(rows, labels, net.label, runs)
 
 
+def _plain(pipe, setting: Setting, part: range, bar) -> np.ndarray:
+    made = by_halves(lambda images: generate_batch(pipe, setting, images, bar.update), part)
+    return quality.to_uint8(np.concatenate(made))
+
+
 def _made(pipe, setting: Setting, method: Method, part: range, bar) -> tuple[np.ndarray, list]:
+    made = by_halves(lambda images: _made_at_once(pipe, setting, method, images, bar), part)
+    return np.concatenate([images for images, _ in made]), [share for _, shares in made for share in shares]
+
+
+def _made_at_once(pipe, setting: Setting, method: Method, part: range, bar) -> tuple[np.ndarray, list]:
     shares = []
 
     def note() -> None:
@@ -363,6 +389,7 @@ def cost(
                     }
                 )
     store.add(rows, run, watch.lap())
+    store.finish()
     found = store.find(**keys, method=labels)
     return found[found["run"] == run["id"]]
 

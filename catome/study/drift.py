@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from tqdm import tqdm
 from catome.derived import total_staleness
 from catome.plan import make_plan
 from catome.probe import Record, probe
-from catome.study.generate import batches, generate_batch
+from catome.study.generate import batches, by_halves, generate_batch
 from catome.study.methods import Method
 from catome.study.parameters import Setting
 from catome.study.similarity import short_name
@@ -31,6 +33,7 @@ from catome.study.store import (
     provenance,
     shared_keys,
 )
+from catome.study.work import Claims, deal
 
 SHARD = 24
 """Images whose results are kept together: what a kill costs at most, and the grain of the staleness matrices."""
@@ -233,17 +236,34 @@ def drift_study(
     columns = [{"threshold": NONE, "ratio": NONE} | amount for amount in amounts]
     calls = setting.calls
     shards = shards_of(setting.images)
-    missing = [shard for shard in shards if recompute or not _kept(stores, setting, shared, shard, columns)]
-    run, watch = provenance(setting, shared["model"]), Stopwatch()
+    run, watch, again = provenance(setting, shared["model"]), Stopwatch(), set()
+
+    def need(shard: range) -> bool:
+        if recompute:
+            return shard not in again
+        return not _kept(stores, setting, shared, shard, columns)
+
+    def name(shard: range) -> str:
+        about = json.dumps([shared, amounts, recompute and run["id"]], sort_keys=True)
+        return f"drift of images {shard[0]} to {shard[-1]} of {about}"
+
+    def watched(images: range) -> tuple[Record, range]:
+        with probe(pipe) as record:
+            generate_batch(pipe, setting, images, bar.update)
+        return record, images
+
+    missing = [shard for shard in shards if need(shard)]
     parts = [shard[at : at + setting.batch_size] for shard in missing for at in range(0, len(shard), setting.batch_size)]
-    with tqdm(total=len(parts) * calls, desc="drift", unit="step", leave=False, disable=not parts) as bar:
-        for shard in missing:
+    pieces = deal(missing, need, name, Claims(folder), lambda: [store.refresh() for store in stores])
+    with (
+        tqdm(total=len(parts) * calls, desc="drift", unit="step", leave=False, disable=not parts) as bar,
+        closing(pieces),
+    ):
+        for shard, _ in pieces:
             rows, sums = [], {}
             for at in range(0, len(shard), setting.batch_size):
-                images = shard[at : at + setting.batch_size]
-                with probe(pipe) as record:
-                    generate_batch(pipe, setting, images, bar.update)
-                rows += _image_rows(record, setting, shared, images, amounts, columns, sums)
+                for record, images in by_halves(watched, shard[at : at + setting.batch_size]):
+                    rows += _image_rows(record, setting, shared, images, amounts, columns, sums)
             whole = shared | _shard_keys(setting, shard)
             means = [
                 whole | columns[a] | {"block": block, "distance": (total / len(shard)).astype(np.float16)}
@@ -252,6 +272,9 @@ def drift_study(
             seconds = watch.lap()
             stores[0].add(rows, run, seconds)
             stores[1].add(means, run, seconds)
+            again.add(shard)
+    for store in stores:
+        store.finish()
     return _collect(stores, setting, shared, columns)
 
 

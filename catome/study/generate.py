@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +13,10 @@ from tqdm import tqdm
 
 from catome import tiny
 from catome.study.parameters import DTYPES, Setting
+from catome.tiny.model import read_pipeline
 from catome.unet import topmost_downsample
+
+T = TypeVar("T")
 
 
 def load(setting: Setting):
@@ -20,14 +25,15 @@ def load(setting: Setting):
     Real models get PNDM (PLMS), as in the paper, and load safetensors only.
 
     Raises:
-        OSError: if the model is neither a folder nor to be had from the Hub.
+        OSError: if the model is neither a whole folder nor to be had from the Hub.
     """
     if setting.embedded:
         return tiny.load_pipeline(dtype=DTYPES[setting.dtype], device=setting.device)
-    from diffusers import PNDMScheduler, StableDiffusionPipeline
+    from diffusers import PNDMScheduler
 
-    pipe = StableDiffusionPipeline.from_pretrained(
-        setting.model, dtype=DTYPES[setting.dtype], use_safetensors=True, safety_checker=None, requires_safety_checker=False
+    given = f"model={setting.model!r} must be 'tiny', a folder with a whole Stable Diffusion in safetensors or a name on the Hub"
+    pipe = read_pipeline(
+        setting.model, given, dtype=DTYPES[setting.dtype], safety_checker=None, requires_safety_checker=False
     )
     pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
     pipe.set_progress_bar_config(disable=True)
@@ -62,11 +68,29 @@ def generate_batch(pipe, setting: Setting, images: range, progress: Callable[[],
     ).images
 
 
+def by_halves(make: Callable[[range], T], images: range) -> list[T]:
+    """What ``make`` gives for a batch; where the device has not the memory, for its halves one after the other, and so on.
+
+    Raises:
+        torch.OutOfMemoryError: if even a single image does not fit.
+    """
+    try:
+        return [make(images)]
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+    torch.cuda.empty_cache()  # out here, where the error no longer holds what was on the device
+    half = (len(images) + 1) // 2
+    warnings.warn(f"out of memory with batches of {len(images)}: going on with {half}", stacklevel=2)
+    return by_halves(make, images[:half]) + by_halves(make, images[half:])
+
+
 def generate(pipe, setting: Setting, label: str = "images") -> np.ndarray:
     """All images of a study, float ``[images, H, W, 3]`` in [0, 1], with a progress bar over denoising steps."""
     parts = batches(setting)
     with tqdm(total=len(parts) * setting.calls, desc=label, unit="step", leave=False) as bar:
-        return np.concatenate([generate_batch(pipe, setting, part, bar.update) for part in parts])
+        made = [by_halves(lambda images: generate_batch(pipe, setting, images, bar.update), part) for part in parts]
+        return np.concatenate([images for batch in made for images in batch])
 
 
 def tokens_of(pipe, setting: Setting) -> int:

@@ -84,7 +84,10 @@ def _template(name: str, value) -> str:
 
 def _folder(name: str, value) -> str:
     path = Path(_text(name, value))
-    made = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    try:
+        made = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    except OSError as error:  # such as a name that is too long
+        raise ValueError(f"{name}={value!r} must be a folder that can be written to, or made: {error.strerror}") from None
     if not made.is_dir() or not os.access(made, os.W_OK):
         raise ValueError(f"{name}={value!r} must be a folder that can be written to, or made; {str(made)!r} is none")
     return value
@@ -107,7 +110,7 @@ def _number(low: float, high: float) -> Callable:
 def _numbers(low: float, high: float, empty: bool = False) -> Callable:
     def check(name: str, value) -> tuple[float, ...]:
         if not isinstance(value, (list, tuple)) or not (value or empty):
-            raise TypeError(f"{name}={value!r} must be a list of numbers")
+            raise TypeError(f"{name}={value!r} must be a list of numbers{'' if empty else ', at least one'}")
         return tuple(check_number(f"{name}[{i}]", v, low, high) for i, v in enumerate(value))
 
     return check
@@ -134,7 +137,7 @@ COMMON: dict[str, Callable] = {
     "model": _text,
     "classes": _names,
     "prompt": _template,
-    "images": _integer(1),
+    "images": _integer(1, 10**6),  # the next seed's noise begins behind them
     "steps": _integer(1, 999),
     "guidance": _number(0, 100),
     "guidance_rescale": _number(0, 1),
@@ -235,7 +238,8 @@ def settle(namespace: Mapping, **own: str) -> Setting:
     given = {
         name: value
         for name, value in namespace.items()
-        if not name.startswith("_") and name not in _SHELL and not isinstance(value, ModuleType) and not callable(value)
+        if name in checks
+        or not (name.startswith("_") or name in _SHELL or isinstance(value, ModuleType) or callable(value))
     }
     for name, value in given.items():
         if name not in checks:

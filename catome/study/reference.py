@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from catome import tiny
+from catome.checks import check_integer
 from catome.study.parameters import Setting
 from catome.study.quality import Extractor
 from catome.tiny.evaluate import HELD_OUT
@@ -38,7 +40,10 @@ def image_files(folder: Path, per_class: int = PER_CLASS) -> list[Path]:
         files = sorted(path for path in group.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES)
         found += files if group == folder else files[:per_class]
     if len(found) < 2:
-        raise ValueError(f"reference={str(folder)!r} holds {len(found)} images: at least 2 are needed")
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise ValueError(
+            f"reference={str(folder)!r} holds {len(found)} images: at least 2 are needed, in it or its folders ({kinds})"
+        )
     return found
 
 
@@ -51,8 +56,8 @@ def read_image(file: Path, height: int, width: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
             image = image.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{file} is not a whole image: {error}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} is not a whole image: {error}; reference must be a folder of whole ones") from None
     return _resized(image, height, width)
 
 
@@ -95,8 +100,9 @@ def real_images(
         per_class: renders of each class.
 
     Raises:
-        ValueError: if a folder is needed and was not given, or holds no usable images.
+        ValueError: if a folder is needed and was not given, or holds no usable images; nothing is kept then.
     """
+    check_integer("per_class", per_class, 1)
     if folder is None and not setting.embedded:
         raise ValueError("reference=None: give the folder of real images to compare with, such as ImageNet's validation set")
     if folder is None:
@@ -130,13 +136,15 @@ def real_images(
 
 
 def _features(setting: Setting, net: Extractor, key: str, todo: Sequence, read: Callable) -> np.ndarray:
-    kept = setting.folder() / f"reference-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-    if kept.exists():
-        return np.load(kept)
+    kept = Path(setting.output) / f"reference-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    with suppress(OSError, EOFError, ValueError):  # missing or damaged: computed
+        found = np.load(kept)
+        if found.dtype == np.float32 and found.ndim == 2 and len(found) == len(todo):
+            return found
     parts = [todo[at : at + 64] for at in range(0, len(todo), 64)]
     features = [net(np.stack([read(item) for item in part])) for part in tqdm(parts, desc="reference", leave=False)]
     found = np.concatenate(features)
-    partial = kept.with_suffix(f".{os.getpid()}.partial.npy")
+    partial = setting.folder() / f"{kept.stem}.{os.getpid()}.partial.npy"
     np.save(partial, found)
     partial.replace(kept)
     return found

@@ -15,7 +15,9 @@ import platform
 import subprocess
 import time
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +29,7 @@ import torch
 
 import catome
 from catome.study.parameters import Setting
+from catome.study.work import Claims, born
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RECORDED = CHECKOUT / "data" / "results"
@@ -133,39 +136,88 @@ def _commit() -> str | None:
 
 
 class Store:
-    """Rows of one `Table`: read from the recorded ones and from this run's own, written to the latter.
+    """Rows of one `Table`: read from the recorded ones and from this folder's own, written to the latter.
+
+    What is added is a file of its own in ``<folder>/<table.name>.parts``, whole or not there, with its checksum in its name, so
+    any number of processes may add at once. `finish` puts all into ``<folder>/<table.name>.parquet`` (and what is to be read by
+    people into ``.json``). A damaged file of the folder's own is set aside with a warning, and its rows are computed again.
 
     Args:
         table: their schema.
-        folder: where new rows are kept (``<table.name>.parquet`` and ``.json``), and looked for first.
+        folder: where new rows are kept, and looked for first.
         recorded: a folder of more rows, only read; None for none.
 
     Raises:
-        ValueError: if a file holds another schema or is no whole Parquet file; it names the file.
+        ValueError: if a file belongs to another study, or a recorded one is damaged; it names the file.
     """
 
     def __init__(self, table: Table, folder: Path, recorded: Path | None = RECORDED) -> None:
         self.table, self.file = table, Path(folder) / f"{table.name}.parquet"
-        self._own, self._runs = self._read(self.file)
+        self.parts = self.file.with_suffix(".parts")
+        self._forget()
         self._recorded = self._runs_recorded = None
         shipped = recorded and Path(recorded) / f"{table.name}.parquet"
         if shipped and shipped.resolve() != self.file.resolve():
-            self._recorded, self._runs_recorded = self._read(shipped)
+            self._recorded, self._runs_recorded = self._read(shipped) or (self.table.schema.empty_table(), {})
+        self.refresh()
 
-    def _read(self, file: Path) -> tuple[pa.Table, dict]:
-        if not file.exists():
-            return self.table.schema.empty_table(), {}
+    def _forget(self) -> None:
+        self._own, self._runs, self._seen, self._main = self.table.schema.empty_table(), {}, set(), None
+
+    def refresh(self) -> None:
+        """Take in what other processes have kept since."""
+        while True:
+            names = sorted(path.name for path in self.parts.glob("*.parquet"))  # before the file that they may go into
+            main = _state(self.file)
+            try:
+                if main != self._main:
+                    self._forget()
+                    self._main = main
+                    self._take(self._read(self.file, own=True))
+                for name in names:
+                    if name not in self._seen:
+                        self._take(self._read(self.parts / name, own=True, checksum=name.split(".")[0].rpartition("-")[2]))
+                        self._seen.add(name)
+                return
+            except FileNotFoundError:  # a part went into the file just now
+                self._forget()
+
+    def _take(self, found: tuple[pa.Table, dict] | None) -> None:
+        if found is None:
+            return
+        rows, runs = found
+        self._own = pa.concat_tables([self._own, rows])
+        for name, run in runs.items():
+            entry = self._runs.setdefault(name, run | {"rows": 0, "wall_seconds": 0.0})
+            entry["rows"] += run["rows"]
+            entry["wall_seconds"] = round(entry["wall_seconds"] + run["wall_seconds"], 1)
+
+    def _read(self, file: Path, own: bool = False, checksum: str = "") -> tuple[pa.Table, dict] | None:
+        """The rows of a file and their provenance; None if there is no such file, or it is set aside."""
+        if not file.exists() and not checksum:
+            return None
+        data = file.read_bytes()
+        sums = [checksum] if checksum else _sums_beside(file)
         try:
-            found = pq.read_table(file)
+            if sums and _checksum(data) not in sums:
+                raise pa.ArrowInvalid("its checksum is not that of what was written")
+            found = pq.read_table(pa.BufferReader(data))
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(
-                f"{file} is not a whole Parquet file ({error}); remove it and its rows are computed again"
-            ) from None
+            reason = str(error).splitlines()[0]
+            if not own:
+                raise ValueError(f"{file} is not a whole Parquet file ({reason}); get it from the repository again") from None
+            aside = file.with_name(f"{file.name}.{_checksum(data)[:8]}.damaged")
+            file.replace(aside)
+            warnings.warn(
+                f"{file} is not a whole Parquet file ({reason}): set aside as {aside.name}; its rows are computed again",
+                stacklevel=2,
+            )
+            return None
         runs = json.loads((found.schema.metadata or {}).get(b"runs", b"{}"))
         if not found.schema.equals(self.table.schema):
             if (found.column_names[: len(self.table.keys)] != list(self.table.keys)) or "version" not in found.column_names:
                 raise ValueError(f"{file} holds other columns than {self.table.schema.names}: it belongs to another study")
-            return self.table.schema.empty_table(), {}  # an earlier version's columns: never used again
+            return None  # an earlier version's columns: never used again
         return found.replace_schema_metadata(None), runs
 
     @property
@@ -184,7 +236,7 @@ class Store:
             if name not in self.table.keys:
                 raise KeyError(f"{name!r} is no key of {self.table.name}; the keys are {', '.join(self.table.keys)}")
         parts = []
-        for held in (self._own, self._recorded):
+        for held in (self._recorded, self._own):
             if held is None:
                 continue
             frame = held.select(list(wanted)).to_pandas()
@@ -193,62 +245,131 @@ class Store:
                 many = isinstance(value, (list, tuple, range, set, frozenset))
                 keep &= frame[name].isin(list(value)) if many else frame[name] == value
             parts.append(held.filter(pa.array(keep.to_numpy(bool))))
-        return pa.concat_tables(parts).to_pandas().drop_duplicates(list(self.table.keys), ignore_index=True)
+        # of rows with the same keys the last that was written counts
+        return pa.concat_tables(parts).to_pandas().drop_duplicates(list(self.table.keys), keep="last", ignore_index=True)
 
     def add(self, rows: Sequence[Mapping], run: dict, seconds: float) -> None:
         """Keep rows, computed in ``run`` (see `provenance`) in ``seconds``; a row with the same keys is replaced.
 
-        The file is replaced in one step: whoever is killed has the old rows or all of the new."""
+        Whoever is killed has kept all of them or none.
+
+        Raises:
+            OSError: naming the file that could not be written, and why.
+        """
         if not rows:
             return
         frame = pd.DataFrame([{"version": self.table.version, **row, "run": run["id"]} for row in rows])
-        entry = self._runs.setdefault(run["id"], dict(run))
-        entry["rows"], entry["wall_seconds"] = entry["rows"] + len(frame), round(entry["wall_seconds"] + seconds, 1)
-        self._put(pa.Table.from_pandas(frame, self.table.schema, preserve_index=False))
+        new = pa.Table.from_pandas(frame, self.table.schema, preserve_index=False).replace_schema_metadata(None)
+        runs = {run["id"]: run | {"rows": len(frame), "wall_seconds": round(seconds, 1)}}
+        data = _packed(new, runs)
+        name = f"{time.time_ns():020d}-{run['id']}-{_checksum(data)}.parquet"  # in the order in which they were written
+        write_whole(self.parts / name, data)
+        self._seen.add(name)
+        self._take((new, runs))
 
     def gather(self, folder: Path) -> int:
-        """Take over the rows that another process kept in ``folder``, with their provenance; how many there were.
+        """Take over the rows that other processes kept in ``folder``, with their provenance; how many there were.
 
         Rows with the same keys are replaced, so gathering twice changes nothing.
 
         Raises:
-            ValueError: as `Store` itself, if the folder's file is no whole file of this table.
+            ValueError: as `Store` itself.
         """
-        rows, runs = self._read(Path(folder) / self.file.name)
-        if len(rows):
-            self._runs |= runs
-            self._put(rows)
-        return len(rows)
+        other = Store(self.table, folder, None)
+        if len(other._own):
+            self._runs |= other._runs
+            self._own = pa.concat_tables([self._own, other._own])
+            self._write()
+        return len(other.find())
 
-    def _put(self, new: pa.Table) -> None:
-        old, keys = self._own, list(self.table.keys)
-        if len(old):
-            taken = set(new.select(keys).to_pandas().itertuples(index=False, name=None))
-            keep = [row not in taken for row in old.select(keys).to_pandas().itertuples(index=False, name=None)]
-            old = old.filter(pa.array(keep))
-        self._own = pa.concat_tables([old, new.replace_schema_metadata(None)])
-        self._write()
+    def finish(self) -> None:
+        """Put what was added into one file, unless other processes are at work in this folder: then the last of them does."""
+        claims = Claims(self.file.parent)
+        name = f"the file {self.file.name}"
+        if not self.parts.is_dir() or claims.others() or not claims.take(name):
+            return
+        try:
+            self.refresh()
+            self._write()
+        finally:
+            claims.release(name)
 
     def _write(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        """The file of all rows, then no parts: whoever is killed between the two has some rows twice, which are one."""
+        merged = [self.parts / name for name in self._seen]
+        keys = self._own.select(list(self.table.keys)).to_pandas()
+        self._own = self._own.filter(pa.array(~keys.duplicated(keep="last").to_numpy(bool))).combine_chunks()
         alive = set(self._own["run"].unique().to_pylist())
         self._runs = {name: run for name, run in self._runs.items() if name in alive}
-        about = json.dumps(self._runs, indent=1)
-        partial = self.file.with_suffix(f".{os.getpid()}.partial")
-        stored = self._own.replace_schema_metadata({"runs": about})
-        pq.write_table(stored, partial, compression="zstd", compression_level=9)
-        partial.replace(self.file)
+        self._own = self._own.sort_by([(name, "ascending") for name in self.table.keys])
+        data = _packed(self._own, self._runs)
         beside = {
             "study": self.table.name,
             "version": self.table.version,
-            "columns": self._columns(),
+            "sha256": [_checksum(data), *_sums_beside(self.file)[:1]],  # of this file, and of the one it is about to replace
+            "columns": {field.name: str(field.type) for field in self.table.schema},
             "runs": list(self._runs.values()),
         }
-        partial.write_text(json.dumps(beside, indent=1) + "\n")
-        partial.replace(self.file.with_suffix(".json"))
+        write_whole(self.file.with_suffix(".json"), (json.dumps(beside, indent=1) + "\n").encode())
+        write_whole(self.file, data)
+        self._main = _state(self.file)
+        for path in (*merged, *_left_behind(self.parts), *_left_behind(self.file.parent)):
+            path.unlink(missing_ok=True)
+        if self.parts.is_dir() and not any(self.parts.iterdir()):
+            self.parts.rmdir()
 
-    def _columns(self) -> dict[str, str]:
-        return {field.name: str(field.type) for field in self.table.schema}
+
+def _left_behind(folder: Path) -> list[Path]:
+    """What processes that are gone had not written to the end."""
+    return [path for path in folder.glob(".*.partial") if born(int(path.suffixes[-2][1:])) is None]
+
+
+def _packed(rows: pa.Table, runs: Mapping) -> bytes:
+    sink = pa.BufferOutputStream()
+    about = rows.replace_schema_metadata({"runs": json.dumps(runs, indent=1)})
+    pq.write_table(about, sink, compression="zstd", compression_level=9)
+    return sink.getvalue().to_pybytes()
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _sums_beside(file: Path) -> list[str]:
+    """The checksums that a file of rows may have, by the JSON file beside it; none if that does not say."""
+    try:
+        return list(json.loads(file.with_suffix(".json").read_text()).get("sha256", []))
+    except (OSError, ValueError):
+        return []
+
+
+def _state(file: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Write a file in one step, folders included: whoever reads finds the old one or all of the new.
+
+    Raises:
+        OSError: naming the file, and why it could not be written; what was there before still is.
+    """
+    partial = file.with_name(f".{file.name[:40]}.{uuid.uuid4().hex[:8]}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        why = error.strerror or str(error)
+        raise OSError(error.errno, f"{file} could not be written ({why}); what was kept before is still there") from None
 
 
 def shared_keys(pipe, setting: Setting) -> dict:

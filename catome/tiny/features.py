@@ -47,7 +47,10 @@ class SceneFeatures(FeatureExtractorBase):
             ValueError: if the images are not uint8 RGB of the embedded model's size, for which the features mean nothing.
         """
         if images.dtype != torch.uint8 or images.shape[1:] != (3, SIZE, SIZE):
-            raise ValueError(f"images of {images.dtype} {list(images.shape)} must be uint8 [B, 3, {SIZE}, {SIZE}]")
+            raise ValueError(
+                f"images of {images.dtype} {list(images.shape)} must be uint8 [B, 3, {SIZE}, {SIZE}]: the features are of "
+                f"scenes with height={SIZE} and width={SIZE}"
+            )
         return (self.net(images.float() / 127.5 - 1),)
 
 

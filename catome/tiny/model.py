@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from torch import nn
@@ -161,7 +162,7 @@ def find_model(path: str | os.PathLike | None = None) -> Path:
         FileNotFoundError: if there is no complete model in that folder; the message says how to name one.
     """
     checkout = Path(__file__).resolve().parents[2] / "data" / "tiny-sd"
-    folder = Path(path or os.environ.get("CATOME_TINY_MODEL") or checkout)
+    folder = Path(path if path is not None else os.environ.get("CATOME_TINY_MODEL") or checkout)
     missing = [part for part in PARTS if not (folder / part).exists()]
     if missing:
         raise FileNotFoundError(
@@ -170,6 +171,32 @@ def find_model(path: str | os.PathLike | None = None) -> Path:
             "CATOME_TINY_MODEL"
         )
     return folder
+
+
+def read_pipeline(model: str, given: str, **options):
+    """``StableDiffusionPipeline.from_pretrained(model)`` of safetensors alone: nothing is unpickled.
+
+    Raises:
+        OSError: in one sentence that begins with ``given``, whatever of the model is missing, damaged or foreign.
+    """
+    from diffusers import StableDiffusionPipeline
+    from safetensors import SafetensorError
+
+    why = ""
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(model, use_safetensors=True, **options)
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        why = shorten(str(error), 300)
+    else:
+        # neither is an error for diffusers: weights that no file has stay without data, a lost tokenizer is made anew
+        for part in ("unet", "vae", "text_encoder"):
+            if any(weight.is_meta for weight in getattr(pipe, part).parameters()):
+                why = f"weights of its {part} are missing"
+        if len(pipe.tokenizer) <= len(pipe.tokenizer.all_special_tokens):
+            why = "the vocabulary of its tokenizer is missing"
+    if why:
+        raise OSError(f"{given}: {why}")
+    return pipe
 
 
 def load_pipeline(path: str | os.PathLike | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"):
@@ -185,13 +212,14 @@ def load_pipeline(path: str | os.PathLike | None = None, dtype: torch.dtype = to
 
     Raises:
         FileNotFoundError: if the folder holds no complete model.
+        OSError: if a file of it is damaged.
+        TypeError: if ``dtype`` is no floating-point type.
     """
-    from diffusers import StableDiffusionPipeline
-
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype={dtype!r} must be a floating-point torch.dtype, such as torch.float32")
     folder = find_model(path)
-    pipe = StableDiffusionPipeline.from_pretrained(
-        str(folder), dtype=dtype, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
-    )
+    given = f"path={str(folder)!r} must be the folder of the whole embedded model"
+    pipe = read_pipeline(str(folder), given, dtype=dtype, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -201,12 +229,17 @@ def load_scene_net(path: str | os.PathLike | None = None, device: str = "cpu") -
 
     Raises:
         FileNotFoundError: if there is no complete model (see `find_model`), or no extractor in it.
+        OSError: if the extractor's file is damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = find_model(path) / "scene_net" / "model.safetensors"
     if not file.exists():
         raise FileNotFoundError(f"path={str(file)!r} does not exist: this model folder ships no feature extractor")
     net = SceneNet()
-    net.load_state_dict({key: value.float() for key, value in load_file(file).items()})
+    try:
+        net.load_state_dict({key: value.float() for key, value in load_file(file).items()})
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(f"path={str(file)!r} must be a whole feature extractor: {shorten(str(error), 300)}") from None
     return net.eval().requires_grad_(False).to(device)
