@@ -9,7 +9,6 @@ from pathlib import Path
 
 from catome.checks import check_integer, check_number
 
-
 _MOST = 2**31 - 1  # what the columns of the rows hold
 
 

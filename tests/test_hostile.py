@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 import catome
 from catome import tiny
-from catome.matching import _top_left
+from catome.matching import _top_left, split_tokens
 from catome.patch import applied_patch
 from catome.unet import transformer_blocks
 
@@ -449,7 +449,7 @@ def test_what_is_not_finite_stays_in_its_image(bad, amount, since):
     for sick in (False, True):
         with catome.patched(unet, **AMOUNTS[amount]):
             for step in range(3):
-                x = sample(3, seed=step)
+                x = sample(3) + 0.1 * sample(3, seed=1 + step)  # so little that "auto" keeps a healthy image's pairs
                 if sick and step >= since:
                     x[1, 2, 5, 3] = bad
                 states.append((call(unet, x, 900 - step), [plan.target for plan in applied_patch(unet).cached()]))
@@ -550,6 +550,11 @@ def test_inference_mode_changes_no_bit_and_spoils_nothing_for_autograd(own):
     x = torch.randn(1, 4, 16, 16, requires_grad=True)
     own.unet(x, 500, torch.zeros(1, 16, 64)).sample.sum().backward()
     assert x.grad.abs().max() > 0
+    # the indices of tokens are kept for the next call, which may be anybody's
+    tokens = torch.randn(1, 256, 3, requires_grad=True)
+    for indices in split_tokens((16, 16)):
+        tokens.index_select(1, indices).sum().backward()
+    assert torch.equal(tokens.grad, torch.ones_like(tokens))
 
 
 @pytest.mark.parametrize("amount", [*AMOUNTS, "duplicates"])
@@ -569,13 +574,13 @@ def test_deterministic_algorithms_are_all_there_and_give_the_same(own, amount):
 
 def test_another_default_dtype_changes_no_pair(own):
     with catome.patched(own, threshold=0.6, schedule=None):
-        call = dict(sample=sample(2, (16, 16)), timestep=500, encoder_hidden_states=torch.zeros(2, 16, 64))
+        inputs = sample(2, (16, 16)), 500, torch.zeros(2, 16, 64)
         with torch.no_grad():
-            expected = own.unet(**call).sample
+            expected = own.unet(*inputs).sample
             for dtype in (torch.float64, torch.bfloat16):
                 try:
                     torch.set_default_dtype(dtype)
-                    found = own.unet(**{**call, "timestep": 500}).sample
+                    found = own.unet(*inputs).sample
                 finally:
                     torch.set_default_dtype(torch.float32)
                 assert torch.equal(expected, found)
@@ -608,16 +613,6 @@ def test_the_gradient_through_a_patched_unet_is_that_of_finite_differences(amoun
         with torch.no_grad():
             numeric = (loss(x + 1e-6 * direction) - loss(x - 1e-6 * direction)) / 2e-6
     torch.testing.assert_close((x.grad * direction).sum(), numeric, rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize("amount", AMOUNTS)
-def test_gradients_are_finite_where_all_tokens_are_zero(amount):
-    """Also where a similarity has no derivative: the search for pairs is no part of the graph."""
-    unet = small_unet()
-    x = torch.zeros(2, 4, 8, 8, requires_grad=True)
-    with catome.patched(unet, **AMOUNTS[amount]):
-        unet(x, 900, text()).sample.square().sum().backward()
-    assert torch.isfinite(x.grad).all()
 
 
 # Plans

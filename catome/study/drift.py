@@ -225,11 +225,13 @@ def drift_study(
         recorded: a folder of recorded rows.
 
     Raises:
-        ValueError: if there is nothing to merge by, or an amount is out of range.
+        ValueError: if there is nothing to merge by, an amount is out of range, or there is only one step.
     """
     amounts = [dict(threshold=float(t)) for t in thresholds] + [dict(ratio=float(r)) for r in ratios]
     if not amounts:
         raise ValueError(f"thresholds={thresholds!r}, ratios={ratios!r}: give at least one of either")
+    if setting.calls < 2:
+        raise ValueError(f"steps={setting.steps!r} must be at least 2: drift compares steps with each other")
     shared = shared_keys(pipe, setting)
     folder = Path(folder or setting.output)
     stores = [Store(table, folder, recorded) for table in (DRIFT, STALENESS)]

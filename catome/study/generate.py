@@ -31,10 +31,10 @@ def load(setting: Setting):
         return tiny.load_pipeline(dtype=DTYPES[setting.dtype], device=setting.device)
     from diffusers import PNDMScheduler
 
-    given = f"model={setting.model!r} must be 'tiny', a folder with a whole Stable Diffusion in safetensors or a name on the Hub"
-    pipe = read_pipeline(
-        setting.model, given, dtype=DTYPES[setting.dtype], safety_checker=None, requires_safety_checker=False
+    given = (
+        f"model={setting.model!r} must be 'tiny', a folder with a whole Stable Diffusion in safetensors or a name on the Hub"
     )
+    pipe = read_pipeline(setting.model, given, dtype=DTYPES[setting.dtype], safety_checker=None, requires_safety_checker=False)
     pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(setting.device)

@@ -238,8 +238,7 @@ def settle(namespace: Mapping, **own: str) -> Setting:
     given = {
         name: value
         for name, value in namespace.items()
-        if name in checks
-        or not (name.startswith("_") or name in _SHELL or isinstance(value, ModuleType) or callable(value))
+        if name in checks or not (name.startswith("_") or name in _SHELL or isinstance(value, ModuleType) or callable(value))
     }
     for name, value in given.items():
         if name not in checks:

@@ -180,12 +180,13 @@ def read_pipeline(model: str, given: str, **options):
         OSError: in one sentence that begins with ``given``, whatever of the model is missing, damaged or foreign.
     """
     from diffusers import StableDiffusionPipeline
-    from safetensors import SafetensorError
 
     why = ""
     try:
         pipe = StableDiffusionPipeline.from_pretrained(model, use_safetensors=True, **options)
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # of every kind: diffusers, transformers, tokenizers and safetensors have no common one
         why = shorten(str(error), 300)
     else:
         # neither is an error for diffusers: weights that no file has stay without data, a lost tokenizer is made anew
