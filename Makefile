@@ -14,7 +14,7 @@ GPU_STAMP := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(STAMP))
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup book test lint format notebooks record bench gpu-test gpu-bench clean
+.PHONY: help setup book test torture lint format notebooks record bench gpu-test gpu-bench clean
 
 # parameters of a notebook: the preset's, then those that the preset has for this notebook alone
 PARAMETERS = -f data/presets/$(1).yaml $(addprefix -f ,$(wildcard data/presets/$(1)/$(2).yaml))
@@ -70,6 +70,9 @@ gpu-bench: $(GPU_STAMP) ## time catome against its peers on a GPU and keep the r
 
 test: $(STAMP) ## run all tests: library, notebooks, and the book in a headless browser
 	$(BIN)/python -m pytest
+
+torture: $(STAMP) ## kill a small study 200 times (KILLS=...) and compare the bytes
+	KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest tests/test_long_runs.py tests/test_work.py tests/test_results.py
 
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .

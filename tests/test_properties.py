@@ -309,18 +309,15 @@ def test_scaling_tokens_by_any_positive_factor_changes_no_pair(problem, threshol
 def test_pairs_just_found_are_not_broken(problem, data):
     """What ``schedule="auto"`` asks of pairs, it finds in those of the same tokens, also where one just reaches the threshold."""
     tokens, division = problem
-    amount = data.draw(amounts(division).filter(lambda amount: amount.get("threshold") != 1.0))
-    just = data.draw(st.sampled_from(division.matches(tokens).similarity.flatten().tolist()))
-    if "threshold" in amount and -1 < just < 0.999:
-        amount["threshold"] = just
-    plan = division.match(tokens, **amount)
-    weakest = weakest_pair(plan, tokens)
-    merged = plan.merged_share > 0
-    if "threshold" in amount:
-        assert (weakest[merged] >= amount["threshold"] - 1e-5).all()
-    floor = amount.get("threshold", weakest)
-    assert torch.equal(broken_share(plan, tokens, floor), (~merged).float())
-    if merged.any():  # a floor above the weakest pair breaks it
+    matches = division.matches(tokens)
+    ratio, threshold = data.draw(st.floats(0, division.most)), data.draw(below_one)
+    just = [value for value in matches.similarity.flatten()[:12].tolist() if -1 < value < 0.999]
+    for amount in (dict(ratio=ratio), *(dict(threshold=value) for value in (threshold, *just))):
+        plan = catome.make_plan(matches, **amount)
+        weakest, merged = weakest_pair(plan, tokens), plan.merged_share > 0
+        assert (weakest[merged] >= amount.get("threshold", -1.0) - 1e-5).all()
+        assert torch.equal(broken_share(plan, tokens, amount.get("threshold", weakest)), (~merged).float())
+        # a floor above the weakest pair breaks it
         assert (broken_share(plan, tokens, weakest + 1e-3)[merged] > 0).all()
 
 
@@ -431,15 +428,17 @@ def test_a_schedule_without_the_first_step_is_refused(steps, collection):
 
 @some
 @given(st.lists(st.lists(st.integers(1, 999), min_size=1, max_size=8, unique=True), min_size=1, max_size=6), st.booleans())
+@example([[7], [7], [7, 5], [6, 3]], False)
 def test_steps_are_counted_from_zero_in_each_generation(generations, as_tensors):
-    """Of falling timesteps that are plain numbers or tensors of their own, each generation beginning above the last's end."""
-    counter, last = StepCounter(), -1
+    """Of falling timesteps that are plain numbers or tensors of their own: one that rises begins a generation, and so does
+    the same one after a generation of a single step."""
+    counter, last, single = StepCounter(), -1, False
     for timesteps in (sorted(timesteps, reverse=True) for timesteps in generations):
-        assume(timesteps[0] > last)
+        assume(timesteps[0] > last or (single and timesteps[0] == last))
         for step, timestep in enumerate(timesteps):
             assert counter.advance(torch.tensor(timestep) if as_tensors else timestep) == (step == 0)
             assert counter.step == step
-        last = timesteps[-1]
+        last, single = timesteps[-1], len(timesteps) == 1
 
 
 @some

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import product
@@ -31,6 +31,7 @@ from catome.study import methods
 from catome.study.accounting import ARCHITECTURES
 from catome.study.parameters import DTYPES
 from catome.study.store import Stopwatch, Store, Table, processor, provenance
+from catome.unet import topmost_downsample, transformer_blocks
 from catome.worth import gain, rates_of
 
 BENCH = Table(
@@ -70,6 +71,7 @@ CHECKPOINT = sum(step < CALLS for step in SCHEDULES[SCHEDULE]) / CALLS
 
 CACHED, FRESH, COPY = "merge + unmerge", "checkpoint step", "copy"
 UNMERGED, CATOME, TOMESD, AUTHORS, TODO = "unmerged", "catome", "tomesd", "batch maximum", "ToDo"
+FREE = "free merging"
 UNFUSED = ", unfused attention"
 
 _LEAST_SAMPLE = 0.01  # seconds: operations are repeated until a sample is as long
@@ -442,6 +444,39 @@ def authors_rule(share: float) -> methods.Method:
     return methods.Method(f"{AUTHORS}(share={share:g}, schedule={SCHEDULE})", AUTHORS, applied)
 
 
+def free_merging(share: float) -> methods.Method:
+    """What merging would be if it cost nothing: the topmost self-attentions on a given share less of the tokens, and that is all.
+
+    No pair is looked for, nothing is merged or unmerged; the attention gets the first tokens there are, and the block goes on
+    with what it had. Its images are nonsense; its time is the limit (Amdahl) of every method that merges this share there."""
+
+    @contextmanager
+    def applied(unet) -> Iterator:
+        inputs, size, downsample = {}, {}, topmost_downsample(unet)
+
+        def note(module, args):
+            size["tokens"] = math.prod(math.ceil(edge / downsample) for edge in args[0].shape[-2:])
+
+        def shorten(module, args, kwargs):
+            images, count, _ = args[0].shape
+            if count != size["tokens"]:
+                return args, kwargs
+            inputs[module], left = args[0], count - int(share * count)
+            return (args[0].flatten(0, 1)[: images * left].unflatten(0, (images, left)), *args[1:]), kwargs
+
+        def go_on(module, args, output):
+            return inputs.pop(module, output)
+
+        with ExitStack() as stack:
+            stack.callback(unet.register_forward_pre_hook(note).remove)
+            for block in transformer_blocks(unet).values():
+                stack.callback(block.attn1.register_forward_pre_hook(shorten, with_kwargs=True).remove)
+                stack.callback(block.attn1.register_forward_hook(go_on).remove)
+            yield unet
+
+    return methods.Method(f"{FREE}(share={share:g})", FREE, applied)
+
+
 def unet_calls(point: Point, device: str) -> list[Contender]:
     """One call of a U-Net, unmerged and by each of the token-reducing methods at the point's merged share.
 
@@ -459,6 +494,7 @@ def unet_calls(point: Point, device: str) -> list[Contender]:
         TOMESD: (methods.tomesd(point.share), alone),
         AUTHORS: (authors_rule(point.share), cached),
         TODO: (methods.todo(), alone),
+        FREE: (free_merging(point.share), alone),
     }
     return [
         Contender(
@@ -653,6 +689,9 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     return float(np.median(found)), float(found[skip]), float(found[n - 1 - skip])
 
 
+_COLUMNS = (UNMERGED, TOMESD, AUTHORS, TODO, FREE, COPY)
+
+
 def _baselines(suite: str, method: str) -> dict[str, str]:
     """Whom a method is compared with, by the name of the column."""
     if suite == "operations":
@@ -661,7 +700,7 @@ def _baselines(suite: str, method: str) -> dict[str, str]:
         return {TOMESD: f"{TOMESD} {FRESH}"} if method.endswith(FRESH) else {}
     if suite == "memory":
         return {UNMERGED: UNMERGED + (UNFUSED if method.endswith(UNFUSED) else "")}
-    return {name: name for name in (UNMERGED, TOMESD, AUTHORS, TODO)}
+    return {name: name for name in (UNMERGED, TOMESD, AUTHORS, TODO, FREE)}
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -669,7 +708,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The point's keys, ``method``, ``rounds``, ``ms`` (median), ``peak_bytes`` (largest), ``note``, and for each of
-        "unmerged", "tomesd", "batch maximum", "ToDo" and "copy" how many times as fast the method is (in the suite "memory":
+        "unmerged", "tomesd", "batch maximum", "ToDo", "free merging" and "copy" how many times as fast the method is (in the suite "memory":
         how many times less it holds), with the interval of `ratio`: columns ``X``, ``X low``, ``X high``.
     """
     table = []
@@ -686,7 +725,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
                     both = other[value].astype(float).align(own[value].astype(float), join="inner")
                     line[column], line[f"{column} low"], line[f"{column} high"] = ratio(*both)
             table.append(line)
-    ratios = [column + end for column in (UNMERGED, TOMESD, AUTHORS, TODO, COPY) for end in ("", " low", " high")]
+    ratios = [column + end for column in _COLUMNS for end in ("", " low", " high")]
     return pd.DataFrame(table, columns=[*_POINT, "method", "rounds", "ms", "peak_bytes", "note", *ratios])
 
 
@@ -698,7 +737,7 @@ def report(table: pd.DataFrame) -> list[str]:
     ]
     for _, point in table.groupby(_POINT, sort=False):
         first, most = point.iloc[0], int(point["rounds"].max())
-        columns = [name for name in (UNMERGED, TOMESD, AUTHORS, TODO, COPY) if point[name].notna().any()]
+        columns = [name for name in _COLUMNS if point[name].notna().any()]
         memory = first["suite"] == "memory"
         width = max(len(method) for method in point["method"]) + 2
         lines += ["", _named(first) + ("" if memory else f", {most} rounds")]
@@ -754,11 +793,13 @@ TARGETS = (
     Target("match + plan + merge + unmerge", TOMESD, "cpu", f"{CATOME} {FRESH}", TOMESD, 1.8, _STATED),
     Target(f"SD v1.5 U-Net, {SCHEDULE} mean", TOMESD, "cpu", CATOME, TOMESD, 1.1, _SD15),
     Target(f"SD v1.5 U-Net, {SCHEDULE} mean", UNMERGED, "cpu", CATOME, UNMERGED, 1, _SD15, beyond_noise=True),
+    Target(f"SD v1.5 U-Net, {SCHEDULE} mean", FREE, "cpu", CATOME, FREE, 0.95, _SD15),
     Target(f"U-Net, {SCHEDULE} mean, every point", UNMERGED, "cuda", CATOME, UNMERGED, 1, _ANY, beyond_noise=True),
     *(
         Target("the same, where reducing pays", peer, "cuda", CATOME, peer, 1, _ANY, beyond_noise=True, paying=True)
         for peer in (TOMESD, AUTHORS, TODO)
     ),
+    Target(f"U-Net, {SCHEDULE} mean, every point", FREE, "cuda", CATOME, FREE, 0.95, _ANY, paying=True),
     Target(f"{CACHED}, cached plan", COPY, "cuda", f"{CATOME} {CACHED}", COPY, 0.7, {"suite": "operations"}),
     Target("peak memory", UNMERGED, "cuda", CATOME, UNMERGED, 1, {"suite": "memory"}),
     Target("peak memory" + UNFUSED, UNMERGED, "cuda", CATOME + UNFUSED, UNMERGED, 1, {"suite": "memory"}),

@@ -17,6 +17,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,6 +81,8 @@ class Claims:
         path = self._path(name)
         if self._held.pop(path, None) is not None:
             path.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: others are at work
+                self.folder.rmdir()
 
     def others(self) -> list[str]:
         """Who else is at work here: a line for each claim that a living process holds."""
@@ -94,10 +97,15 @@ class Claims:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.claim"
 
     def _make(self, path: Path, name: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         about = {"name": name, "host": _here(), "pid": os.getpid(), "born": born(os.getpid())}
         whole = self.folder / f".{uuid.uuid4().hex}.new"  # so that no claim is ever there without its text
-        whole.write_text(json.dumps(about))
+        for _ in range(20):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                whole.write_text(json.dumps(about))
+                break
+            except FileNotFoundError:  # whoever was last here has just removed the folder
+                continue
         try:
             os.link(whole, path)
         except FileExistsError:
