@@ -61,6 +61,7 @@ def check_amount(threshold, ratio, stride=(2, 2), most: float | None = None) -> 
     if most is None:
         sy, sx = check_stride(stride)
         most = 1 - 1 / (sx * sy)
+    most += 1e-9  # 1 - 1/3 and 2/3 are not the same number
     if isinstance(ratio, (int, float)) and not isinstance(ratio, bool) and ratio > most:
         raise ValueError(f"ratio={ratio!r} must be between 0 and {most:g}, the share of src tokens; the others are dst")
     return None, check_number("ratio", ratio, 0.0, most)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +103,8 @@ class Patch:
     parts are diffusers' hooks, put on again where a copy would still run the original's."""
 
     def __init__(self, config: MergeConfig, choose: Callable[[Matches, MergeConfig], MergePlan] = decide) -> None:
-        self.config, self.choose, self.threads = config, choose, {}
+        self.config, self.choose = config, choose
+        self.local, self.generations = threading.local(), WeakSet()  # gone when their thread is
         self.downsample, self.settled = 1, False
 
     def __deepcopy__(self, memo) -> Patch:
@@ -112,10 +114,11 @@ class Patch:
     @property
     def now(self) -> Generation:
         """The generation that this thread is in."""
-        thread = threading.get_ident()
-        if thread not in self.threads:
-            self.threads[thread] = Generation(self.config)
-        return self.threads[thread]
+        found = getattr(self.local, "generation", None)
+        if found is None:
+            found = self.local.generation = Generation(self.config)
+            self.generations.add(found)
+        return found
 
     def cached(self) -> list[MergePlan]:
         """The plans this thread's generation holds, by block."""
@@ -140,6 +143,11 @@ class Patch:
     def before(self, unet, args, kwargs) -> None:
         if not self.settled:
             self.settle(unet)
+        if torch.is_grad_enabled() and getattr(unet, "is_gradient_checkpointing", False):
+            raise RuntimeError(
+                "catome cannot go with gradient checkpointing, which runs a block a second time, with whatever pairs are cached "
+                "then: disable_gradient_checkpointing(), or catome.remove_patch"
+            )
         now, checkpoints = self.now, self.config.checkpoints
         if now.counter.advance(kwargs["timestep"] if "timestep" in kwargs else args[1]):
             now.begin(self.config)
@@ -157,7 +165,7 @@ class Patch:
 
     def reset(self, *_) -> None:
         """Forget everything; a pipeline calls it at the end of a generation."""
-        self.threads.pop(threading.get_ident(), None)
+        self.local.__dict__.clear()
 
 
 class BlockHook(ModelHook):
@@ -170,7 +178,10 @@ class BlockHook(ModelHook):
     @_in_eager
     def pre_forward(self, module, *args, **kwargs):
         now = self.patch.now
-        now.active, now.used = self._plan(now, args[0] if args else kwargs["hidden_states"]), None
+        with torch.inference_mode(False):  # a later call may want gradients through the same plan
+            now.active, now.used = self._plan(now, args[0] if args else kwargs["hidden_states"]), None
+            if now.active is not None:
+                _ = now.active.groups
         return args, kwargs
 
     def _plan(self, now: Generation, x: torch.Tensor) -> MergePlan | None:

@@ -174,4 +174,4 @@ def _duplicates(tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> t
     place = torch.searchsorted(ordered, hashes[:, src].contiguous()).clamp(max=len(dst) - 1)
     candidate = dst[order.gather(1, place)]
     partner = tokens.gather(1, candidate[..., None].expand(-1, -1, tokens.shape[-1]))
-    return torch.where((tokens[:, src] == partner).all(-1), candidate, -1)
+    return torch.where(((tokens[:, src] == partner) & partner.isfinite()).all(-1), candidate, -1)

@@ -40,7 +40,7 @@ class MergePlan:
         return 1 - torch.tensor(self.lengths, dtype=torch.float32) / self.slot.shape[1]
 
     @cached_property
-    def _groups(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def groups(self) -> tuple[torch.Tensor, torch.Tensor]:
         """All tokens ``[B * N]``, slot by slot, and where in them each slot begins ``[S + 1]``."""
         slot = self.slot.flatten()
         order = slot.argsort(stable=True)
@@ -67,10 +67,10 @@ class MergePlan:
             expected = [*self.slot.shape, "C"]
             raise ValueError(f"x of shape {list(x.shape)} does not fit this plan: it is for {expected}")
         if kernels.usable(x):
-            return kernels.merge(x, *self._groups, norm)
+            return kernels.merge(x, *self.groups, norm)
         if norm is not None:
             x = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        exact, (order, begins) = x.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32)), self._groups
+        exact, (order, begins) = x.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32)), self.groups
         return F.embedding_bag(order, exact, begins[:-1], mode="mean").to(x.dtype)
 
     def unmerge(self, y: torch.Tensor) -> torch.Tensor:

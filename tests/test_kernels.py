@@ -102,26 +102,26 @@ def plans():
 def test_merge_and_unmerge(plain, dtype, channels):
     for name, made in plans():
         x = tokens(3, 64, channels, dtype=dtype, seed=1)
-        packed_tokens = kernels.merge(x, *made._groups)
+        packed_tokens = kernels.merge(x, *made.groups)
         expected = made.merge(x)
         rounding = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
         assert packed_tokens.dtype == dtype
         assert torch.allclose(packed_tokens.double(), expected.double(), rtol=rounding, atol=rounding), name
         assert torch.equal(kernels.unmerge(packed_tokens, made.slot), made.unmerge(packed_tokens)), name
-        assert torch.equal(kernels.merge(x, *made._groups), packed_tokens), "two runs differ"
+        assert torch.equal(kernels.merge(x, *made.groups), packed_tokens), "two runs differ"
 
 
 def test_merge_of_strided_tokens(plain):
     _, made = next(plans())
     x = tokens(3, 40, 64).transpose(1, 2)
-    assert torch.allclose(kernels.merge(x, *made._groups), made.merge(x), atol=1e-6)
+    assert torch.allclose(kernels.merge(x, *made.groups), made.merge(x), atol=1e-6)
 
 
 def test_a_token_that_is_not_finite_spoils_its_group_only(plain):
     _, made = next(plans())
     x = tokens(3, 64, 24)
     x[1, 10] = float("nan")
-    found = kernels.merge(x, *made._groups)
+    found = kernels.merge(x, *made.groups)
     assert set(found.isnan().any(1).nonzero().flatten().tolist()) == {int(made.slot[1, 10])}
 
 
@@ -140,14 +140,14 @@ def test_norm_and_merge_in_one(plain, dtype, affine, bias):
                 [exact.flatten(0, 1)[made.slot.flatten() == slot].mean(0) for slot in range(sum(made.lengths))]
             )
             rounding = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
-            found = kernels.merge(x, *made._groups, norm)
+            found = kernels.merge(x, *made.groups, norm)
             assert torch.allclose(found.double(), expected, rtol=rounding, atol=rounding)
             assert torch.allclose(made.merge(x, norm).double(), expected, rtol=2 * rounding, atol=2 * rounding)
 
 
 def test_groups_are_the_slots(plain):
     for _, made in plans():
-        order, bounds = made._groups
+        order, bounds = made.groups
         assert sorted(order.tolist()) == list(range(made.slot.numel()))
         for slot in range(sum(made.lengths)):
             members = order[bounds[slot] : bounds[slot + 1]]

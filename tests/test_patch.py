@@ -262,7 +262,7 @@ def test_removing_restores_every_bit_also_after_an_exception(pipe, generate):
     with pytest.raises(Boom):
         generate(["lighthouse"])
     handle.remove()
-    assert not applied_patch(pipe).threads
+    assert not applied_patch(pipe).generations
     catome.remove_patch(pipe)
     assert np.array_equal(before, generate(["lighthouse"]))
     assert torch.equal(plain, call(pipe, inputs))

@@ -453,3 +453,22 @@ def test_views_of_a_timetable_count_steps_whichever_way_it_runs(lengths, rising)
             for step, timestep in enumerate(timetable):
                 assert counter.advance(timestep) == (step == 0)
                 assert counter.step == step
+
+
+@pytest.mark.parametrize("stride", [(1, 2), (1, 3), (3, 1), (2, 3), (1, 7), (7, 1), (5, 7)])
+def test_the_largest_ratio_merges_all_that_is_src(stride):
+    """However 1 - 1/n is rounded."""
+    grid = (stride[0] * 2, stride[1] * 3)
+    tokens = torch.randn(2, grid[0] * grid[1], 3, generator=torch.Generator().manual_seed(0))
+    plan = catome.match(tokens, grid, ratio=1 - 1 / (stride[0] * stride[1]), stride=stride)
+    assert set(plan.lengths) <= {6, 7}
+    with pytest.raises(ValueError, match="share of src tokens"):
+        catome.match(tokens, grid, ratio=1 - 1 / (stride[0] * stride[1]) + 1e-6, stride=stride)
+
+
+def test_infinite_tokens_are_no_duplicates():
+    tokens = torch.ones(1, 16, 3)
+    tokens[0, :8, 1] = torch.inf
+    plan = catome.match(tokens, (4, 4), threshold=1.0)
+    assert plan.pairs(0)[:, 0].tolist() == [9, 11, 12, 13, 14, 15]
+    assert plan.merge(tokens).isfinite().all(1).sum() == 2

@@ -178,7 +178,7 @@ def test_two_threads_on_one_unet(own):
             thread.start()
         for thread in threads:
             thread.join()
-        assert not applied_patch(own).threads  # nothing is kept of a thread that has ended
+        assert not applied_patch(own).generations  # nothing is kept of a thread that has ended
     for seed, image_alone in enumerate(expected):
         assert np.array_equal(image_alone, found[seed])
 
