@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -75,6 +76,7 @@ COST = Table(
         "width": pa.int32(),
         "dtype": pa.string(),
         "batch": pa.int32(),
+        "company": pa.string(),
         "repetition": pa.int32(),
     },
     {
@@ -86,7 +88,7 @@ COST = Table(
 )
 """One row for each method and repetition: ``seconds`` a generation took for one image of its batch, ``block_seconds`` of those inside
 the transformer blocks, ``flops`` of the U-Net for one image, ``peak_bytes`` the device held (empty on CPU). In one run the methods
-take turns, so that drift of the machine hits all alike."""
+take turns, so that drift of the machine hits all alike; ``company`` is a name for the set of them."""
 
 
 @dataclass(frozen=True)
@@ -351,11 +353,13 @@ def cost(
         "dtype": setting.dtype,
         "batch": setting.batch_size,
     }
-    store = Store(COST, folder or setting.output, recorded)
     labels = [method.label for method in methods]
+    company = hashlib.sha256("\n".join(sorted(labels)).encode()).hexdigest()[:12]
+    store = Store(COST, folder or setting.output, recorded)
     if not recompute:
         anywhere = {name: value for name, value in keys.items() if name not in ("device", "threads")}
-        for wanted in (keys, anywhere):
+        own = {"company": company}
+        for wanted in (keys | own, keys, anywhere | own, anywhere):
             held = store.find(**wanted, method=labels)
             whole = held.groupby("run")["method"].value_counts().unstack(fill_value=0).reindex(columns=labels, fill_value=0)
             fitting = whole[whole.min(axis=1) >= repetitions].index
@@ -381,6 +385,7 @@ def cost(
                     keys
                     | {
                         "method": method.label,
+                        "company": company,
                         "repetition": repetition,
                         "seconds": seconds / len(images),
                         "block_seconds": sum(spent) / len(images),
