@@ -38,8 +38,9 @@ RATES = {
     ("cuda", 4): Rates(50e12, 2e12, 8e-6),
     ("cuda", 2): Rates(400e12, 2e12, 8e-6),
 }
-"""By type of device and bytes of a number. Those of the CPU are rounded from two cores measured by ``make bench``; those of
-CUDA are rounded down from a data sheet (H100), and a launch is what starting a kernel from Python is said to take."""
+"""By type of device and bytes of a number. Those of the CPU in float32 are rounded from self-attention and merging timed on two
+cores; in half precision, which few CPUs multiply natively, a third of that is assumed. Those of CUDA are rounded down from a
+data sheet (H100), and the time to start a kernel from Python is an assumption: none of them has been measured."""
 
 LAUNCHES = 3  # merge, unmerge, and what is between
 
