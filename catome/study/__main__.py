@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -25,14 +26,43 @@ NOTEBOOKS = CHECKOUT / "notebooks"
 INTERRUPTED = 130
 
 
+@dataclass(frozen=True)
+class Cells:
+    """The sources of a notebook's cells that set its parameters, and of those that check them, load the model and compute."""
+
+    parameters: list[str]
+    study: list[str]
+
+
+def cells_of(notebook: Path) -> Cells:
+    """Read a notebook's tagged cells."""
+    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    tagged = {tag: [c.source for c in cells if tag in c.metadata.get("tags", [])] for tag in ("parameters", "study")}
+    return Cells(**tagged)
+
+
 def studies() -> list[str]:
     """The notebooks that have something to compute."""
-    return [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb")) if any("study" in tags for tags, _ in _cells(path))]
+    return [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb")) if cells_of(path).study]
 
 
-def _cells(notebook: Path) -> list[tuple[list[str], str]]:
-    cells = nbformat.read(notebook, as_version=4).cells
-    return [(cell.metadata.get("tags", []), cell.source) for cell in cells if cell.cell_type == "code"]
+def find(study: str | Path) -> Path:
+    """The notebook of a study.
+
+    Args:
+        study: one of `studies`, or the path of a notebook.
+
+    Raises:
+        ValueError: if there is no such notebook, or it computes nothing that is kept.
+    """
+    notebook = Path(study) if str(study).endswith(".ipynb") else NOTEBOOKS / f"{study}.ipynb"
+    if not notebook.is_file():
+        near = get_close_matches(str(study), studies(), 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"study={str(study)!r} is no notebook{hint}; there are {', '.join(studies())}")
+    if not cells_of(notebook).study:
+        raise ValueError(f"study={str(study)!r} has no cell tagged 'study': it computes nothing that is kept")
+    return notebook
 
 
 def parameters(files: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict:
@@ -69,7 +99,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-p", dest="pairs", action="append", nargs=2, default=[], metavar=("NAME", "VALUE"), help="one parameter, as in YAML"
     )
+    parser.add_argument("--count", action="store_true", help="say how much there is to generate, and compute nothing")
     return parser
+
+
+def _count(study: str, values: dict) -> str:
+    """What there is to generate, as lines."""
+    from catome.study import price
+
+    table = price.count(study, values)
+    lines = [f"{row.images:8d} images, {row.calls} U-Net calls each: {row.method}" for row in table.itertuples()]
+    images = f"{table['images'].sum()} images in {len(table)} ways, {price.unet_calls(table)} U-Net calls"
+    note = "if none of them is kept already; shares and schedules that depend on results stand for what will be found"
+    return "\n".join([*lines, f"{images}, {note}"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,22 +129,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{parser.prog}: error: {message}", file=sys.stderr)
         return 2
 
-    notebook = Path(given.study) if given.study.endswith(".ipynb") else NOTEBOOKS / f"{given.study}.ipynb"
-    if not notebook.is_file():
-        near = get_close_matches(given.study, studies(), 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        return fail(f"study={given.study!r} is no notebook{hint}; there are {', '.join(studies())}")
-    cells = _cells(notebook)
-    work = [source for tags, source in cells if "study" in tags]
-    if not work:
-        return fail(f"study={given.study!r} has no cell tagged 'study': it computes nothing that is kept")
     os.environ.setdefault("MPLBACKEND", "Agg")
     names: dict = {"__name__": "__main__"}
     try:
-        values = parameters(given.files, given.pairs)
-        for tags, source in cells:
-            if "parameters" in tags:
-                exec(source, names)
+        notebook = find(given.study)
+        work, values = cells_of(notebook), parameters(given.files, given.pairs)
+        if given.count:
+            print(_count(given.study, values))
+            return 0
+        for source in work.parameters:
+            exec(source, names)
         if values.get("device") == "cuda" and "LOCAL_RANK" in os.environ:
             values["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
         if values.get("recompute") and processes > 1:
@@ -110,12 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"recompute=True with {processes} processes: each would compute everything; give another output folder"
             )
         names |= values
-        exec(compile(work[0], f"{notebook.name}, the check of its parameters", "exec"), names)
-        exec(compile(work[1], f"{notebook.name}, the model", "exec"), names)
+        exec(compile(work.study[0], f"{notebook.name}, the check of its parameters", "exec"), names)
+        exec(compile(work.study[1], f"{notebook.name}, the model", "exec"), names)
     except (ValueError, TypeError, OSError) as error:
         return fail(error)
     try:
-        for number, source in enumerate(work[2:], 3):
+        for number, source in enumerate(work.study[2:], 3):
             exec(compile(source, f"{notebook.name}, study cell {number}", "exec"), names)
     except KeyboardInterrupt:
         print(

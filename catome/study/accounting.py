@@ -23,7 +23,7 @@ from functools import cache
 
 import pandas as pd
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -297,6 +297,25 @@ def operations(
 def parts(architecture: str, size: int, batch: int = 2, dtype_bytes: int = 2) -> pd.DataFrame:
     """FLOPs and bytes of each part of one U-Net call: index ``part``, columns `COLUMNS`; arguments as in `operations`."""
     return merged_parts(architecture, size, 0.0, batch=batch, dtype_bytes=dtype_bytes).loc[list(PARTS)]
+
+
+@cache
+def _decoder(dtype_bytes: int) -> AutoencoderKL:
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            layers_per_block=2,
+        )
+    return vae.half() if dtype_bytes == 2 else vae
+
+
+def decoding(size: int, dtype_bytes: int = 2) -> pd.DataFrame:
+    """Every operation of the decoder of Stable Diffusion's VAE for one image, as `operations`; arguments as there."""
+    vae = _decoder(dtype_bytes)
+    latents = torch.empty(1, vae.config.latent_channels, size // 8, size // 8, dtype=vae.dtype, device="meta")
+    return _frame(_ledger(lambda: vae.decode(latents)), set())
 
 
 def merged_parts(

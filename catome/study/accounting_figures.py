@@ -195,6 +195,51 @@ def speedup_bounds(bounds: pd.DataFrame, printed: Mapping[str, tuple[int, float]
     return figure
 
 
+def hours_by_size(table: pd.DataFrame):
+    """Hours for a thousand images against size, unmerged and merged, a line for each device.
+
+    Args:
+        table: columns ``device``, ``size`` (pixels), ``share`` (merged) and ``hours``.
+    """
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.4))
+    shares = sorted(table["share"].unique())
+    for colour, (device, rows) in zip(PALETTE, table.groupby("device", sort=False), strict=False):
+        for style, share in zip(("o-", "s--"), shares, strict=False):
+            line = rows[rows["share"] == share]
+            name = f"{device}, {share:.0%} merged" if share else device
+            ax.plot(line["size"], line["hours"], style, ms=4, color=colour, mfc=colour if not share else "white", label=name)
+    _sizes_axis(ax, table["size"].unique())
+    ax.set(yscale="log", ylabel="GPU hours for 1000 images")
+    ax.yaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    return figure
+
+
+def scaling(table: pd.DataFrame, ideal: pd.Series, ticks: Sequence[int]):
+    """Hours that a study takes against the number of GPUs, and the share of their time in which they compute.
+
+    Args:
+        table: columns ``gpus``, ``case``, ``hours`` and ``used`` (share).
+        ideal: hours by number of GPUs if no time were lost.
+        ticks: numbers of GPUs to name on the axes.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.3))
+    axes[0].plot(ideal.index, ideal, color="0.6", lw=1, ls="--", label="no time lost")
+    for colour, (case, rows) in zip(PALETTE, table.groupby("case", sort=False), strict=False):
+        axes[0].plot(rows["gpus"], rows["hours"], "o-", ms=4, color=colour, label=case)
+        axes[1].plot(rows["gpus"], rows["used"], "o-", ms=4, color=colour)
+    axes[0].set(yscale="log", ylabel="hours until the study has ended")
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[1].set(ylim=(0, 1.04), ylabel="of the GPUs' time is used")
+    axes[1].yaxis.set_major_formatter("{x:.0%}")
+    for ax in axes:
+        ax.set(xscale="log", xlabel="GPUs")
+        ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+        ax.minorticks_off()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    return figure
+
+
 def worth_merging(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], measured: pd.DataFrame | None = None):
     """The least merged share that pays, against the number of tokens.
 

@@ -162,6 +162,7 @@ KINDS: dict[str, Callable] = {
     "counts": _counts,
     "guidances": _numbers(0, 100, empty=True),
     "flag": _flag,
+    "text": _text,
     "folder": lambda name, value: None if value is None else _text(name, value),
     "schedule": _schedule,
 }
