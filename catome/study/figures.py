@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import uuid
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from IPython.display import HTML
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from catome.plan import MergePlan
 
@@ -306,24 +312,22 @@ def side_by_side(images: dict[str, np.ndarray], plain: np.ndarray, gain: float =
     return figure
 
 
-def slider(frames: list[np.ndarray], labels: list[str], alt: str, width: int = 300):
-    """Frames ``[h, w, 3]`` in [0, 1] behind a slider, as HTML that needs no server and no other host."""
-    import base64
-    import io
-    import uuid
-
-    from IPython.display import HTML
-    from PIL import Image
-
+def _strip(frames: list[np.ndarray]) -> str:
+    """Frames ``[h, w, 3]`` in [0, 1] beside each other, as the address of a PNG that is part of the page."""
     strip = np.concatenate([(np.clip(frame, 0, 1) * 255).round().astype(np.uint8) for frame in frames], axis=1)
     buffer = io.BytesIO()
     Image.fromarray(strip).save(buffer, "PNG", optimize=True)
-    data, name, last = base64.b64encode(buffer.getvalue()).decode(), f"slider-{uuid.uuid4().hex[:8]}", len(frames) - 1
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def slider(frames: list[np.ndarray], labels: list[str], alt: str, width: int = 300):
+    """Frames ``[h, w, 3]`` in [0, 1] behind a slider, as HTML that needs no server and no other host."""
+    name, last = f"slider-{uuid.uuid4().hex[:8]}", len(frames) - 1
     height = round(width * frames[0].shape[0] / frames[0].shape[1])
     words = "".join(f"<option value='{i}' label='{label}'></option>" for i, label in enumerate(labels))
     return HTML(f"""<figure class="catome-slider" id="{name}">
 <div role="img" aria-label="{alt}" style="width:{width}px;max-width:100%;aspect-ratio:{width}/{height};image-rendering:pixelated;
-background-image:url(data:image/png;base64,{data});background-size:{len(frames) * 100}% 100%;background-position:0 0"></div>
+background-image:url({_strip(frames)});background-size:{len(frames) * 100}% 100%;background-position:0 0"></div>
 <label>step <output>{labels[0]}</output><br>
 <input type="range" min="0" max="{last}" value="0" style="width:{width}px;max-width:100%" aria-label="denoising step"></label>
 <datalist>{words}</datalist>
@@ -335,6 +339,45 @@ background-image:url(data:image/png;base64,{data});background-size:{len(frames) 
     box.querySelector("output").textContent = names[input.value];
   }};
   input.addEventListener("input", move);
+}})();</script></figure>""")
+
+
+def wipe(before: np.ndarray, after: dict[str, np.ndarray], alt: str, width: int = 384):
+    """One image over another, with a line between them that is moved by hand, as HTML that needs no server and no other host.
+
+    Args:
+        before: ``[h, w, 3]`` in [0, 1], left of the line.
+        after: images of the same size by name, to the right of it; with more than one, a list to choose from.
+        alt: what is to be seen.
+        width: in pixels of the page.
+    """
+    name, last = f"wipe-{uuid.uuid4().hex[:8]}", len(after)
+    height = round(width * before.shape[0] / before.shape[1])
+    strip = f"background-image:url({_strip([before, *after.values()])});background-size:{100 * (last + 1)}% 100%"
+    layer = f"position:absolute;inset:0;{strip}"
+    names = "".join(f"<option value='{i}'>{label}</option>" for i, label in enumerate(after, 1))
+    return HTML(f"""<figure class="catome-wipe" id="{name}">
+<div style="position:relative;width:{width}px;max-width:100%;aspect-ratio:{width}/{height};overflow:hidden;margin:auto">
+<div role="img" aria-label="{alt}" style="{layer};background-position:0 0"></div>
+<div data-part="after" style="{layer};background-position:{100 / last}% 0;clip-path:inset(0 0 0 50%)"></div>
+<div data-part="line" style="position:absolute;top:0;bottom:0;left:50%;width:2px;margin-left:-1px;background:#fff;outline:1px solid #0008"></div>
+<input type="range" min="0" max="100" value="50" step="0.5" aria-label="where the two images meet, in percent of the width"
+ style="position:absolute;inset:0;width:100%;height:100%;margin:0;opacity:0;cursor:ew-resize">
+</div>
+<p style="text-align:center;margin:0.4rem 0">left: unmerged; right: <select aria-label="method">{names}</select>; move the line with the mouse or the arrow keys</p>
+<script>(() => {{
+  const box = document.getElementById("{name}"), part = (name) => box.querySelector(`[data-part=${{name}}]`);
+  const range = box.querySelector("input"), choice = box.querySelector("select");
+  const show = () => {{
+    part("after").style.clipPath = `inset(0 0 0 ${{range.value}}%)`;
+    part("after").style.backgroundPosition = 100 * choice.value / {last} + "% 0";
+    part("line").style.left = range.value + "%";
+  }};
+  range.addEventListener("input", show);
+  range.addEventListener("focus", () => part("line").style.width = "4px");
+  range.addEventListener("blur", () => part("line").style.width = "2px");
+  choice.addEventListener("input", show);
+  show();
 }})();</script></figure>""")
 
 
