@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from catome.checks import check_integer
+from catome.checks import check_collection, check_integer, shown, suggests_arguments
 
 
+@suggests_arguments
 def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int) -> tuple[int, ...]:
     """The schedule of ``checkpoints`` steps that pays the least total staleness, found by dynamic programming.
 
@@ -31,15 +32,7 @@ def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int
             range.
         TypeError: if ``checkpoints`` is no integer.
     """
-    try:
-        cost = torch.as_tensor(staleness, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError("staleness must be a square matrix of numbers") from None
-    if cost.ndim != 2 or cost.shape[0] != cost.shape[1] or not len(cost):
-        raise ValueError(f"staleness of shape {list(cost.shape)} must be a square matrix [T, T]")
-    cost = cost.triu(1)
-    if not cost.isfinite().all() or (cost < 0).any():
-        raise ValueError("staleness must hold finite numbers that are not negative")
+    cost = _costs(staleness)
     steps = len(cost)
     if check_integer("checkpoints", checkpoints, 1) > steps:
         raise ValueError(f"checkpoints={checkpoints!r} must be at most {steps}, the steps of this staleness matrix")
@@ -61,18 +54,40 @@ def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int
     return (0, *reversed(schedule))
 
 
+@suggests_arguments
 def total_staleness(staleness: torch.Tensor | Sequence[Sequence[float]], schedule: Sequence[int]) -> float:
     """What a schedule pays: the sum over all steps j of ``staleness[i, j]``, i the last checkpoint at or before j.
 
     Raises:
-        ValueError: if the schedule lacks step 0.
+        ValueError: if the schedule lacks step 0 or has a negative one, or for a staleness that `derive` refuses.
+        TypeError: if the schedule is no collection of integers.
     """
-    cost = torch.as_tensor(staleness, dtype=torch.float64)
-    checkpoints = sorted(set(schedule))
-    if not checkpoints or checkpoints[0] != 0:
-        raise ValueError(f"schedule={tuple(schedule)!r} must begin with step 0")
+    cost, steps = _costs(staleness), check_collection("schedule", schedule, "a collection of steps")
+    checkpoints = {check_integer(f"schedule[{i}]", step, 0) for i, step in enumerate(steps)}
+    if 0 not in checkpoints:
+        raise ValueError(f"schedule={shown(tuple(steps))} must begin with step 0")
     last, total = 0, 0.0
     for step in range(len(cost)):
         last = step if step in checkpoints else last
         total += float(cost[last, step]) if step > last else 0.0
     return total
+
+
+def _costs(staleness) -> torch.Tensor:
+    """A staleness matrix, checked: what lies above its diagonal, ``[T, T]`` float64, and 0 elsewhere."""
+    try:
+        # a tensor or array keeps its dtype, for turning complex numbers into float64 is only a warning
+        cost = torch.as_tensor(staleness, dtype=None if hasattr(staleness, "dtype") else torch.float64)
+        if cost.is_complex() or cost.layout != torch.strided:
+            raise TypeError
+        cost = cost.detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"staleness={shown(staleness)} must be a square matrix of numbers") from None
+    if cost.ndim != 2 or cost.shape[0] != cost.shape[1] or not len(cost):
+        raise ValueError(f"staleness of shape {list(cost.shape)} must be a square matrix [T, T]")
+    cost = cost.triu(1)
+    wrong = (~cost.isfinite() | (cost < 0)).nonzero().tolist()
+    if wrong:
+        i, j = wrong[0]
+        raise ValueError(f"staleness[{i}, {j}]={cost[i, j].item()!r} must be a finite number that is not negative")
+    return cost

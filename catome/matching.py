@@ -14,8 +14,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from catome import kernels
-from catome.checks import Dst, check_dst, check_pair, check_stride
+from catome import checks, kernels
 
 _CHUNK_ELEMENTS = 1 << 25  # of the similarity matrix in memory at a time
 # on processors whose AVX-512 the default library leaves alone, oneDNN's product takes less than half the time
@@ -43,10 +42,11 @@ class Matches:
     grid: tuple[int, int]
 
 
+@checks.suggests_arguments
 def split_tokens(
     grid: tuple[int, int],
     stride: tuple[int, int] = (2, 2),
-    dst: Dst = "top_left",
+    dst: checks.Dst = "top_left",
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,14 +66,15 @@ def split_tokens(
 
     Raises:
         ValueError: if the grid is smaller than one window, or an argument is out of range.
+        TypeError: for an argument of another type.
     """
-    (height, width), (sy, sx) = check_pair("grid", grid), check_stride(stride)
+    (height, width), (sy, sx) = checks.check_windows(grid, stride)
+    checks.check_generator(generator)
+    device = checks.check_device("device", device)
     windows = (height // sy) * (width // sx)
-    if windows == 0:
-        raise ValueError(f"grid={(height, width)} is smaller than one window of stride={(sy, sx)}")
-    if check_dst(dst) == "random":
+    if checks.check_dst(dst) == "random":
         return _split((height, width), (sy, sx), torch.randint(sy * sx, (windows,), generator=generator), device)
-    return _top_left((height, width), (sy, sx), torch.device(device))
+    return _top_left((height, width), (sy, sx), device)
 
 
 @lru_cache(maxsize=64)
@@ -94,12 +95,13 @@ def _split(grid, stride, within: torch.Tensor, device) -> tuple[torch.Tensor, to
     return tokens[~is_dst].to(device), tokens[is_dst].to(device)
 
 
+@checks.suggests_arguments
 @torch.no_grad()
 def best_matches(
     tokens: torch.Tensor,
     grid: tuple[int, int],
     stride: tuple[int, int] = (2, 2),
-    dst: Dst = "top_left",
+    dst: checks.Dst = "top_left",
     generator: torch.Generator | None = None,
     find_duplicates: bool = True,
 ) -> Matches:
@@ -119,14 +121,11 @@ def best_matches(
         The `Matches`.
 
     Raises:
-        ValueError: if ``tokens`` is not ``[B, N, C]`` or ``N`` does not fit ``grid``; and see `split_tokens`.
-        TypeError: if ``tokens`` is not a floating-point tensor.
+        ValueError: if ``tokens`` is not ``[B, N, C]``, ``N`` does not fit ``grid`` or ``C`` is 0; and see `split_tokens`.
+        TypeError: if ``tokens`` is not a dense floating-point tensor of at least 16 bits; and see `split_tokens`.
     """
-    if not isinstance(tokens, torch.Tensor) or not tokens.is_floating_point():
-        raise TypeError(f"tokens must be a floating-point tensor, not {getattr(tokens, 'dtype', type(tokens).__name__)}")
-    grid = check_pair("grid", grid)
-    if tokens.ndim != 3 or tokens.shape[1] != math.prod(grid):
-        raise ValueError(f"tokens of shape {list(tokens.shape)} must be [B, N, C] with N = {math.prod(grid)} for grid={grid}")
+    grid = checks.check_tokens(tokens, grid)
+    checks.check_flag("find_duplicates", find_duplicates)
     src, dst_tokens = split_tokens(grid, stride, dst, generator, tokens.device)
     similarity, best = best_matches_of(tokens, src, dst_tokens)
     duplicate = _duplicates(tokens, src, dst_tokens) if find_duplicates else None

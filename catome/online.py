@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from catome.checks import check_values
 from catome.plan import MergePlan
 
 _ROUNDING = 1e-5  # two computations of one cosine may differ by this much
@@ -19,7 +20,8 @@ _ROUNDING = 1e-5  # two computations of one cosine may differ by this much
 def pair_similarity(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
     """Cosine similarity, in float32 at least, of every token of ``tokens`` ``[B, N, C]`` and its target: ``[B, N]``.
 
-    1 for tokens that are not merged; NaN where a token is not finite."""
+    1 for tokens that are not merged; NaN where a token is not finite. Raises a ValueError if the tokens do not fit the plan."""
+    check_values("tokens", tokens, plan.target)
     exact = tokens.to(torch.promote_types(tokens.dtype, torch.float32)).contiguous()
     with torch.autocast(tokens.device.type, enabled=False):
         unit = F.normalize(exact, dim=-1)

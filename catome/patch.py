@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from catome.checks import Dst, check_amount, check_dst, check_integer, check_seed, check_stride
+from catome import checks
 from catome.hooks import MergeConfig, Patch, decide, take_off
 from catome.matching import Matches
 from catome.plan import MergePlan
@@ -18,6 +18,7 @@ from catome.unet import find_unet, topmost_downsample
 _DEFAULT = float("0.7")  # an object of its own: `is` tells it from a 0.7 that somebody wrote
 
 
+@checks.suggests_arguments
 def apply_patch(
     pipe,
     *,
@@ -25,7 +26,7 @@ def apply_patch(
     ratio: float | None = None,
     schedule: str | Auto | Iterable[int] | None = "CONFIG_3",
     stride: tuple[int, int] = (2, 2),
-    dst: Dst = "top_left",
+    dst: checks.Dst = "top_left",
     seed: int = 0,
     max_downsample: int = 1,
     merge_attn: bool = True,
@@ -63,18 +64,17 @@ def apply_patch(
     topmost_downsample(find_unet(pipe))
     if threshold is _DEFAULT and ratio is not None:
         threshold = None
-    stride = check_stride(stride)
-    threshold, ratio = check_amount(threshold, ratio, stride)
-    seed, max_downsample = check_seed(seed), check_integer("max_downsample", max_downsample, 1)
+    stride = checks.check_stride(stride)
+    threshold, ratio = checks.check_amount(threshold, ratio, stride)
+    seed, max_downsample = checks.check_seed(seed), checks.check_integer("max_downsample", max_downsample, 1)
     parts = dict(merge_attn=merge_attn, merge_crossattn=merge_crossattn, merge_mlp=merge_mlp)
     flags = parts | dict(only_where_faster=only_where_faster)
     for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name}={flag!r} must be True or False")
+        checks.check_flag(name, flag)
     if not any(parts.values()):
         raise ValueError(f"{', '.join(f'{name}=False' for name in parts)}: at least one of them must be True")
     checkpoints = parse_schedule(schedule)
-    install(pipe, MergeConfig(threshold, ratio, checkpoints, stride, check_dst(dst), seed, max_downsample, **flags))
+    install(pipe, MergeConfig(threshold, ratio, checkpoints, stride, checks.check_dst(dst), seed, max_downsample, **flags))
     return pipe
 
 

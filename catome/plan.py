@@ -14,8 +14,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
-from catome import kernels
-from catome.checks import Dst, check_amount
+from catome import checks, kernels
 from catome.matching import Matches, best_matches
 
 
@@ -53,8 +52,10 @@ class MergePlan:
         return F.pad(self.slot.amax(1) + 1, (1, 0)).int()
 
     def pairs(self, image: int) -> torch.Tensor:
-        """The merged ``(src, dst)`` token pairs of one image, ``[P, 2]`` int64, by ascending src."""
-        target = self.target[image]
+        """The merged ``(src, dst)`` token pairs of one image, ``[P, 2]`` int64, by ascending src.
+
+        Raises an IndexError if there is no such image."""
+        target = self.target[checks.check_index("image", image, len(self.lengths), "merged by this plan")]
         src = (target != torch.arange(len(target), device=target.device)).nonzero()[:, 0]
         return torch.stack([src, target[src]], 1)
 
@@ -62,10 +63,9 @@ class MergePlan:
         """Replace each dst token and the src tokens merged into it by their mean (paper, Section III-A).
 
         Takes ``[B, N, C]`` and returns ``[S, C]``, the tokens left of all images behind each other (see `split`); half
-        precisions are summed in float32. With ``norm``, merges what that LayerNorm makes of each token. Raises a ValueError if ``x`` does not have the plan's ``B`` and ``N``."""
-        if x.ndim != 3 or x.shape[:2] != self.slot.shape:
-            expected = [*self.slot.shape, "C"]
-            raise ValueError(f"x of shape {list(x.shape)} does not fit this plan: it is for {expected}")
+        precisions are summed in float32. With ``norm``, merges what that LayerNorm makes of each token. Raises a ValueError if
+        ``x`` does not have the plan's ``B``, ``N`` and device, a TypeError if it is not floating-point, as means are."""
+        checks.check_values("x", x, self.slot, norm)
         if kernels.usable(x):
             return kernels.merge(x, *self.groups, norm)
         if norm is not None:
@@ -76,21 +76,24 @@ class MergePlan:
     def unmerge(self, y: torch.Tensor) -> torch.Tensor:
         """Give every token the value of its slot: the inverse of `merge` up to what the mean lost.
 
-        Takes packed tokens ``[S, C]`` and returns ``[B, N, C]``; raises a ValueError if ``y`` does not have ``S`` rows."""
-        if y.ndim != 2 or y.shape[0] != sum(self.lengths):
-            raise ValueError(f"y of shape {list(y.shape)} does not fit this plan: it is for [{sum(self.lengths)}, C]")
+        Takes packed tokens ``[S, C]`` and returns ``[B, N, C]``, of any dtype; raises a ValueError if ``y`` does not have ``S``
+        rows and the plan's device."""
+        checks.check_packed("y", y, sum(self.lengths), self.slot.device)
         if kernels.usable(y):
             return kernels.unmerge(y, self.slot)
         return y.index_select(0, self.slot.flatten()).unflatten(0, self.slot.shape)
 
     def split(self, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Views ``[L_i, C]`` of the packed tokens ``[S, C]``, one for each image."""
+        """Views ``[L_i, C]`` of the packed tokens ``[S, C]``, one for each image; raises a ValueError as `unmerge` does."""
+        checks.check_packed("y", y, sum(self.lengths))
         return y.split(self.lengths)
 
     def to(self, device: torch.device | str) -> MergePlan:
+        device = checks.check_device("device", device)
         return MergePlan(self.target.to(device), self.slot.to(device), self.lengths)
 
 
+@checks.suggests_arguments
 @torch.no_grad()
 def make_plan(matches: Matches, threshold: float | None = None, ratio: float | None = None) -> MergePlan:
     """Decide who is merged.
@@ -109,9 +112,10 @@ def make_plan(matches: Matches, threshold: float | None = None, ratio: float | N
     Raises:
         ValueError, TypeError: unless exactly one of threshold and ratio is given, in range.
     """
+    checks.check_kind("matches", matches, Matches, "what catome.best_matches returned")
     images, sources = matches.best.shape
     tokens = sources + len(matches.dst)
-    threshold, ratio = check_amount(threshold, ratio, most=sources / tokens)
+    threshold, ratio = checks.check_amount(threshold, ratio, most=sources / tokens)
     device, best, count = matches.best.device, matches.best, None
     if ratio is not None:
         count = int(ratio * tokens)
@@ -135,6 +139,7 @@ def pack(target: torch.Tensor, lengths: tuple[int, ...] | None = None) -> MergeP
     return MergePlan(target, rank.gather(1, target), tuple(kept.sum(1).tolist()) if lengths is None else lengths)
 
 
+@checks.suggests_arguments
 def match(
     tokens: torch.Tensor,
     grid: tuple[int, int],
@@ -142,7 +147,7 @@ def match(
     threshold: float | None = None,
     ratio: float | None = None,
     stride: tuple[int, int] = (2, 2),
-    dst: Dst = "top_left",
+    dst: checks.Dst = "top_left",
     generator: torch.Generator | None = None,
 ) -> MergePlan:
     """Token merging on plain tensors: find the pairs in ``tokens`` and plan their merging.
@@ -161,5 +166,5 @@ def match(
     Raises:
         ValueError, TypeError: for arguments out of range or of the wrong shape or type.
     """
-    check_amount(threshold, ratio, stride)
+    threshold, ratio = checks.check_amount(threshold, ratio, stride)
     return make_plan(best_matches(tokens, grid, stride, dst, generator, threshold == 1.0), threshold, ratio)

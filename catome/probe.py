@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from catome.checks import Dst, check_dst, check_integer, check_seed, check_stride
+from catome import checks
 from catome.matching import Matches, best_matches
 from catome.patch import applied_patch
 from catome.plan import MergePlan, make_plan
@@ -52,9 +52,8 @@ class Record:
         Raises:
             IndexError: if there was no such generation.
         """
-        if not -len(self.generations) <= generation < len(self.generations):
-            raise IndexError(f"generation={generation!r}: {len(self.generations)} were watched")
-        return list(dict.fromkeys(seen.block for seen in self.generations[generation]))
+        seen_there = self.generations[checks.check_index("generation", generation, len(self.generations), "watched")]
+        return list(dict.fromkeys(seen.block for seen in seen_there))
 
     def steps(self, generation: int = 0) -> list[int]:
         """The observed steps, ascending."""
@@ -66,15 +65,16 @@ class Record:
 
         Raises:
             KeyError: if that step or block was not observed.
+            TypeError: for a step that is no integer, or a block that is neither an integer nor a name.
         """
-        blocks = self.blocks(generation)
-        name = blocks[block] if isinstance(block, int) and -len(blocks) <= block < len(blocks) else block
+        blocks, step = self.blocks(generation), checks.check_integer("step", step)
+        by_position = not isinstance(block, str) and -len(blocks) <= checks.check_integer("block", block) < len(blocks)
+        name = blocks[block] if by_position else block
         for seen in self.generations[generation]:
             if (seen.step, seen.block) == (step, name):
                 return seen
-        raise KeyError(
-            f"step={step!r}, block={block!r} was not observed; steps are {self.steps(generation)}, blocks are {blocks}"
-        )
+        known = f"steps are {self.steps(generation)}, blocks are {blocks}"
+        raise KeyError(f"step={step!r}, block={block!r} was not observed{checks.near(str(block), blocks)}; {known}")
 
     def similarity(self, generation: int = 0) -> torch.Tensor:
         """Best similarity of every src token, ``[steps, blocks, B, S]`` float32; the blocks must have equally many tokens.
@@ -116,12 +116,13 @@ def _plan(seen: Observation, amount: dict) -> MergePlan:
     return make_plan(seen.matches, **amount) if amount else seen.plan
 
 
+@checks.suggests_arguments
 @contextmanager
 def probe(
     pipe,
     *,
     stride: tuple[int, int] = (2, 2),
-    dst: Dst = "top_left",
+    dst: checks.Dst = "top_left",
     seed: int = 0,
     max_downsample: int = 1,
     steps: Collection[int] | None = None,
@@ -141,14 +142,12 @@ def probe(
     Raises:
         TypeError, ValueError: naming the argument, before anything is watched.
     """
-    unet, stride = find_unet(pipe), check_stride(stride)
-    check_dst(dst)
-    generator = torch.Generator().manual_seed(check_seed(seed))
-    downsample = check_integer("max_downsample", max_downsample, 1) * topmost_downsample(unet)
-    if steps is not None:
-        if not isinstance(steps, Collection) or isinstance(steps, str):
-            raise TypeError(f"steps={steps!r} must be a collection of steps, or None for all")
-        steps = frozenset(check_integer("steps", step, 0) for step in steps)
+    unet, stride = find_unet(pipe), checks.check_stride(stride)
+    checks.check_dst(dst)
+    generator = torch.Generator().manual_seed(checks.check_seed(seed))
+    downsample = checks.check_integer("max_downsample", max_downsample, 1) * topmost_downsample(unet)
+    steps = checks.check_steps(steps)
+    checks.check_flag("keep_tokens", keep_tokens)
     record, counter, now = Record(), StepCounter(), {}
 
     def before_unet(module, args, kwargs):

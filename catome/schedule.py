@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from numbers import Integral
 
-from catome.checks import check_number
+from catome.checks import check_collection, check_number, near, shown
 from catome.derived import derive as derive
 
 SCHEDULES: dict[str, tuple[int, ...]] = {
@@ -62,27 +61,24 @@ def parse_schedule(schedule: str | Auto | Iterable[int] | None) -> frozenset[int
         return Auto()
     if isinstance(schedule, (str, bytes)):
         if schedule not in SCHEDULES:
-            near = get_close_matches(schedule.upper(), [*SCHEDULES, "AUTO"], 1)
-            hint = f" (did you mean {near[0].replace('AUTO', 'auto')!r}?)" if near else ""
-            raise ValueError(
-                f"schedule={schedule!r} is not a named schedule{hint}; the names are {', '.join(SCHEDULES)} and auto"
-            )
+            hint = near(str(schedule), [*SCHEDULES, "auto"])
+            known = f"the names are {', '.join(SCHEDULES)} and auto"
+            raise ValueError(f"schedule={shown(schedule)} is not a named schedule{hint}; {known}")
         return frozenset(SCHEDULES[schedule])
-    try:
-        steps = list(schedule)
-    except TypeError:
-        raise TypeError(
-            f"schedule={schedule!r} must be a name, a collection of step indices or None, not {type(schedule).__name__}"
-        ) from None
+    steps = check_collection("schedule", schedule, "a name, a collection of step indices or None")
     for step in steps:
         if isinstance(step, bool) or not isinstance(step, Integral):
-            raise TypeError(f"schedule={steps!r} has the step {step!r}: steps must be integers, 0 for the first U-Net call")
+            raise TypeError(
+                f"schedule={shown(steps)} has the step {shown(step)}: steps must be integers, 0 for the first U-Net call"
+            )
         if step < 0:
-            raise ValueError(f"schedule={steps!r} has the negative step {step}: steps count from 0")
+            raise ValueError(f"schedule={shown(steps)} has the negative step {step}: steps count from 0")
     steps = [int(step) for step in steps]
     repeated = sorted({step for step in steps if steps.count(step) > 1})
     if repeated:
-        raise ValueError(f"schedule={steps!r} repeats step {repeated[0]}: name each step once")
+        raise ValueError(f"schedule={shown(steps)} repeats step {repeated[0]}: name each step once")
     if 0 not in steps:
-        raise ValueError(f"schedule={steps!r} lacks step 0: the first step has no pairs to reuse, so it must be a checkpoint")
+        raise ValueError(
+            f"schedule={shown(steps)} lacks step 0: the first step has no pairs to reuse, so it must be a checkpoint"
+        )
     return frozenset(steps)

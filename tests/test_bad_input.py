@@ -9,7 +9,10 @@ import shutil
 import struct
 import types
 import zlib
+from contextlib import nullcontext
 from dataclasses import replace
+from inspect import signature
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +27,8 @@ from test_repository import ROOT
 import catome
 from catome import bench, study, tiny
 from catome.derived import total_staleness
+from catome.matching import split_tokens
+from catome.online import broken_share
 from catome.patch import applied_patch
 from catome.schedule import derive
 from catome.study import quality
@@ -62,6 +67,8 @@ PATCH = (
     (dict(threshold=[0.7]), "threshold=[0.7] must be a number, not list"),
     (dict(threshold=torch.tensor(0.5)), "threshold=tensor(0.5000) must be a number, not Tensor"),
     (dict(threshold=1j), "threshold=1j must be a number, not complex"),
+    (dict(threshold=torch.eye(3)), "threshold=tensor([[1., 0., 0.], [0., 1., 0.], [0., 0., 1.]]) must be a number, not Tensor"),
+    (dict(threshold=[0.7] * 999), "threshold=[0.7, 0.7, ", "0... must be a number, not list"),
     (dict(threshold=NAN), "threshold=nan must be between -1 and 1"),
     (dict(threshold=INF), "threshold=inf must be between -1 and 1"),
     (dict(threshold=-1.001), "threshold=-1.001 must be between -1 and 1"),
@@ -85,6 +92,8 @@ PATCH = (
     (dict(stride=None), "stride=None must be two integers (vertical, horizontal)"),
     (dict(stride=(2,)), "stride=(2,) must be two integers (vertical, horizontal)"),
     (dict(stride=(2, 2, 2)), "stride=(2, 2, 2) must be two integers (vertical, horizontal)"),
+    (dict(stride={2, 3}), "stride={2, 3} must be two integers (vertical, horizontal)"),
+    (dict(stride={2: 0, 3: 0}), "stride={2: 0, 3: 0} must be two integers (vertical, horizontal)"),
     (dict(stride="22"), "stride[0]='2' must be an integer, not str"),
     (dict(stride=(2, 2.0)), "stride[1]=2.0 must be an integer, not float"),
     (dict(stride=(True, 2)), "stride[0]=True must be an integer, not bool"),
@@ -93,6 +102,7 @@ PATCH = (
     (dict(dst="bottom_right"), "dst='bottom_right' must be 'top_left' or 'random'"),
     (dict(dst=None), "dst=None must be 'top_left' or 'random'"),
     (dict(dst=["random"]), "dst=['random'] must be 'top_left' or 'random'"),
+    (dict(dst=np.array(["random", "top_left"])), "dst=array(['random', 'top_left'], dtype='<U8') must be 'top_left' or"),
     (dict(seed=-1), "seed=-1 must be at least 0"),
     (dict(seed=None), "seed=None must be an integer, not NoneType"),
     (dict(seed=1.0), "seed=1.0 must be an integer, not float"),
@@ -104,6 +114,13 @@ PATCH = (
     (dict(merge_crossattn="yes"), "merge_crossattn='yes' must be True or False"),
     (dict(merge_mlp=None), "merge_mlp=None must be True or False"),
     (dict(only_where_faster="no"), "only_where_faster='no' must be True or False"),
+    (
+        dict(treshold=0.5),
+        "treshold=0.5 is no argument of apply_patch (did you mean 'threshold'?); it has pipe, threshold, ratio",
+    ),
+    (dict(Ratio=0.5), "Ratio=0.5 is no argument of apply_patch (did you mean 'ratio'?)"),
+    (dict(merge_self=True), "merge_self=True is no argument of apply_patch (did you mean 'merge_"),
+    (dict(sx=2), "sx=2 is no argument of apply_patch; it has pipe, threshold, ratio, schedule, stride, dst, seed, max_downs"),
     (dict(merge_attn=False), "merge_attn=False, merge_crossattn=False, merge_mlp=False: at least one of them must be True"),
 )
 
@@ -140,6 +157,7 @@ def test_what_has_no_unet_is_refused(pipe, what, says):
 @cases(
     (dict(steps=3), "steps=3 must be a collection of steps, or None for all"),
     (dict(steps="012"), "steps='012' must be a collection of steps, or None for all"),
+    (dict(steps=b"012"), "steps=b'012' must be a collection of steps, or None for all"),
     (dict(steps=[0, -1]), "steps=-1 must be at least 0"),
     (dict(steps=[0.5]), "steps=0.5 must be an integer, not float"),
     (dict(steps=[True]), "steps=True must be an integer, not bool"),
@@ -150,11 +168,73 @@ def test_what_has_no_unet_is_refused(pipe, what, says):
     (dict(seed="0"), "seed='0' must be an integer, not str"),
     (dict(max_downsample=-1), "max_downsample=-1 must be at least 1"),
     (dict(max_downsample=1.5), "max_downsample=1.5 must be an integer, not float"),
+    (dict(keep_tokens="no"), "keep_tokens='no' must be True or False"),
+    (dict(keep_tokens=None), "keep_tokens=None must be True or False"),
+    (dict(keep_token=True), "keep_token=True is no argument of probe (did you mean 'keep_tokens'?); it has pipe, stride, dst"),
+    (dict(threshold=0.7), "threshold=0.7 is no argument of probe; it has pipe, stride"),
 )
 def test_the_probe_refuses_and_watches_nothing(pipe, what, says):
-    refused(catome.probe(pipe, **what).__enter__, *says)
+    refused(lambda: catome.probe(pipe, **what).__enter__(), *says)
     assert not pipe.unet._forward_pre_hooks
     assert not any(block._forward_hooks for block in transformer_blocks(pipe.unet).values())
+
+
+@pytest.fixture(scope="module")
+def records(loaded):
+    """What the probe saw of one step, unpatched and patched."""
+    seen = []
+    for patch in (nullcontext(), catome.patched(loaded, ratio=0.5)):
+        with patch, catome.probe(loaded) as record:
+            loaded(tiny.prompt("volcano"), num_inference_steps=1, output_type="latent")
+        seen.append(record)
+    return seen
+
+
+NAMED = "up_blocks.2.attentions.0.transformer_blocks."
+
+
+@cases(
+    (lambda record, patched: record.blocks(1), "generation=1: 1 were watched, so it must be between -1 and 0"),
+    (lambda record, patched: record.steps(-2), "generation=-2: 1 were watched, so it must be between -1 and 0"),
+    (lambda record, patched: record.blocks("0"), "generation='0' must be an integer, not str"),
+    (lambda record, patched: record.similarity(None), "generation=None must be an integer, not NoneType"),
+    (lambda record, patched: record.similarity(0.0), "generation=0.0 must be an integer, not float"),
+    (lambda record, patched: record.merged_share(True, ratio=0.5), "generation=True must be an integer, not bool"),
+    (lambda record, patched: record.at(9, 0), "step=9, block=0 was not observed; steps are [0], blocks are ['down_"),
+    (lambda record, patched: record.at(-1, 0), "step=-1, block=0 was not observed; steps are [0]"),
+    (lambda record, patched: record.at("0", 0), "step='0' must be an integer, not str"),
+    (lambda record, patched: record.at(0.0, 0), "step=0.0 must be an integer, not float"),
+    (lambda record, patched: record.at(torch.tensor([0, 1]), 0), "step=tensor([0, 1]) must be an integer, not Tensor"),
+    (lambda record, patched: record.at(0, 5), "step=0, block=5 was not observed; steps are [0], blocks are ['down_"),
+    (lambda record, patched: record.at(0, -6), "step=0, block=-6 was not observed"),
+    (lambda record, patched: record.at(0, True), "block=True must be an integer, not bool"),
+    (lambda record, patched: record.at(0, 1.0), "block=1.0 must be an integer, not float"),
+    (lambda record, patched: record.at(0, None), "block=None must be an integer, not NoneType"),
+    (lambda record, patched: record.at(0, "attn1"), "step=0, block='attn1' was not observed; steps are [0]"),
+    (lambda record, patched: record.at(0, f"{NAMED}1"), f"block='{NAMED}1' was not observed (did you mean '{NAMED}0'?); steps"),
+    (lambda record, patched: record.pairs(9, 0, 0, ratio=0.5), "step=9, block=0 was not observed"),
+    (lambda record, patched: record.pairs(0, 9, 0, ratio=0.5), "step=0, block=9 was not observed"),
+    (lambda record, patched: record.pairs(0, 0, 2, ratio=0.5), "image=2: 2 were merged by this plan, so it must be between -2"),
+    (lambda record, patched: record.pairs(0, 0, "0", ratio=0.5), "image='0' must be an integer, not str"),
+    (lambda record, patched: record.pairs(0, 0, 0), "threshold=None, ratio=None: give one of them, since the pipeline was not"),
+    (lambda record, patched: record.merged_share(), "threshold=None, ratio=None: give one of them, since the pipeline was not"),
+    (lambda record, patched: record.merged_share(ratio=None), "threshold=None, ratio=None: give exactly one of them, neither"),
+    (
+        lambda record, patched: patched.merged_share(ratio=0.5, threshold=0.5),
+        "threshold=0.5, ratio=0.5: give exactly one of them",
+    ),
+    (lambda record, patched: patched.pairs(0, 0, 0, ratio=2), "ratio=2 must be between 0 and 0.75, the share of src tokens"),
+    (lambda record, patched: patched.merged_share(treshold=0.5), "treshold=0.5 is no argument", "did you mean 'threshold'?"),
+    (lambda record, patched: patched.pairs(0, 0, 7), "image=7: 2 were merged by this plan, so it must be between -2 and 1"),
+)
+def test_records_refuse(what, says, records):
+    refused(lambda: what(*records), *says)
+
+
+class Elsewhere(torch.Generator):
+    """A generator of another device, where there is no other device."""
+
+    device = torch.device("cuda:0")
 
 
 TOKENS = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
@@ -162,11 +242,22 @@ TOKENS = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
 
 @cases(
     (dict(tokens=TOKENS.tolist()), "tokens must be a floating-point tensor, not list"),
-    (dict(tokens=TOKENS.numpy()), "tokens must be a floating-point tensor, not float32"),
+    (dict(tokens=TOKENS.numpy()), "tokens must be a floating-point tensor, not ndarray"),
     (dict(tokens=TOKENS.long()), "tokens must be a floating-point tensor, not torch.int64"),
     (dict(tokens=TOKENS > 0), "tokens must be a floating-point tensor, not torch.bool"),
     (dict(tokens=TOKENS.to(torch.complex64)), "tokens must be a floating-point tensor, not torch.complex64"),
     (dict(tokens=None), "tokens must be a floating-point tensor, not NoneType"),
+    (
+        dict(tokens=TOKENS.to(torch.float8_e4m3fn)),
+        "tokens must be a floating-point tensor, not torch.float8_e4m3fn: one of float16, bfloat16, float32, float64",
+    ),
+    (dict(tokens=TOKENS.to_sparse()), "tokens must be a dense tensor, not torch.sparse_coo"),
+    (
+        dict(tokens=torch.nested.nested_tensor([TOKENS[0]], layout=torch.jagged)),
+        "tokens must be a dense tensor, not a nested one",
+    ),
+    (dict(tokens=TOKENS[..., :0]), "tokens of shape [2, 16, 0] must be [B, N, C] with N = 16", "and C at least 1"),
+    (dict(tokens=TOKENS[:, :0]), "tokens of shape [2, 0, 4] must be [B, N, C] with N = 16"),
     (dict(tokens=TOKENS[0]), "tokens of shape [16, 4] must be [B, N, C] with N = 16 for grid=(4, 4)"),
     (dict(tokens=TOKENS[None]), "tokens of shape [1, 2, 16, 4] must be [B, N, C]"),
     (dict(tokens=TOKENS[:, :15]), "tokens of shape [2, 15, 4] must be [B, N, C] with N = 16"),
@@ -181,6 +272,10 @@ TOKENS = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
     (dict(stride=(8, 8)), "grid=(4, 4) is smaller than one window of stride=(8, 8)"),
     (dict(stride=(0, 2)), "stride[0]=0 must be at least 1"),
     (dict(dst=0), "dst=0 must be 'top_left' or 'random'"),
+    (dict(generator=5), "generator=5 must be a torch.Generator, or None for torch's own, not int"),
+    (dict(generator=0, dst="random"), "generator=0 must be a torch.Generator, or None for torch's own, not int"),
+    (dict(generator=Elsewhere(), dst="random"), "on cuda:0 must be one on the CPU"),
+    (dict(token=TOKENS), "token=tensor([[[", "(did you mean 'tokens'?); it has tokens, grid,"),
 )
 def test_matching_refuses(what, says):
     arguments = dict(tokens=TOKENS, grid=(4, 4)) | what
@@ -188,8 +283,42 @@ def test_matching_refuses(what, says):
     refused(lambda: catome.match(**arguments, threshold=0.5), *says)
 
 
+@cases(
+    (lambda: split_tokens("44"), "grid[0]='4' must be an integer, not str"),
+    (lambda: split_tokens((4, 4), None), "stride=None must be two integers"),
+    (lambda: split_tokens((4, 4), dst=["random"]), "dst=['random'] must be 'top_left' or 'random'"),
+    (lambda: split_tokens((4, 4), generator="0"), "generator='0' must be a torch.Generator, or None for torch's own, not str"),
+    (lambda: split_tokens((4, 4), device="gpu"), "device='gpu' must be a torch device, such as 'cpu' or 'cuda'"),
+    (lambda: split_tokens((4, 4), device=None), "device=None must be a torch device"),
+    (lambda: split_tokens((4, 4), dst="random", device=None), "device=None must be a torch device"),
+    (lambda: split_tokens((4, 4), device="cuda:99"), "device='cuda:99': this machine's torch has no such device"),
+    (lambda: split_tokens((4, 4), strides=(2, 2)), "strides=(2, 2) is no argument of split_tokens (did you mean 'stride'?)"),
+    (lambda: catome.best_matches(TOKENS, (4, 4), find_duplicates="no"), "find_duplicates='no' must be True or False"),
+    (lambda: catome.best_matches(TOKENS, (4, 4), find_duplicates=0), "find_duplicates=0 must be True or False"),
+    (lambda: catome.best_matches(TOKENS, (4, 4), treshold=1), "treshold=1 is no argument of best_matches; it has tokens, grid"),
+)
+def test_splitting_refuses(what, says):
+    refused(what, *says)
+
+
+@pytest.mark.parametrize("function", [catome.apply_patch, catome.probe, catome.match, catome.make_plan, split_tokens])
+def test_what_names_its_arguments_still_shows_them(function):
+    own = function.__wrapped__
+    assert signature(function) == signature(own)
+    assert "kwargs" not in signature(function).parameters
+    assert (function.__name__, function.__doc__, function.__module__) == (own.__name__, own.__doc__, own.__module__)
+
+
+def test_numbers_of_numpy_are_numbers():
+    tokens = TOKENS.repeat(1, 1, 2)
+    tokens[0, 1] = tokens[0, 0]
+    for given in (np.float64(1), np.float32(1), np.int64(1)):
+        assert catome.match(tokens, np.array([4, 4]), threshold=given).pairs(np.int64(0)).tolist() == [[1, 0]]
+
+
 MATCHES = catome.best_matches(TOKENS, (4, 4), find_duplicates=False)
 PLAN = catome.make_plan(MATCHES, ratio=0.5)
+PACKED = PLAN.merge(TOKENS)
 
 
 @cases(
@@ -202,15 +331,75 @@ PLAN = catome.make_plan(MATCHES, ratio=0.5)
     (lambda: catome.make_plan(MATCHES, threshold=1.0), "threshold=1.0 needs matches", "find_duplicates=True"),
     (lambda: catome.make_plan(MATCHES, ratio=0.8), "ratio=0.8 must be between 0 and 0.75, the share of src tokens"),
     (lambda: catome.make_plan(MATCHES, ratio="0.5"), "ratio='0.5' must be a number, not str"),
+    (lambda: catome.make_plan(None, ratio=0.5), "matches=None must be what catome.best_matches returned, not NoneType"),
+    (
+        lambda: catome.make_plan(TOKENS, ratio=0.5),
+        "matches=tensor([[[",
+        "must be what catome.best_matches returned, not Tensor",
+    ),
+    (lambda: catome.make_plan([MATCHES], ratio=0.5), "must be what catome.best_matches returned, not list"),
+    (
+        lambda: catome.make_plan(MATCHES, rate=0.5),
+        "rate=0.5 is no argument of make_plan (did you mean 'ratio'?); it has matches",
+    ),
+    (lambda: PLAN.merge(TOKENS.tolist()), "x must be a floating-point tensor, not list"),
+    (lambda: PLAN.merge(TOKENS.numpy()), "x must be a floating-point tensor, not ndarray"),
+    (lambda: PLAN.merge(None), "x must be a floating-point tensor, not NoneType"),
+    (
+        lambda: PLAN.merge(TOKENS.long()),
+        "x must be a floating-point tensor, not torch.int64: one of float16, bfloat16, float32",
+    ),
+    (lambda: PLAN.merge(TOKENS > 0), "x must be a floating-point tensor, not torch.bool"),
+    (lambda: PLAN.merge(TOKENS.to(torch.complex64)), "x must be a floating-point tensor, not torch.complex64"),
+    (lambda: PLAN.merge(TOKENS.to_sparse()), "x must be a dense tensor, not torch.sparse_coo"),
+    (lambda: PLAN.merge(TOKENS.to("meta")), "x is on meta and must be on cpu, where this plan is"),
+    (lambda: PLAN.merge(TOKENS, "norm"), "norm='norm' must be a torch.nn.LayerNorm, or None, not str"),
+    (lambda: PLAN.merge(TOKENS, torch.nn.Linear(4, 4)), "must be a torch.nn.LayerNorm, or None, not Linear"),
+    (lambda: PLAN.merge(TOKENS, torch.nn.LayerNorm(5)), "norm=LayerNorm((5,), ", "must be over the 4 channels of x alone"),
+    (lambda: PLAN.merge(TOKENS, torch.nn.LayerNorm((16, 4))), "norm=LayerNorm((16, 4), ", "must be over the 4 channels of x"),
     (lambda: PLAN.merge(TOKENS[:1]), "x of shape [1, 16, 4] does not fit this plan: it is for [2, 16, 'C']"),
     (lambda: PLAN.merge(TOKENS[0]), "x of shape [16, 4] does not fit this plan"),
     (lambda: PLAN.merge(TOKENS[:, :9]), "x of shape [2, 9, 4] does not fit this plan"),
     (lambda: PLAN.unmerge(TOKENS), "y of shape [2, 16, 4] does not fit this plan: it is for [16, C]"),
     (lambda: PLAN.unmerge(TOKENS[0, :15]), "y of shape [15, 4] does not fit this plan: it is for [16, C]"),
     (lambda: PLAN.unmerge(torch.zeros(16)), "y of shape [16] does not fit this plan: it is for [16, C]"),
+    (lambda: PLAN.unmerge(None), "y must be a tensor, not NoneType"),
+    (lambda: PLAN.unmerge(PACKED.tolist()), "y must be a tensor, not list"),
+    (lambda: PLAN.unmerge(PACKED.to_sparse()), "y must be a dense tensor, not torch.sparse_coo"),
+    (lambda: PLAN.unmerge(PACKED.to("meta")), "y is on meta and must be on cpu, where this plan is"),
+    (lambda: PLAN.split(None), "y must be a tensor, not NoneType"),
+    (lambda: PLAN.split(PACKED[:15]), "y of shape [15, 4] does not fit this plan: it is for [16, C]"),
+    (lambda: PLAN.split(PACKED[None]), "y of shape [1, 16, 4] does not fit this plan: it is for [16, C]"),
+    (lambda: PLAN.pairs(2), "image=2: 2 were merged by this plan, so it must be between -2 and 1"),
+    (lambda: PLAN.pairs(-3), "image=-3: 2 were merged by this plan, so it must be between -2 and 1"),
+    (lambda: catome.match(TOKENS[:0], (4, 4), ratio=0.5).pairs(0), "image=0: 0 were merged by this plan"),
+    (lambda: PLAN.pairs("0"), "image='0' must be an integer, not str"),
+    (lambda: PLAN.pairs(None), "image=None must be an integer, not NoneType"),
+    (lambda: PLAN.pairs(True), "image=True must be an integer, not bool"),
+    (lambda: PLAN.pairs(slice(1)), "image=slice(None, 1, None) must be an integer, not slice"),
+    (lambda: PLAN.to("gpu"), "device='gpu' must be a torch device, such as 'cpu' or 'cuda'"),
+    (lambda: PLAN.to(None), "device=None must be a torch device"),
+    (lambda: PLAN.to(torch.float16), "device=torch.float16 must be a torch device"),
+    (lambda: PLAN.to("cuda:99"), "device='cuda:99': this machine's torch has no such device"),
+    (lambda: broken_share(PLAN, TOKENS[:1], 0.5), "tokens of shape [1, 16, 4] does not fit this plan: it is for [2, 16, 'C']"),
+    (lambda: broken_share(PLAN, TOKENS.long(), 0.5), "tokens must be a floating-point tensor, not torch.int64"),
 )
 def test_plans_refuse(what, says):
     refused(what, *says)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_plans_merge_whatever_floats(dtype):
+    merged = PLAN.merge(TOKENS.to(dtype))
+    assert merged.dtype == dtype
+    torch.testing.assert_close(merged.double(), PLAN.merge(TOKENS.to(dtype).double()), atol=1e-2, rtol=1e-2)
+
+
+def test_plans_unmerge_whatever_there_is():
+    """Nothing is computed: numbers of groups, and flags, go back to their tokens."""
+    labels = torch.arange(16)[:, None]
+    assert torch.equal(PLAN.unmerge(labels)[..., 0], PLAN.slot)
+    assert torch.equal(PLAN.unmerge(labels > 7)[..., 0], PLAN.slot > 7)
 
 
 @cases(
@@ -233,6 +422,8 @@ def test_plans_refuse(what, says):
     ([0, "8"], "schedule=[0, '8'] has the step '8': steps must be integers"),
     ([0, None], "schedule=[0, None] has the step None: steps must be integers"),
     ([[0, 8]], "schedule=[[0, 8]] has the step [0, 8]: steps must be integers"),
+    (torch.eye(2)[None], "schedule=[tensor([[1., 0.], [0., 1.]])] has the step tensor([[1., 0.], [0., 1.]]): steps must be"),
+    ([*range(999), -1], "schedule=[0, 1, 2, ", "... has the negative step -1: steps count from 0"),
     ({"0": 1}, "schedule=['0'] has the step '0': steps must be integers"),
 )
 def test_schedules_are_refused(pipe, what, says):
@@ -248,19 +439,34 @@ def test_schedules_are_refused(pipe, what, says):
     (lambda: catome.Auto(None), "tolerance=None must be a number, not NoneType"),
     (lambda: catome.Auto("low"), "tolerance='low' must be a number, not str"),
     (lambda: catome.Auto(True), "tolerance=True must be a number, not bool"),
-    (lambda: derive("abc", 2), "staleness must be a square matrix of numbers"),
-    (lambda: derive(None, 1), "staleness must be a square matrix of numbers"),
-    (lambda: derive([[0, 1], [2]], 1), "staleness must be a square matrix of numbers"),
+    (lambda: derive("abc", 2), "staleness='abc' must be a square matrix of numbers"),
+    (lambda: derive(None, 1), "staleness=None must be a square matrix of numbers"),
+    (lambda: derive([[0, 1], [2]], 1), "staleness=[[0, 1], [2]] must be a square matrix of numbers"),
+    (lambda: derive([[0, None], [0, 0]], 1), "staleness=[[0, None], [0, 0]] must be a square matrix of numbers"),
+    (lambda: derive([["0", "1"], ["2", "3"]], 1), "staleness=[['0', '1'], ['2', '3']] must be a square matrix of numbers"),
+    (lambda: derive([[0, 10**999], [0, 0]], 1), "staleness=[[0, 1000", "... must be a square matrix of numbers"),
+    (lambda: derive(1j * torch.eye(2), 1), "staleness=tensor([[0.+1.j, 0.+0.j],", "must be a square matrix of numbers"),
+    (lambda: derive(1j * np.eye(2), 1), "staleness=array([[0.+1.j, 0.+0.j],", "must be a square matrix of numbers"),
+    (lambda: derive(torch.eye(2).to_sparse(), 1), "staleness=tensor(indices=", "must be a square matrix of numbers"),
     (lambda: derive([], 1), "staleness of shape [0] must be a square matrix [T, T]"),
     (lambda: derive(torch.zeros(3), 1), "staleness of shape [3] must be a square matrix [T, T]"),
     (lambda: derive(torch.zeros(2, 3), 2), "staleness of shape [2, 3] must be a square matrix [T, T]"),
-    (lambda: derive(torch.full((3, 3), NAN), 2), "staleness must hold finite numbers that are not negative"),
-    (lambda: derive(torch.full((3, 3), INF), 2), "staleness must hold finite numbers"),
-    (lambda: derive(-torch.ones(3, 3), 2), "staleness must hold finite numbers that are not negative"),
+    (lambda: derive(torch.full((3, 3), NAN), 2), "staleness[0, 1]=nan must be a finite number that is not negative"),
+    (lambda: derive([[0, 1, 2], [0, 0, INF], [0, 0, 0]], 2), "staleness[1, 2]=inf must be a finite number"),
+    (lambda: derive(-torch.ones(3, 3), 2), "staleness[0, 1]=-1.0 must be a finite number that is not negative"),
     (lambda: derive(torch.zeros(3, 3), 0), "checkpoints=0 must be at least 1"),
     (lambda: derive(torch.zeros(3, 3), 4), "checkpoints=4 must be at most 3, the steps of this staleness matrix"),
     (lambda: derive(torch.zeros(3, 3), 1.5), "checkpoints=1.5 must be an integer, not float"),
     (lambda: derive(torch.zeros(3, 3), True), "checkpoints=True must be an integer, not bool"),
+    (lambda: derive(torch.zeros(3, 3), checkpoint=2), "checkpoint=2 is no argument of derive (did you mean 'checkpoints'?)"),
+    (lambda: total_staleness("abc", [0]), "staleness='abc' must be a square matrix of numbers"),
+    (lambda: total_staleness(torch.zeros(2, 3), [0]), "staleness of shape [2, 3] must be a square matrix [T, T]"),
+    (lambda: total_staleness([[0, NAN], [0, 0]], [0]), "staleness[0, 1]=nan must be a finite number that is not negative"),
+    (lambda: total_staleness(torch.zeros(3, 3), 5), "schedule=5 must be a collection of steps, not int"),
+    (lambda: total_staleness(torch.zeros(3, 3), None), "schedule=None must be a collection of steps, not NoneType"),
+    (lambda: total_staleness(torch.zeros(3, 3), "CONFIG_3"), "schedule='CONFIG_3' must be a collection of steps, not str"),
+    (lambda: total_staleness(torch.zeros(3, 3), [0, "x"]), "schedule[1]='x' must be an integer, not str"),
+    (lambda: total_staleness(torch.zeros(3, 3), [0, -1]), "schedule[1]=-1 must be at least 0"),
     (lambda: total_staleness(torch.zeros(3, 3), (1, 2)), "schedule=(1, 2) must begin with step 0"),
     (lambda: total_staleness(torch.zeros(3, 3), ()), "schedule=() must begin with step 0"),
 )
@@ -817,6 +1023,7 @@ def test_damaged_features_are_computed_again(damage, net, tmp_path):
 # Recorded rows
 
 TABLE = Table("numbers", 1, {"version": pa.int16(), "image": pa.int32()}, {"value": pa.float64()})
+ROW, RUN = {"image": 0, "value": 0.5}, {"id": "r", "rows": 0, "wall_seconds": 0.0}
 ROWS = pa.Table.from_pylist([{"version": 1, "image": i, "value": i / 7, "run": "r"} for i in range(50)], TABLE.schema)
 
 
@@ -828,6 +1035,15 @@ def parquet(file, table) -> None:
 def stored(folder, change=lambda data: data, table=ROWS):
     parquet(folder / "numbers.parquet", table)
     (folder / "numbers.parquet").write_bytes(change((folder / "numbers.parquet").read_bytes()))
+
+
+def folder_at(path):
+    path.mkdir(parents=True)
+
+
+def file_at(path):
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_bytes(b"")
 
 
 def trapped(folder):
@@ -863,6 +1079,125 @@ def test_files_of_rows_are_refused(what, says, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_a_key_that_a_table_does_not_have_is_named(tmp_path):
-    refused(lambda: Store(TABLE, tmp_path, None).find(imge=1), "'imge' is no key of numbers; the keys are version, image")
+NO_RUNS = "numbers.parquet does not say how its rows were computed: its metadata 'runs' must be a JSON object of runs"
+ELSE = "or not be there, and is something else: move it away"
+
+
+@cases(
+    (lambda at: folder_at(at / "numbers.parquet"), "numbers.parquet must be a file, ", ELSE),
+    (lambda at: folder_at(at / "numbers.json"), "numbers.json must be a file, ", ELSE),
+    (lambda at: folder_at(at / "numbers.parts" / "0-r-0.parquet"), "0-r-0.parquet must be a file, ", ELSE),
+    (lambda at: file_at(at / "numbers.parts"), "numbers.parts must be a folder, ", ELSE),
+    (lambda at: (at.rmdir(), file_at(at)), "/out must be a folder, ", ELSE),
+    (
+        lambda at: stored(at, table=ROWS.set_column(1, ROWS.schema.field(1), pa.array([*range(49), None], pa.int32()))),
+        "numbers.parquet: rows[49] has no image (None or NaN), a key of numbers: each row needs all of its keys",
+    ),
+    (lambda at: stored(at, table=ROWS.replace_schema_metadata({"runs": "{no JSON"})), NO_RUNS),
+    (lambda at: stored(at, table=ROWS.replace_schema_metadata({"runs": "[1]"})), NO_RUNS),
+    (lambda at: stored(at, table=ROWS.replace_schema_metadata({"runs": '{"r": {}}'})), NO_RUNS),
+)
+def test_what_is_no_folder_of_rows_is_refused(what, says, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    what(folder)
+    before = contents(tmp_path)
+    refused(lambda: Store(TABLE, folder, None), str(folder), *says)
+    if "numbers.parquet" in says[0] or "/out" in says[0]:
+        refused(lambda: Store(TABLE, tmp_path / "own", folder), str(folder), *says)
+        refused(lambda: Store(TABLE, tmp_path / "own", None).gather(folder), str(folder), *says)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("beside", ["[]", '{"sha256": 5}', '{"sha256": null}', "no JSON", "\udcff"])
+def test_a_description_that_says_nothing_of_a_checksum_is_passed_over(beside, tmp_path):
+    stored(tmp_path / "out")
+    (tmp_path / "out/numbers.json").write_bytes(beside.encode(errors="surrogateescape"))
+    assert len(Store(TABLE, tmp_path / "out", None).find()) == 50
+
+
+@cases(
+    (lambda folder: Store("numbers", folder), "table='numbers' must be a catome.study.store.Table, not str"),
+    (lambda folder: Store(TABLE, None), "folder=None must be a path, not NoneType"),
+    (lambda folder: Store(TABLE, 5), "folder=5 must be a path, not int"),
+    (lambda folder: Store(TABLE, folder, 5), "recorded=5 must be a path, or None for none, not int"),
+    (lambda folder: Store(TABLE, folder, None).gather(None), "folder=None must be a path, not NoneType"),
+    (
+        lambda folder: Store(TABLE, folder, None).find(imge=1),
+        "'imge' is no key of numbers (did you mean 'image'?); the keys are",
+    ),
+    (lambda folder: Store(TABLE, folder, None).find(value=1), "'value' is no key of numbers; the keys are version, image"),
+    (
+        lambda folder: Store(TABLE, folder, None).find(image=np.arange(2)),
+        "image=array([0, 1]) must be a value or a list of val",
+    ),
+    (
+        lambda folder: Store(TABLE, folder, None).find(image={"a": 1}),
+        "image={'a': 1} must be a value or a list of values, not dict",
+    ),
+)
+def test_stores_refuse(what, says, tmp_path):
+    refused(lambda: what(tmp_path / "out"), *says)
     assert contents(tmp_path) == {}
+
+
+def around():
+    """A list that holds itself."""
+    held = []
+    held.append(held)
+    return held
+
+
+CANNOT = "cannot be written as JSON: it must be text, finite numbers, True, False, None, or lists and dicts of them"
+
+
+@cases(
+    (dict(rows=5), "rows=5 must be a list of rows, not int"),
+    (dict(rows=None), "rows=None must be a list of rows, not NoneType"),
+    (dict(rows="row"), "rows='row' must be a list of rows, not str"),
+    (dict(rows=ROW), "rows[0]='image' must be a mapping of columns to values, not str"),
+    (dict(rows=[ROW, None]), "rows[1]=None must be a mapping of columns to values, not NoneType"),
+    (
+        dict(rows=[ROW | {"image": None}]),
+        "rows[0] has no image (None or NaN), a key of numbers: each row needs all of its keys",
+    ),
+    (dict(rows=[ROW, ROW | {"image": NAN}]), "rows[1] has no image (None or NaN), a key of numbers"),
+    (dict(rows=[ROW | {"version": None}]), "rows[0] has no version (None or NaN), a key of numbers"),
+    (dict(rows=[ROW, {"value": 1.0}]), "rows[1] lacks 'image', a column of numbers"),
+    (dict(rows=[ROW, {"image": 1}]), "rows[1] lacks 'value', a column of numbers"),
+    (
+        dict(rows=[ROW | {"vlaue": 1}]),
+        "rows[0]: 'vlaue' is no column of numbers (did you mean 'value'?); it has version, image",
+    ),
+    (dict(rows=[ROW | {5: 1}]), "rows[0]: 5 is no column of numbers; it has version, image, value, run"),
+    (dict(rows=[ROW | {"image": "x"}]), "rows do not fit the columns of numbers: ", "'x'", "column image"),
+    (dict(rows=[ROW | {"image": 1.5}]), "rows do not fit the columns of numbers: ", "1.5", "column image"),
+    (dict(rows=[ROW | {"image": 2**40}]), "rows do not fit the columns of numbers: ", f"{2**40}", "column image"),
+    (dict(rows=[ROW | {"image": 2**70}]), "rows do not fit the columns of numbers: "),
+    (dict(rows=[ROW | {"value": [1]}]), "rows do not fit the columns of numbers: ", "column value"),
+    (dict(run=None), "run=None must be a dict, as catome.study.store.provenance makes it, not NoneType"),
+    (dict(run="r"), "run='r' must be a dict"),
+    (dict(run={}), "run['id']=None must be a text of letters, digits, _ and -"),
+    (dict(run={"id": ""}), "run['id']='' must be a text of letters"),
+    (dict(run={"id": "../r"}), "run['id']='../r' must be a text of letters"),
+    (dict(run=RUN | {"id": 7}), "run['id']=7 must be a text of letters"),
+    (dict(run=RUN | {"at": Path("here")}), "run['at']=PosixPath('here') ", CANNOT),
+    (dict(run=RUN | {"of": torch.zeros(2, 2)}), "run['of']=tensor([[0., 0.], [0., 0.]]) ", CANNOT),
+    (dict(run=RUN | {"of": np.float32(1)}), "run['of']=np.float32(1.0) ", CANNOT),
+    (dict(run=RUN | {"of": [{1, 2}]}), "run['of']=[{1, 2}] ", CANNOT),
+    (dict(run=RUN | {"of": {(1, 2): 3}}), "run['of']={(1, 2): 3} ", CANNOT, "under names that are text"),
+    (dict(run=RUN | {"of": NAN}), "run['of']=nan ", CANNOT),
+    (dict(run=RUN | {"of": around()}), "run['of']=[[...]] ", CANNOT),
+    (dict(seconds=None), "seconds=None must be a number, not NoneType"),
+    (dict(seconds="1"), "seconds='1' must be a number, not str"),
+    (dict(seconds=-1), "seconds=-1 must be between 0 and 1e+09"),
+    (dict(seconds=NAN), "seconds=nan must be between 0 and 1e+09"),
+)
+def test_rows_are_refused_and_nothing_is_written(what, says, tmp_path):
+    store = Store(TABLE, tmp_path / "out", None)
+    refused(lambda: store.add(**{"rows": [ROW], "run": RUN, "seconds": 1.0, **what}), *says)
+    store.finish()
+    assert contents(tmp_path) == {}
+    assert store.runs == {}
+    store.add([ROW], RUN, 1.0)
+    assert Store(TABLE, tmp_path / "out", None).find()["image"].tolist() == [0]

@@ -13,12 +13,12 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import nbformat
 import yaml
 
+from catome.checks import near
 from catome.study.store import CHECKOUT
 from catome.study.work import place
 
@@ -57,9 +57,7 @@ def find(study: str | Path) -> Path:
     """
     notebook = Path(study) if str(study).endswith(".ipynb") else NOTEBOOKS / f"{study}.ipynb"
     if not notebook.is_file():
-        near = get_close_matches(str(study), studies(), 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"study={str(study)!r} is no notebook{hint}; there are {', '.join(studies())}")
+        raise ValueError(f"study={str(study)!r} is no notebook{near(str(study), studies())}; there are {', '.join(studies())}")
     if not cells_of(notebook).study:
         raise ValueError(f"study={str(study)!r} has no cell tagged 'study': it computes nothing that is kept")
     return notebook

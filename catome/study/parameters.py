@@ -10,13 +10,12 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
-from catome.checks import check_integer, check_number
+from catome.checks import check_flag, check_integer, check_number, near
 from catome.schedule import parse_schedule
 from catome.tiny.scenes import CLASSES, PROMPT
 
@@ -116,12 +115,6 @@ def _numbers(low: float, high: float, empty: bool = False) -> Callable:
     return check
 
 
-def _flag(name: str, value) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} must be True or False")
-    return value
-
-
 def _counts(name: str, value) -> tuple[int, ...]:
     if not isinstance(value, (list, tuple)):
         raise TypeError(f"{name}={value!r} must be a list of integers")
@@ -161,7 +154,7 @@ KINDS: dict[str, Callable] = {
     "count": _integer(1),
     "counts": _counts,
     "guidances": _numbers(0, 100, empty=True),
-    "flag": _flag,
+    "flag": check_flag,
     "text": _text,
     "folder": lambda name, value: None if value is None else _text(name, value),
     "schedule": _schedule,
@@ -243,8 +236,7 @@ def settle(namespace: Mapping, **own: str) -> Setting:
     }
     for name, value in given.items():
         if name not in checks:
-            near = get_close_matches(name, checks, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = near(name, checks)
             raise ValueError(f"{name}={value!r} is no parameter of this notebook{hint}; it has {', '.join(sorted(checks))}")
     missing = sorted(set(checks) - set(given))
     if missing:
@@ -254,8 +246,7 @@ def settle(namespace: Mapping, **own: str) -> Setting:
     if setting.embedded and setting.classes:
         unknown = [name for name in setting.classes if name not in CLASSES]
         if unknown:
-            near = get_close_matches(unknown[0], CLASSES, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = near(unknown[0], CLASSES)
             raise ValueError(
                 f"classes={setting.classes!r}: the embedded model has no {unknown[0]!r}{hint}; it has {', '.join(CLASSES)}"
             )

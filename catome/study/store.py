@@ -12,11 +12,13 @@ import hashlib
 import json
 import os
 import platform
+import re
+import stat
 import subprocess
 import time
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,12 +30,15 @@ import pyarrow.parquet as pq
 import torch
 
 import catome
+from catome.checks import check_collection, check_kind, check_number, near, shown
 from catome.study.parameters import Setting
 from catome.study.work import Claims, born
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RECORDED = CHECKOUT / "data" / "results"
 """What the repository ships."""
+
+_MANY = (list, tuple, range, set, frozenset)  # what may hold several values of a key
 
 SHARED_KEYS = {
     "model": pa.string(),
@@ -148,12 +153,20 @@ class Store:
         recorded: a folder of more rows, only read; None for none.
 
     Raises:
-        ValueError: if a file belongs to another study, or a recorded one is damaged; it names the file.
+        ValueError: if a file belongs to another study, lacks a key or its provenance, or a recorded one is damaged, or where a
+            file or folder of rows must be is something else; it names the file.
+        TypeError: for arguments of another type.
     """
 
     def __init__(self, table: Table, folder: Path, recorded: Path | None = RECORDED) -> None:
+        check_kind("table", table, Table, "a catome.study.store.Table")
+        check_kind("folder", folder, (str, os.PathLike), "a path")
+        check_kind("recorded", recorded, (str, os.PathLike, type(None)), "a path, or None for none")
         self.table, self.file = table, Path(folder) / f"{table.name}.parquet"
         self.parts = self.file.with_suffix(".parts")
+        for place in (self.file.parent, self.parts, *([Path(recorded)] if recorded else [])):
+            _check_place(place, stat.S_ISDIR, "folder")
+        _check_place(self.file.with_suffix(".json"), stat.S_ISREG, "file")
         self._forget()
         self._recorded = self._runs_recorded = None
         shipped = recorded and Path(recorded) / f"{table.name}.parquet"
@@ -196,6 +209,7 @@ class Store:
         """The rows of a file and their provenance; None if there is no such file, or it is set aside."""
         if not file.exists() and not checksum:
             return None
+        _check_place(file, stat.S_ISREG, "file")
         data = file.read_bytes()
         sums = [checksum] if checksum else _sums_beside(file)
         try:
@@ -213,11 +227,12 @@ class Store:
                 stacklevel=2,
             )
             return None
-        runs = json.loads((found.schema.metadata or {}).get(b"runs", b"{}"))
+        runs = _runs_of(file, found)
         if not found.schema.equals(self.table.schema):
             if (found.column_names[: len(self.table.keys)] != list(self.table.keys)) or "version" not in found.column_names:
                 raise ValueError(f"{file} holds other columns than {self.table.schema.names}: it belongs to another study")
             return None  # an earlier version's columns: never used again
+        _check_keys(f"{file}: rows", found, self.table)
         return found.replace_schema_metadata(None), runs
 
     @property
@@ -230,11 +245,15 @@ class Store:
 
         Raises:
             KeyError: for a name that is no key.
+            TypeError: for what is neither one value nor a list of values.
         """
         wanted = {"version": self.table.version, **keys}
-        for name in wanted:
+        for name, value in wanted.items():
             if name not in self.table.keys:
-                raise KeyError(f"{name!r} is no key of {self.table.name}; the keys are {', '.join(self.table.keys)}")
+                known = f"the keys are {', '.join(self.table.keys)}"
+                raise KeyError(f"{name!r} is no key of {self.table.name}{near(name, self.table.keys)}; {known}")
+            if not (pd.api.types.is_scalar(value) or isinstance(value, _MANY)):
+                raise TypeError(f"{name}={shown(value)} must be a value or a list of values, not {type(value).__name__}")
         parts = []
         for held in (self._recorded, self._own):
             if held is None:
@@ -242,8 +261,7 @@ class Store:
             frame = held.select(list(wanted)).to_pandas()
             keep = pd.Series(True, index=frame.index)
             for name, value in wanted.items():
-                many = isinstance(value, (list, tuple, range, set, frozenset))
-                keep &= frame[name].isin(list(value)) if many else frame[name] == value
+                keep &= frame[name].isin(list(value)) if isinstance(value, _MANY) else frame[name] == value
             parts.append(held.filter(pa.array(keep.to_numpy(bool))))
         # of rows with the same keys the last that was written counts
         return pa.concat_tables(parts).to_pandas().drop_duplicates(list(self.table.keys), keep="last", ignore_index=True)
@@ -254,18 +272,43 @@ class Store:
         Whoever is killed has kept all of them or none.
 
         Raises:
+            ValueError, TypeError, KeyError: for rows or a run that do not fit, naming the column, and the row or the value;
+                nothing is written then.
             OSError: naming the file that could not be written, and why.
         """
+        rows = check_collection("rows", rows, "a list of rows")
         if not rows:
             return
-        frame = pd.DataFrame([{"version": self.table.version, **row, "run": run["id"]} for row in rows])
-        new = pa.Table.from_pandas(frame, self.table.schema, preserve_index=False).replace_schema_metadata(None)
-        runs = {run["id"]: run | {"rows": len(frame), "wall_seconds": round(seconds, 1)}}
+        _check_run(run)
+        seconds = check_number("seconds", seconds, 0.0, 1e9)
+        new = self._table_of(rows, run["id"])
+        runs = {run["id"]: run | {"rows": len(new), "wall_seconds": round(seconds, 1)}}
         data = _packed(new, runs)
         name = f"{time.time_ns():020d}-{run['id']}-{_checksum(data)}.parquet"  # in the order in which they were written
         write_whole(self.parts / name, data)
         self._seen.add(name)
         self._take((new, runs))
+
+    def _table_of(self, rows: list[Mapping], run: str) -> pa.Table:
+        """The rows as a table of this schema."""
+        columns = self.table.schema.names
+        for i, row in enumerate(rows):
+            check_kind(f"rows[{i}]", row, Mapping, "a mapping of columns to values")
+            unknown = [name for name in row if name not in columns]
+            if unknown:
+                hint, known = near(str(unknown[0]), columns), ", ".join(columns)
+                raise KeyError(f"rows[{i}]: {unknown[0]!r} is no column of {self.table.name}{hint}; it has {known}")
+            missing = [name for name in columns if name not in (*row, "version", "run")]
+            if missing:
+                raise KeyError(f"rows[{i}] lacks {missing[0]!r}, a column of {self.table.name}")
+        frame = pd.DataFrame([{"version": self.table.version, **row, "run": run} for row in rows])
+        try:
+            new = pa.Table.from_pandas(frame, self.table.schema, preserve_index=False).replace_schema_metadata(None)
+        except (pa.ArrowException, OverflowError) as error:
+            reason = "; ".join(" ".join(str(part).split()) for part in error.args)
+            raise ValueError(f"rows do not fit the columns of {self.table.name}: {reason}") from None
+        _check_keys("rows", new, self.table)
+        return new
 
     def gather(self, folder: Path) -> int:
         """Take over the rows that other processes kept in ``folder``, with their provenance; how many there were.
@@ -319,6 +362,46 @@ class Store:
             self.parts.rmdir()
 
 
+def _check_place(path: Path, right: Callable[[int], bool], kind: str) -> None:
+    """What is at ``path`` must be of a kind, if there is anything; one look, for other processes may take it away."""
+    with suppress(FileNotFoundError):
+        if not right(path.stat().st_mode):
+            raise ValueError(f"{path} must be a {kind}, or not be there, and is something else: move it away")
+
+
+def _check_keys(name: str, rows: pa.Table, table: Table) -> None:
+    """A row without one of its keys would never be found again."""
+    for key in table.keys:
+        if rows[key].null_count:
+            at = rows[key].is_null().to_pylist().index(True)
+            raise ValueError(f"{name}[{at}] has no {key} (None or NaN), a key of {table.name}: each row needs all of its keys")
+
+
+def _check_run(run) -> None:
+    """Provenance must be something that can be written as JSON, with an id that can be part of a file's name."""
+    check_kind("run", run, Mapping, "a dict, as catome.study.store.provenance makes it")
+    if not isinstance(run.get("id"), str) or not re.fullmatch(r"[\w-]+", run["id"]):
+        raise ValueError(f"run['id']={shown(run.get('id'))} must be a text of letters, digits, _ and -")
+    for name, value in run.items():
+        try:
+            json.dumps({name: value}, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            allowed = "text, finite numbers, True, False, None, or lists and dicts of them, under names that are text"
+            raise TypeError(f"run[{name!r}]={shown(value)} cannot be written as JSON: it must be {allowed}") from None
+
+
+def _runs_of(file: Path, rows: pa.Table) -> dict[str, dict]:
+    """The provenance in a file of rows."""
+    try:
+        runs = json.loads((rows.schema.metadata or {}).get(b"runs", b"{}"))
+        good = all({"rows", "wall_seconds"} <= set(run) for run in runs.values())
+    except (ValueError, AttributeError, TypeError):
+        good = False
+    if not good:
+        raise ValueError(f"{file} does not say how its rows were computed: its metadata 'runs' must be a JSON object of runs")
+    return runs
+
+
 def _left_behind(folder: Path) -> list[Path]:
     """What processes that are gone had not written to the end."""
     return [path for path in folder.glob(".*.partial") if born(int(path.suffixes[-2][1:])) is None]
@@ -338,17 +421,19 @@ def _checksum(data: bytes) -> str:
 def _sums_beside(file: Path) -> list[str]:
     """The checksums that a file of rows may have, by the JSON file beside it; none if that does not say."""
     try:
-        return list(json.loads(file.with_suffix(".json").read_text()).get("sha256", []))
+        beside = json.loads(file.with_suffix(".json").read_text())
     except (OSError, ValueError):
         return []
+    sums = beside.get("sha256") if isinstance(beside, dict) else None
+    return sums if isinstance(sums, list) else []
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:
     try:
-        stat = file.stat()
+        found = file.stat()
     except FileNotFoundError:
         return None
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def write_whole(file: Path, data: bytes) -> None:
