@@ -1,6 +1,7 @@
 # `make help` lists the targets.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 PRESET ?= tiny
+REMOTE ?= origin
 GPU_PYTHON ?= .venv/bin/python
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ GPU_STAMP := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(STAMP))
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup book test torture lint format notebooks record bench gpu-test gpu-bench clean
+.PHONY: help setup book test torture lint format notebooks slides record bench gpu-test gpu-bench clean publish publishable audit check-book pdf
 
 # parameters of a notebook: the preset's, then those that the preset has for this notebook alone
 PARAMETERS = -f data/presets/$(1).yaml $(addprefix -f ,$(wildcard data/presets/$(1)/$(2).yaml))
@@ -36,11 +37,22 @@ book: $(STAMP) $(EXECUTED) ## run the notebooks on the embedded model and render
 	mkdir -p $(SOURCE)/book
 	cp _config.yml _toc.yml $(SOURCE)/
 	cp -R book/. $(SOURCE)/book/
+	cp -R notebooks/exercises $(SOURCE)/notebooks/
 	cp -R book/_static $(SOURCE)/
 	cp $(BUILD)/output/cover.svg $(SOURCE)/book/
 	cp data/tiny-sd/README.md $(SOURCE)/book/model_card.md
 	$(BIN)/jupyter-book build $(SOURCE) --path-output $(dir $(BUILD)) --warningiserror --keep-going --quiet
+	$(BIN)/python book/slides.py $(SOURCE)/notebooks $(BUILD)/html/slides
 	@echo "the book: $(BUILD)/html/index.html"
+
+publish: publishable book ## build the book and push it to the branch gh-pages of REMOTE (where there is no Actions)
+	.ci/publish $(REMOTE) $(BUILD)/html
+
+publishable: # asked before the book is built, which takes minutes
+	@.ci/publish $(REMOTE)
+
+slides: $(EXECUTED) ## make the slides of the lectures in _build/html/slides (make book does, too)
+	$(BIN)/python book/slides.py $(SOURCE)/notebooks $(BUILD)/html/slides
 
 notebooks: $(EXECUTED) ## run the notebooks only, with the preset PRESET
 
@@ -70,6 +82,15 @@ gpu-bench: $(GPU_STAMP) ## time catome against its peers on a GPU and keep the r
 
 test: $(STAMP) ## run all tests: library, notebooks, and the book in a headless browser
 	$(BIN)/python -m pytest
+
+audit: $(STAMP) ## look the pinned versions up in the database of known advisories (needs a network)
+	$(BIN)/python -m pytest --noconftest -rs tests/test_advisories.py
+
+check-book: $(STAMP) ## check every page of _build/html: links, sizes, light and dark, accessibility, print, spelling (minutes)
+	BOOK=$(BUILD)/html $(BIN)/python -m pytest -n 2 tests/test_book_pages.py tests/test_spelling.py
+
+pdf: $(STAMP) ## print each page of _build/html to _build/pdf (SOLUTIONS=1: with the solutions of the exercises)
+	$(BIN)/python book/pdf.py $(BUILD)/html $(BUILD)/pdf $(if $(SOLUTIONS),--solutions)
 
 torture: $(STAMP) ## kill a small study 200 times (KILLS=...) and compare the bytes
 	KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest tests/test_long_runs.py tests/test_work.py tests/test_results.py

@@ -1,7 +1,7 @@
 """Tables of the book sort by a click on a heading."""
 
 import pytest
-from pages import CHROMIUM, FLAGS
+from rendered import CHROMIUM, FLAGS
 from test_repository import ROOT
 
 PAGE = """<!doctype html><meta charset=utf-8><title>tables</title><div class="bd-content">{}</div><script>{}</script>"""
