@@ -2,6 +2,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 PRESET ?= tiny
 REMOTE ?= origin
+WORKERS ?= 2
 GPU_PYTHON ?= .venv/bin/python
 VENV := .venv
 BIN := $(VENV)/bin
@@ -81,13 +82,13 @@ gpu-bench: $(GPU_STAMP) ## time catome against its peers on a GPU and keep the r
 	$(GPU_PYTHON) -m catome.bench --device cuda --record
 
 test: $(STAMP) ## run all tests: library, notebooks, and the book in a headless browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 audit: $(STAMP) ## look the pinned versions up in the database of known advisories (needs a network)
 	$(BIN)/python -m pytest --noconftest -rs tests/test_advisories.py
 
 check-book: $(STAMP) ## check every page of _build/html: links, sizes, light and dark, accessibility, print, spelling (minutes)
-	BOOK=$(BUILD)/html $(BIN)/python -m pytest -n 2 tests/test_book_pages.py tests/test_spelling.py
+	BOOK=$(BUILD)/html $(BIN)/python -m pytest -n $(WORKERS) tests/test_book_pages.py tests/test_spelling.py
 
 pdf: $(STAMP) ## print each page of _build/html to _build/pdf (SOLUTIONS=1: with the solutions of the exercises)
 	$(BIN)/python book/pdf.py $(BUILD)/html $(BUILD)/pdf $(if $(SOLUTIONS),--solutions)

@@ -1,16 +1,47 @@
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the threads: more of them only get in each other's way
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the kernels are tested on the interpreter; read when they are imported
 
 from catome import tiny
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def pytest_configure(config):
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Several workers share the tests by file, and the book is built by one, which has all tests that read it and begins at once."""
+    for item in items:
+        group = "book" if "book" in item.fixturenames else item.path.stem
+        if config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: ("book" not in item.fixturenames, not item.get_closest_marker("book")))
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory) -> Path:
+    """The folder of the rendered book: the one that BOOK names, else the whole book, built by the Makefile with the smoke preset."""
+    if "BOOK" in os.environ:
+        given = ROOT / os.environ["BOOK"]
+        assert (given / "index.html").is_file(), f"{given} is no rendered book: run make book"
+        return given.resolve()
+    build = tmp_path_factory.mktemp("book") / "_build"
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    command = ["make", "book", "PRESET=smoke", f"BUILD={build}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=offline)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return build / "html"
 
 
 @pytest.fixture(scope="session")
