@@ -1,6 +1,7 @@
 """End to end: every notebook through plain papermill, and the book that they make."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,8 @@ def papermill(notebook: str, out: Path, *arguments: str, preset: str = "smoke"):
             "-p images 2 -p batch_size 2 -p steps 3 -p ratio 0.3 -p threshold 0.8 -p schedule CONFIG_1 -p interval 2 -p repetitions 1",
         ),
         ("07_where_the_time_goes", "-y sizes:\\n-\\n320"),
-        ("cover", "-p classes desert -p threshold 0.8 -p schedule CONFIG_FIVE -p seed 3"),
+        ("cover", "-p classes desert -p threshold 0.8 -p schedule CONFIG_FIVE -p seed 3 -p faster 0.5"),
+        ("study_cost", "-p preset tiny -p share 0.6 -y sizes:\\n-\\n640 -y gpus:\\n-\\n3 -y batches:\\n-\\n5"),
     ],
 )
 def test_notebooks_run_with_parameters_nobody_tried(notebook, arguments, tmp_path):
@@ -92,3 +94,14 @@ def test_the_book_has_every_page(book):
     for page in pages - {"index.html", "genindex.html", "search.html", "py-modindex.html"}:
         text = (book / page).read_text()
         assert "Traceback (most recent call last)" not in text, page
+
+
+def test_parameters_are_folded(book):
+    page = (book / "notebooks/01_tome_review.html").read_text()
+    assert re.search(r'class="[^"]*tag_injected-parameters[^"]*"', page)
+    assert all("tag_hide-input" in found for found in re.findall(r'class="[^"]*tag_injected-parameters[^"]*"', page))
+
+
+def test_the_exercises_and_the_slides_are_there(book):
+    assert len(list((book / "notebooks/exercises").glob("*.html"))) == 4
+    assert len(list((book / "slides").glob("lecture_*.html"))) == 4
