@@ -138,18 +138,18 @@ def best_matches_of(tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) 
     ``tokens`` are ``[B, N, C]``; see `best_matches`."""
     if kernels.usable(tokens):
         return kernels.best_matches_of(tokens, src, dst)
+    wide, rows, found = torch.promote_types(tokens.dtype, torch.float32), max(1, _CHUNK_ELEMENTS // len(dst)), []
     with torch.autocast(tokens.device.type, enabled=False):
-        # a U-Net's tokens lie channel by channel, in which order norms and selections take twice the time
-        exact = tokens.to(torch.promote_types(tokens.dtype, torch.float32)).contiguous()
-        unit = F.normalize(exact, dim=-1)
-        a, b = unit.index_select(1, src), unit.index_select(1, dst)
-        # sums of the unit vectors tell the dst tokens that nobody may choose; they count as -inf
-        finite = b.sum(2).isfinite()
-        b, bias = torch.where(finite[..., None], b, 0), torch.where(finite, 0.0, -math.inf).to(unit.dtype)
-        rows = max(1, _CHUNK_ELEMENTS // len(dst))
-        found = [_products(chunk, b[i], bias[i]).max(-1) for i in range(len(a)) for chunk in a[i].split(rows)]
-    similarity = torch.cat([unit.new_empty(0), *(part.values for part in found)]).view(len(a), len(src))
-    index = torch.cat([src.new_empty(0), *(part.indices for part in found)]).view(len(a), len(src))
+        for image in tokens:  # each in memory of its own: how a product is rounded depends on where its factors begin
+            # a U-Net's tokens lie channel by channel, in which order norms and selections take twice the time
+            unit = F.normalize(image.to(wide).contiguous(), dim=-1)
+            a, b = unit.index_select(0, src), unit.index_select(0, dst)
+            # sums of the unit vectors tell the dst tokens that nobody may choose; they count as -inf
+            finite = b.sum(1).isfinite()
+            b, bias = torch.where(finite[:, None], b, 0), torch.where(finite, 0.0, -math.inf).to(wide)
+            found += [_products(chunk, b, bias).max(-1) for chunk in a.split(rows)]
+    similarity = torch.cat([tokens.new_empty(0, dtype=wide), *(part.values for part in found)]).view(len(tokens), len(src))
+    index = torch.cat([src.new_empty(0), *(part.indices for part in found)]).view(len(tokens), len(src))
     return similarity, dst[index]
 
 

@@ -20,6 +20,7 @@ def pytest_configure(config):
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(config, items):
     """Several workers share the tests by file, and the book is built by one, which has all tests that read it and begins at once."""
     for item in items:
