@@ -83,7 +83,7 @@ gpu-bench: $(GPU_STAMP) ## time catome against its peers on a GPU and keep the r
 	$(GPU_PYTHON) -m catome.bench --device cuda --record
 
 test: $(STAMP) ## run all tests: library, notebooks, and the book in a headless browser
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 audit: $(STAMP) ## look the pinned versions up in the database of known advisories (needs a network)
 	$(BIN)/python -m pytest --noconftest -rs tests/test_advisories.py

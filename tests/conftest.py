@@ -20,14 +20,32 @@ def pytest_configure(config):
     torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
-def pytest_collection_modifyitems(config, items):
-    """Several workers share the tests by file, and the book is built by one, which has all tests that read it and begins at once."""
+OF_THE_BOOK = ("test_book_pages", "test_slides", "test_spelling")
+"""The files whose tests read the rendered book, which is built once, for one worker."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Workers share the tests by file, and all that read the book as if they were in one file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0]).stem
+            if file in OF_THE_BOOK:
+                return nodeid if "BOOK" in os.environ else "book"  # one that is there already can be read by all
+            return file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first."""
     for item in items:
-        group = "book" if "book" in item.fixturenames else item.path.stem
-        if config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: ("book" not in item.fixturenames, not item.get_closest_marker("book")))
+        if "book" in item.fixturenames and item.path.stem not in OF_THE_BOOK:
+            raise pytest.UsageError(f"{item.nodeid} reads the book: its file must be one of {', '.join(OF_THE_BOOK)}")
+    items.sort(key=lambda item: (item.path.stem not in OF_THE_BOOK, not item.get_closest_marker("book")))
 
 
 @pytest.fixture(scope="session")

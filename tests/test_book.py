@@ -1,14 +1,13 @@
 """End to end: every notebook through plain papermill, and the book that they make."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-from test_repository import NOTEBOOKS, ROOT
+from test_repository import ROOT
 
 pytestmark = pytest.mark.book
 
@@ -84,24 +83,3 @@ def test_a_wrong_parameter_is_an_error_before_anything_runs(arguments, says, tmp
     assert len(ran) <= 4  # parameters, injected parameters, the check; papermill's own notice
     assert not any("load(" in cell.source for cell in ran)
     assert not (tmp_path / "output").exists()
-
-
-def test_the_book_has_every_page(book):
-    pages = {path.relative_to(book).as_posix() for path in book.rglob("*.html")}
-    assert "index.html" in pages
-    assert {f"notebooks/{path.stem}.html" for path in NOTEBOOKS} <= pages
-    assert {f"book/{path.stem}.html" for path in (ROOT / "book").glob("*.md")} <= pages
-    for page in pages - {"index.html", "genindex.html", "search.html", "py-modindex.html"}:
-        text = (book / page).read_text()
-        assert 'class="output traceback' not in text, page
-
-
-def test_parameters_are_folded(book):
-    page = (book / "notebooks/01_tome_review.html").read_text()
-    assert re.search(r'class="[^"]*tag_injected-parameters[^"]*"', page)
-    assert all("tag_hide-input" in found for found in re.findall(r'class="[^"]*tag_injected-parameters[^"]*"', page))
-
-
-def test_the_exercises_and_the_slides_are_there(book):
-    assert len(list((book / "notebooks/exercises").glob("*.html"))) == 4
-    assert len(list((book / "slides").glob("lecture_*.html"))) == 4

@@ -5,6 +5,7 @@ book in _build/html (`BOOK` names another folder), three sizes in both themes, a
 """
 
 import os
+import re
 
 import pypdfium2
 import pytest
@@ -12,6 +13,7 @@ import rendered
 from pdf import print_pages
 from pygments.token import STANDARD_TYPES
 from rendered import CHROMIUM, FLAGS, SIZES
+from test_repository import NOTEBOOKS, ROOT
 
 pytestmark = pytest.mark.book
 GIVEN = "BOOK" in os.environ
@@ -201,3 +203,24 @@ def test_the_checks_see_what_is_wrong(browser, tmp_path):
         "image-alt (critical)",
     ):
         assert fault in found, (fault, found)
+
+
+def test_the_book_has_every_page(book):
+    pages = {path.relative_to(book).as_posix() for path in book.rglob("*.html")}
+    assert "index.html" in pages
+    assert {f"notebooks/{path.stem}.html" for path in NOTEBOOKS} <= pages
+    assert {f"book/{path.stem}.html" for path in (ROOT / "book").glob("*.md")} <= pages
+    for page in pages - {"index.html", "genindex.html", "search.html", "py-modindex.html"}:
+        text = (book / page).read_text()
+        assert 'class="output traceback' not in text, page
+
+
+def test_parameters_are_folded(book):
+    page = (book / "notebooks/01_tome_review.html").read_text()
+    assert re.search(r'class="[^"]*tag_injected-parameters[^"]*"', page)
+    assert all("tag_hide-input" in found for found in re.findall(r'class="[^"]*tag_injected-parameters[^"]*"', page))
+
+
+def test_the_exercises_and_the_slides_are_there(book):
+    assert len(list((book / "notebooks/exercises").glob("*.html"))) == 4
+    assert len(list((book / "slides").glob("lecture_*.html"))) == 4
