@@ -1,26 +1,45 @@
-"""Cached adaptive token merging for diffusers: `apply_patch`, `remove_patch`, `patched`, `probe`, and `match` on its own."""
+"""Cached adaptive token merging for diffusers.
 
-from catome.matching import Matches, best_matches
-from catome.patch import apply_patch, patched, remove_patch
-from catome.plan import MergePlan, make_plan, match
+`apply_patch`, `patched`, `remove_patch` and `summary` are for pipelines, `probe` watches one, `merge_keys` is for any other
+model, and `match` works on plain tensors.
+"""
+
+from catome.merge_keys import merge_keys
+from catome.patch import apply_patch, is_patched, new_generation, patched, remove_patch
+from catome.policy.schedule import SCHEDULES, Auto, Schedule, evenly, parse_schedule
 from catome.probe import Observation, Record, probe
-from catome.schedule import SCHEDULES, Auto, parse_schedule
+from catome.runtime.config import PAPER, QUARTER, RECOMMENDED, TOME, MergeConfig
+from catome.summary import Summary, summary
+from catome.tensors.matching import Matches, best_matches
+from catome.tensors.plan import MergePlan, make_plan, match
 from catome.version import __version__
 
 __all__ = [
+    "PAPER",
+    "QUARTER",
+    "RECOMMENDED",
     "SCHEDULES",
+    "TOME",
     "Auto",
     "Matches",
+    "MergeConfig",
     "MergePlan",
     "Observation",
     "Record",
+    "Schedule",
+    "Summary",
     "__version__",
     "apply_patch",
     "best_matches",
+    "evenly",
+    "is_patched",
     "make_plan",
     "match",
+    "merge_keys",
+    "new_generation",
     "parse_schedule",
     "patched",
     "probe",
     "remove_patch",
+    "summary",
 ]

@@ -118,9 +118,13 @@ def check_windows(grid, stride) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def check_dst(dst) -> Dst:
-    if not isinstance(dst, str) or dst not in ("top_left", "random"):
-        raise ValueError(f"dst={shown(dst)} must be 'top_left' or 'random'")
-    return dst
+    return check_choice("dst", dst, ("top_left", "random"))
+
+
+def check_choice(name: str, value, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}={shown(value)} must be {' or '.join(map(repr, choices))}")
+    return value
 
 
 def check_amount(threshold, ratio, stride=(2, 2), most: float | None = None) -> tuple[float | None, float | None]:
@@ -184,12 +188,14 @@ def _check_place(name: str, x: torch.Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} is on {x.device} and must be on {device}, where this plan is")
 
 
-def check_tokens(tokens, grid) -> tuple[int, int]:
+def check_tokens(tokens, grid, frames: int = 1) -> tuple[int, int]:
     """``tokens`` must be ``[B, N, C]`` of this grid, which is returned."""
     _check_tensor("tokens", tokens)
     height, width = check_pair("grid", grid)
-    if tokens.ndim != 3 or tokens.shape[1] != height * width or not tokens.shape[2]:
-        allowed = f"[B, N, C] with N = {height * width} for grid={(height, width)}, and C at least 1"
+    count = frames * height * width
+    if tokens.ndim != 3 or tokens.shape[1] != count or not tokens.shape[2]:
+        of_frames = f" and frames={frames}" if frames > 1 else ""
+        allowed = f"[B, N, C] with N = {count} for grid={(height, width)}{of_frames}, and C at least 1"
         raise ValueError(f"tokens of shape {list(tokens.shape)} must be {allowed}")
     return height, width
 

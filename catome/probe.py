@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from catome import checks
-from catome.matching import Matches, best_matches
-from catome.patch import applied_patch
-from catome.plan import MergePlan, make_plan
-from catome.unet import StepCounter, find_unet, token_grid, topmost_downsample, transformer_blocks
+from catome.models.base import ModelCall, SelfAttention, bound
+from catome.models.registry import family_of, find_models
+from catome.runtime.hooks import patch_of
+from catome.runtime.steps import CallFacts, Timeline
+from catome.tensors.matching import Matches, best_matches
+from catome.tensors.plan import MergePlan, make_plan
 
 
 @dataclass
@@ -30,6 +33,7 @@ class Observation:
             all unconditional images, then all conditional ones.
         plan: the plan by which parts of the block ran on merged tokens; None if none did.
         tokens: the block's input ``[B, N, C]``, if it was asked for.
+        call: which of the model's calls at this step it is, from 0, where guidance or views take several.
     """
 
     step: int
@@ -38,6 +42,7 @@ class Observation:
     matches: Matches
     plan: MergePlan | None = None
     tokens: torch.Tensor | None = None
+    call: int | None = 0
 
 
 @dataclass
@@ -79,6 +84,8 @@ class Record:
     def similarity(self, generation: int = 0) -> torch.Tensor:
         """Best similarity of every src token, ``[steps, blocks, B, S]`` float32; the blocks must have equally many tokens.
 
+        Of the first call at each step, where there are several.
+
         Raises:
             ValueError: if nothing was observed, or blocks of different sizes were (with ``max_downsample`` above 1): use `at`.
         """
@@ -102,7 +109,8 @@ class Record:
 
     def _stack(self, generation: int, value) -> torch.Tensor:
         self.blocks(generation)
-        by_place = {(seen.step, seen.block): value(seen) for seen in self.generations[generation]}
+        first_calls = [seen for seen in self.generations[generation] if seen.call == 0]
+        by_place = {(seen.step, seen.block): value(seen) for seen in first_calls}
         if len({value.shape for value in by_place.values()}) != 1:
             sizes = sorted({tuple(value.shape) for value in by_place.values()})
             raise ValueError(f"generation={generation!r} has observations of shapes {sizes}: there must be one shape to stack")
@@ -131,7 +139,7 @@ def probe(
     """Watch a pipeline, patched or not, for the length of a ``with`` block.
 
     Args:
-        pipe: any diffusers pipeline with a ``unet``, or a ``UNet2DConditionModel``.
+        pipe: any diffusers pipeline with a U-Net that has transformer blocks, or such a U-Net.
         stride, dst, seed, max_downsample: as in `catome.apply_patch`.
         steps: observe these steps only; None observes all.
         keep_tokens: also keep every observed block's input (``B * N * C`` numbers each).
@@ -142,42 +150,84 @@ def probe(
     Raises:
         TypeError, ValueError: naming the argument, before anything is watched.
     """
-    unet, stride = find_unet(pipe), checks.check_stride(stride)
+    stride = checks.check_stride(stride)
     checks.check_dst(dst)
-    generator = torch.Generator().manual_seed(checks.check_seed(seed))
-    downsample = checks.check_integer("max_downsample", max_downsample, 1) * topmost_downsample(unet)
+    checks.check_seed(seed)
+    checks.check_integer("max_downsample", max_downsample, 1)
     steps = checks.check_steps(steps)
     checks.check_flag("keep_tokens", keep_tokens)
-    record, counter, now = Record(), StepCounter(), {}
+    model, watched = _watched(pipe, max_downsample)
+    family = family_of(model)
+    record = Record()
 
-    def before_unet(module, args, kwargs):
-        sample = kwargs["sample"] if "sample" in kwargs else args[0]
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        if counter.advance(timestep):
-            generator.manual_seed(seed)
-            record.generations.append([])
-        now.update(size=tuple(sample.shape[-2:]), timestep=float(torch.as_tensor(timestep).flatten()[0]))
+    def begin() -> _Watching:
+        record.generations.append([])
+        return _Watching(record.generations[-1], torch.Generator().manual_seed(seed))
 
-    def after_block(name):
+    timeline = Timeline(begin)
+    now: dict[str, Any] = {}
+
+    def before_model(module, args, kwargs):
+        arguments = bound(module, args, kwargs)
+        timestep = arguments[family.timestep]
+        facts = CallFacts(timestep, arguments.get(family.sample), arguments.get(family.condition))
+        generation, condition = timeline.locate(facts)
+        now["generation"] = generation
+        now["call"] = next((i for i, known in enumerate(generation.conditions) if known is condition), None)
+        now["timestep"] = float(torch.as_tensor(timestep).flatten()[0])
+        now["arguments"] = ModelCall(module, arguments)
+
+    def after_block(attention: SelfAttention):
         @torch.no_grad()
         def look(module, args, kwargs, output):
             x = args[0] if args else kwargs["hidden_states"]
-            grid = token_grid(x, now.get("size"), downsample, stride)
-            if grid is None or (steps is not None and counter.step not in steps):
+            generation = now["generation"]
+            layout = attention.layout(now["arguments"], x.shape[1], x.shape[1])
+            if layout is None or layout.height < stride[0] or layout.width < stride[1]:
                 return
-            matches = best_matches(x, grid, stride, dst, generator)
+            if steps is not None and generation.step not in steps:
+                return
+            grid = (layout.height, layout.width)
+            matches = best_matches(x, grid, stride, dst, generation.payload.generator)
             on_cpu = {key: value.cpu() for key, value in vars(matches).items() if isinstance(value, torch.Tensor)}
-            patch = applied_patch(unet)
-            used = patch.now.used if patch is not None else None
-            plan = used.to("cpu") if used is not None else None
-            tokens = x.detach().to("cpu", copy=True) if keep_tokens else None
-            seen = Observation(counter.step, now["timestep"], name, Matches(**on_cpu, grid=grid), plan, tokens)
-            record.generations[-1].append(seen)
+            patch = patch_of(model)
+            running = patch.running if patch is not None else None
+            used = running.used.get(attention.name) if running is not None else None
+            seen = Observation(
+                step=generation.step,
+                timestep=now["timestep"],
+                block=attention.name.rpartition(".")[0],
+                matches=Matches(**on_cpu, grid=grid),
+                plan=used.to("cpu") if used is not None else None,
+                tokens=x.detach().to("cpu", copy=True) if keep_tokens else None,
+                call=now["call"],
+            )
+            generation.payload.seen.append(seen)
 
         return look
 
     with ExitStack() as stack:
-        stack.callback(unet.register_forward_pre_hook(before_unet, with_kwargs=True).remove)
-        for name, block in transformer_blocks(unet).items():
-            stack.callback(block.register_forward_hook(after_block(name), with_kwargs=True).remove)
+        stack.callback(model.register_forward_pre_hook(before_model, with_kwargs=True).remove)
+        for attention in watched:
+            stack.callback(attention.block.register_forward_hook(after_block(attention), with_kwargs=True).remove)
         yield record
+
+
+@dataclass
+class _Watching:
+    """What the probe keeps with a generation: its observations, and its random numbers."""
+
+    seen: list[Observation]
+    generator: torch.Generator
+
+
+def _watched(pipe, max_downsample: int) -> tuple[torch.nn.Module, list[SelfAttention]]:
+    """The first model of ``pipe`` that has transformer blocks whose input can be watched, and their self-attentions."""
+    models = find_models(pipe)
+    for model in models:
+        attentions = family_of(model).attentions(model, max_downsample)
+        watched = [attention for attention in attentions if attention.block is not None]
+        if watched:
+            return model, watched
+    name = type(models[0]).__name__
+    raise TypeError(f"pipe={name} has no transformer block of a U-Net, whose input the probe watches")

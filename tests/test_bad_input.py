@@ -26,14 +26,14 @@ from test_repository import ROOT
 
 import catome
 from catome import bench, study, tiny
-from catome.derived import total_staleness
-from catome.matching import split_tokens
-from catome.online import broken_share
+from catome.policy.staleness import total_staleness
+from catome.tensors.matching import split_tokens
+from catome.policy.refresh import broken_share
 from catome.patch import applied_patch
-from catome.schedule import derive
+from catome.policy.schedule import derive
 from catome.study import quality
 from catome.study.store import Store, Table
-from catome.unet import transformer_blocks
+from catome.models.unet import transformer_blocks
 
 NAN, INF = float("nan"), float("inf")
 SMOKE = yaml.safe_load((ROOT / "data/presets/smoke.yaml").read_text())

@@ -17,7 +17,7 @@ from IPython.core.magics.code import extract_symbols
 from nbclient import NotebookClient
 from test_repository import ROOT
 
-from catome.derived import derive, total_staleness
+from catome.policy.staleness import derive, total_staleness
 
 FOLDER = ROOT / "notebooks" / "exercises"
 EXERCISES = sorted(FOLDER.glob("*.ipynb"))

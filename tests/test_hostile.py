@@ -14,9 +14,9 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 import catome
 from catome import tiny
-from catome.matching import _top_left, split_tokens
+from catome.tensors.matching import _top_left, split_tokens
 from catome.patch import applied_patch
-from catome.unet import transformer_blocks
+from catome.models.unet import transformer_blocks
 
 MERGING = dict(threshold=0.6, schedule=[0])
 AMOUNTS = {

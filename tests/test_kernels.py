@@ -5,8 +5,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 import catome
-from catome import kernels, packed, plan
-from catome.matching import best_matches_of, split_tokens
+from catome.tensors import kernels, packed, plan
+from catome.tensors.matching import best_matches_of, split_tokens
 
 pytest.importorskip("triton")
 GPU = torch.cuda.is_available()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import catome
-from catome.matching import split_tokens
+from catome.tensors.matching import split_tokens
 
 
 def smooth_tokens(batch, height, width, channels=6, seed=0, noise=0.3):
@@ -142,7 +142,7 @@ def test_not_finite_and_zero_tokens_stay_alone():
 def test_chunks_give_what_the_whole_matrix_gives(monkeypatch):
     tokens = smooth_tokens(2, 16, 16)
     whole = catome.best_matches(tokens, (16, 16))
-    monkeypatch.setattr("catome.matching._CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("catome.tensors.matching._CHUNK_ELEMENTS", 1000)
     pieces = catome.best_matches(tokens, (16, 16))
     assert torch.equal(whole.best, pieces.best)
     torch.testing.assert_close(whole.similarity, pieces.similarity)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import catome
-from catome.online import broken_share, weakest_pair
-from catome.schedule import Auto
+from catome.policy.refresh import broken_share, weakest_pair
+from catome.policy.schedule import Auto
 
 
 def smooth(batch, seed, size=16, channels=16):

@@ -11,7 +11,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler, EulerDiscreteSchedule
 import catome
 from catome import tiny
 from catome.patch import applied_patch
-from catome.unet import transformer_blocks
+from catome.models.unet import transformer_blocks
 
 EVERY = tuple(range(60))
 
@@ -32,13 +32,13 @@ def call(pipe, inputs, **change):
 def counted_matches(monkeypatch):
     """A list that grows by one with each search for pairs."""
     searches = []
-    real = catome.hooks.best_matches
+    real = catome.runtime.hooks.best_matches
 
     def counting(*args, **kwargs):
         searches.append(args)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("catome.hooks.best_matches", counting)
+    monkeypatch.setattr("catome.runtime.hooks.best_matches", counting)
     return searches
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from catome import schedule, tiny
-from catome.derived import total_staleness
+from catome.policy.staleness import total_staleness
 from catome.probe import probe
 from catome.study import methods, quality
 from catome.study.comparison import COST, QUALITY, cost

@@ -1,6 +1,6 @@
 import pytest
 
-from catome.schedule import SCHEDULES, parse_schedule
+from catome.policy.schedule import SCHEDULES, parse_schedule
 
 
 def test_named_schedules_are_the_papers():

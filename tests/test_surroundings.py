@@ -19,7 +19,7 @@ from diffusers import (
 
 import catome
 from catome import tiny
-from catome.hooks import HOOK
+from catome.runtime.hooks import HOOK
 from catome.patch import applied_patch
 
 MERGING = dict(threshold=0.9, schedule=[0])

@@ -8,7 +8,7 @@ from test_repository import ROOT
 
 from catome import tiny
 from catome.tiny import evaluate, features, train
-from catome.unet import transformer_blocks
+from catome.models.unet import transformer_blocks
 
 MODEL = ROOT / "data" / "tiny-sd"
 

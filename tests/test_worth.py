@@ -6,7 +6,7 @@ from test_patch import call, counted_matches, unet_inputs
 
 import catome
 from catome.patch import applied_patch
-from catome.worth import RATES, Rates, gain, least_share, rates_of
+from catome.policy.cost_model import RATES, Rates, gain, least_share, rates_of
 
 CPU = RATES["cpu", 4]
 
@@ -51,7 +51,7 @@ def test_each_image_steps_aside_by_its_own_share(pipe, monkeypatch):
     low, high = sorted(free.merged_share.tolist())
     assert 0 < low < high
     monkeypatch.setattr(
-        "catome.hooks.least_share", lambda *_, **given: (low + high) / 2 if given["interval"] == math.inf else 0
+        "catome.runtime.hooks.least_share", lambda *_, **given: (low + high) / 2 if given["interval"] == math.inf else 0
     )
     with catome.patched(pipe, threshold=0.8, only_where_faster=True):
         call(pipe, inputs)
@@ -96,11 +96,11 @@ def test_a_search_at_every_step_asks_for_a_larger_share():
     x = torch.zeros(1, 1024, 64)
     asked = {}
     for name, schedule in {"every step": None, "CONFIG_3": "CONFIG_3", "once": (0,)}.items():
-        config = catome.hooks.MergeConfig(0.7, None, catome.parse_schedule(schedule), only_where_faster=True)
+        config = catome.runtime.hooks.MergeConfig(0.7, None, catome.parse_schedule(schedule), only_where_faster=True)
         asked[name] = config.least_share(x, matched=False)
         assert config.least_share(x, matched=True) == asked.setdefault("matched", config.least_share(x, matched=True))
     assert asked["every step"] > asked["CONFIG_3"] > asked["once"] == asked["matched"] > 0
-    assert catome.hooks.MergeConfig(0.7, None, None).least_share(x, matched=False) == 0
+    assert catome.runtime.hooks.MergeConfig(0.7, None, None).least_share(x, matched=False) == 0
 
 
 def test_rates_are_of_the_device_and_the_precision():

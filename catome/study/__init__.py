@@ -1,6 +1,6 @@
 """What the notebooks call: parameters, generation, the studies and their figures."""
 
-from catome.schedule import Auto, derive
+from catome.policy.schedule import Auto, derive
 from catome.study import accounting, accounting_figures, figures, methods, paper, quality
 from catome.study.bench import bench_rows
 from catome.study.comparison import compare, cost, timed_on

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
 from catome.checks import check_integer, check_number
-from catome.unet import transformer_blocks
+from catome.models.unet import transformer_blocks
 
 ARCHITECTURES: dict[str, dict] = {
     "sd15": dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
@@ -176,7 +176,7 @@ def _pointwise_flops(a: torch.Size, weight: torch.Size, *_, **__) -> int:
 
 
 FORMULAS = {torch.ops.mkldnn._linear_pointwise: _pointwise_flops} if hasattr(torch.ops.mkldnn, "_linear_pointwise") else {}
-"""For ``FlopCounterMode(custom_mapping=FORMULAS)``: what torch counts not, and `catome.matching` uses on the CPU."""
+"""For ``FlopCounterMode(custom_mapping=FORMULAS)``: what torch counts not, and `catome.tensors.matching` uses on the CPU."""
 
 
 def _part(module: str, operation: str, flops: int, topmost: set[str]) -> str:

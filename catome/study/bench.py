@@ -22,17 +22,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
-from catome.hooks import MergeConfig
-from catome.matching import Matches
+from catome.runtime.hooks import MergeConfig
+from catome.tensors.matching import Matches
 from catome.patch import install, remove_patch
-from catome.plan import MergePlan, make_plan, match
-from catome.schedule import SCHEDULES, parse_schedule
+from catome.tensors.plan import MergePlan, make_plan, match
+from catome.policy.schedule import SCHEDULES, parse_schedule
 from catome.study import methods
 from catome.study.accounting import ARCHITECTURES
 from catome.study.parameters import DTYPES
 from catome.study.store import Stopwatch, Store, Table, processor, provenance
-from catome.unet import topmost_downsample, transformer_blocks
-from catome.worth import gain, rates_of
+from catome.models.unet import topmost_downsample, transformer_blocks
+from catome.policy.cost_model import gain, rates_of
 
 BENCH = Table(
     "bench",
@@ -559,7 +559,7 @@ def attention_turns(
 
     Returns:
         One row for each edge and share: ``tokens``, ``share``, ``speedup`` (median of the rounds) with ``low`` and ``high``
-        (`ratio`), and ``expected``, what `catome.worth` reckons with: the seconds saved, negative where merging costs more.
+        (`ratio`), and ``expected``, what `catome.policy.cost_model` reckons with: the seconds saved, negative where merging costs more.
     """
     attention, generator = Attention(channels, heads=heads, dim_head=channels // heads).eval(), torch.Generator().manual_seed(0)
     found = []

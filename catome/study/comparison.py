@@ -38,7 +38,7 @@ from catome.study.store import (
     shared_keys,
 )
 from catome.study.work import Claims, deal
-from catome.unet import transformer_blocks
+from catome.models.unet import transformer_blocks
 
 QUALITY = Table(
     "quality",

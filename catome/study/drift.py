@@ -15,8 +15,8 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from catome.derived import total_staleness
-from catome.plan import make_plan
+from catome.policy.staleness import total_staleness
+from catome.tensors.plan import make_plan
 from catome.probe import Record, probe
 from catome.study.generate import batches, by_halves, generate_batch
 from catome.study.methods import Method
@@ -153,7 +153,7 @@ def amount_name(threshold: float | None = None, ratio: float | None = None) -> s
 
 
 def mean_staleness(staleness: np.ndarray, schedule: Sequence[int]) -> float:
-    """What a schedule pays on average over the steps, given a matrix ``[T, T]``: see `catome.schedule.derive`."""
+    """What a schedule pays on average over the steps, given a matrix ``[T, T]``: see `catome.policy.schedule.derive`."""
     return total_staleness(staleness, schedule) / len(staleness)
 
 

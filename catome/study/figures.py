@@ -16,7 +16,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from catome.plan import MergePlan
+from catome.tensors.plan import MergePlan
 
 PALETTE = sns.color_palette("colorblind")
 BLOCK_COLOURS = dict(zip(["down 0", "down 1", "up 0", "up 1", "up 2"], [PALETTE[i] for i in (0, 9, 3, 1, 8)], strict=True))

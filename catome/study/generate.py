@@ -14,7 +14,7 @@ from tqdm import tqdm
 from catome import tiny
 from catome.study.parameters import DTYPES, Setting
 from catome.tiny.model import read_pipeline
-from catome.unet import topmost_downsample
+from catome.models.unet import topmost_downsample
 
 T = TypeVar("T")
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import torch
 
-from catome.hooks import MergeConfig
-from catome.matching import Matches
+from catome.runtime.hooks import MergeConfig
+from catome.tensors.matching import Matches
 from catome.patch import install, patched, remove_patch
-from catome.plan import MergePlan, make_plan
-from catome.schedule import Auto, parse_schedule
-from catome.unet import find_unet, topmost_downsample, transformer_blocks
+from catome.tensors.plan import MergePlan, make_plan
+from catome.policy.schedule import Auto, parse_schedule
+from catome.models.unet import find_unet, topmost_downsample, transformer_blocks
 
 
 @dataclass(frozen=True)

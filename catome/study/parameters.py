@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 
 from catome.checks import check_flag, check_integer, check_number, near
-from catome.schedule import parse_schedule
+from catome.policy.schedule import parse_schedule
 from catome.tiny.scenes import CLASSES, PROMPT
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from catome.derived import derive, total_staleness
+from catome.policy.staleness import derive, total_staleness
 
 
 def jaccard_distance(p, q):

@@ -1,7 +1,7 @@
 """Attention over the packed tokens of images that keep different numbers of them, in one call.
 
 `torch.nn.attention.varlen` runs FlashAttention on CUDA over sequences that lie behind each other: no padding, and nothing is
-computed that one image alone would not compute. Elsewhere `catome.hooks` runs the images one by one.
+computed that one image alone would not compute. Elsewhere `catome.runtime.hooks` runs the images one by one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-from catome.plan import MergePlan
+from catome.tensors.plan import MergePlan
 
 try:
     from torch.nn.attention.varlen import varlen_attn

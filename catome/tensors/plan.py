@@ -14,8 +14,9 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
-from catome import checks, kernels
-from catome.matching import Matches, best_matches
+from catome import checks
+from catome.tensors import kernels
+from catome.tensors.matching import Matches, best_matches
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,29 @@ class MergePlan:
     def merged_share(self) -> torch.Tensor:
         """``[B]`` float32 on the CPU: the share of each image's tokens that are merged away."""
         return 1 - torch.tensor(self.lengths, dtype=torch.float32) / self.slot.shape[1]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether images keep different numbers of tokens."""
+        return len(set(self.lengths)) > 1
+
+    @property
+    def merges(self) -> bool:
+        """Whether any token of any image is merged."""
+        return sum(self.lengths) < self.slot.numel()
+
+    @cached_property
+    def log_sizes(self) -> torch.Tensor:
+        """The logarithm of the number of tokens in each image's slots, ``[B, L]`` float32, L of the image that keeps most.
+
+        Minus infinity behind the last slot of an image that keeps fewer."""
+        with torch.inference_mode(False):  # autograd may read it later
+            ones = torch.ones(self.slot.numel(), device=self.slot.device)
+            sizes = ones.new_zeros(sum(self.lengths)).index_add_(0, self.slot.flatten(), ones)
+            if not self.ragged:
+                return sizes.log().view(len(self.lengths), -1)
+            rows = sizes.log().split(self.lengths)
+            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-math.inf)
 
     @cached_property
     def groups(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The operations of `catome.matching` and `catome.plan` as Triton kernels, for CUDA devices.
+"""The operations of `catome.tensors.matching` and `catome.tensors.plan` as Triton kernels, for CUDA devices.
 
 The plain torch versions are the reference; these give the same values up to the rounding of float32 and write nothing that
 is not needed: the similarity matrix never exists, the sum over a group of merged tokens is taken in one order (so that two
@@ -178,7 +178,7 @@ if triton is not None:
 
 
 def best_matches_of(tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `catome.matching.best_matches_of`: similarity (float32) and index of each src token's best dst, two ``[B, S]``.
+    """As `catome.tensors.matching.best_matches_of`: similarity (float32) and index of each src token's best dst, two ``[B, S]``.
 
     Products are of the tokens as they are, in float32 (three TF32 products for float32 tokens), and divided by the norms;
     among equally similar dst tokens the first is taken. Memory: nothing beside the result and one number for each token."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from catome.checks import check_values
-from catome.plan import MergePlan
+from catome.tensors.plan import MergePlan
 
 _ROUNDING = 1e-5  # two computations of one cosine may differ by this much
 

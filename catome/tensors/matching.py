@@ -2,7 +2,7 @@
 
 Tokens of a grid are split into *dst*, one of every ``stride`` window, and *src*, all the others (Bolya & Hoffman, "Token
 Merging for Fast Stable Diffusion", arXiv 2303.17604). Each src token's best partner is the dst token of highest cosine
-similarity; who is then merged is `catome.plan`'s business.
+similarity; who is then merged is `catome.tensors.plan`'s business.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from catome import checks, kernels
+from catome import checks
+from catome.tensors import kernels
 
 _CHUNK_ELEMENTS = 1 << 25  # of the similarity matrix in memory at a time
 # on processors whose AVX-512 the default library leaves alone, oneDNN's product takes less than half the time
@@ -31,7 +32,7 @@ class Matches:
         best: ``[B, S]`` int64, the index (into the N tokens) of each src token's most similar dst token.
         similarity: ``[B, S]`` float32, their cosine similarity.
         duplicate: ``[B, S]`` int64, the first dst token that equals the src token exactly, or -1; None if not asked for.
-        grid: ``(height, width)`` of the token grid, ``height * width == N``.
+        grid: ``(height, width)`` of the token grid, ``height * width == N``; of one frame, where there are several.
     """
 
     src: torch.Tensor
@@ -104,6 +105,7 @@ def best_matches(
     dst: checks.Dst = "top_left",
     generator: torch.Generator | None = None,
     find_duplicates: bool = True,
+    frames: int = 1,
 ) -> Matches:
     """Find every src token's most similar dst token.
 
@@ -116,6 +118,7 @@ def best_matches(
         grid: ``(height, width)`` with ``height * width == N``.
         stride, dst, generator: see `split_tokens`.
         find_duplicates: fill in `Matches.duplicate`, which only a threshold of exactly 1.0 needs.
+        frames: of a video, whose frames lie behind each other; each is split alike, and tokens find partners in all of them.
 
     Returns:
         The `Matches`.
@@ -124,9 +127,13 @@ def best_matches(
         ValueError: if ``tokens`` is not ``[B, N, C]``, ``N`` does not fit ``grid`` or ``C`` is 0; and see `split_tokens`.
         TypeError: if ``tokens`` is not a dense floating-point tensor of at least 16 bits; and see `split_tokens`.
     """
-    grid = checks.check_tokens(tokens, grid)
+    grid = checks.check_tokens(tokens, grid, checks.check_integer("frames", frames, 1))
     checks.check_flag("find_duplicates", find_duplicates)
     src, dst_tokens = split_tokens(grid, stride, dst, generator, tokens.device)
+    if frames > 1:
+        offsets = torch.arange(frames, device=tokens.device)[:, None] * (grid[0] * grid[1])
+        src = (src + offsets).flatten()
+        dst_tokens = (dst_tokens + offsets).flatten()
     similarity, best = best_matches_of(tokens, src, dst_tokens)
     duplicate = _duplicates(tokens, src, dst_tokens) if find_duplicates else None
     return Matches(src, dst_tokens, best, similarity, duplicate, grid)

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from catome.checks import check_collection, check_integer, shown, suggests_arguments
 
 
+class Steps(tuple):
+    """Steps that belong to a generation of ``length`` calls of the model, as a tuple.
+
+    ``apply_patch(schedule=...)`` fits them to the generation it meets."""
+
+    length: int
+
+    def __new__(cls, steps: Iterable[int], length: int) -> Steps:
+        made = super().__new__(cls, steps)
+        made.length = length
+        return made
+
+    def __getnewargs__(self) -> tuple[tuple[int, ...], int]:
+        return tuple(self), self.length
+
+
 @suggests_arguments
-def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int) -> tuple[int, ...]:
+def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int) -> Steps:
     """The schedule of ``checkpoints`` steps that pays the least total staleness, found by dynamic programming.
 
     A step j that reuses the pairs of the last checkpoint i <= j pays ``staleness[i, j]``; a schedule pays the sum over all
@@ -25,7 +41,8 @@ def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int
         checkpoints: the budget, from 1 (step 0 alone) to T (every step).
 
     Returns:
-        The checkpoint steps, ascending, beginning with 0; ready for ``apply_patch(schedule=...)``.
+        The checkpoint steps, ascending, beginning with 0, of a generation of T calls; ready for
+        ``apply_patch(schedule=...)``, which fits them to generations of another length.
 
     Raises:
         ValueError: if ``staleness`` is not a square matrix of finite numbers that are not negative, or the budget is out of
@@ -51,7 +68,7 @@ def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int
     for choice in reversed(choices):
         end = int(choice[end])
         schedule.append(end)
-    return (0, *reversed(schedule))
+    return Steps((0, *reversed(schedule)), steps)
 
 
 @suggests_arguments

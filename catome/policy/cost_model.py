@@ -2,12 +2,13 @@
 
 A model of one image in one block, of N tokens of C channels, of which the share m is merged. Saved, at every step, in FLOPs:
 
-- self-attention: :math:`4 N^2 C (1 - (1 - m)^2)` of its two products, :math:`8 N C^2 m` of its four projections;
+- self-attention: :math:`4 N^2 C (1 - (1 - m)^2)` of its two products, :math:`8 N C^2 m` of its four projections; where
+  queries are kept, :math:`4 N^2 C m` of its products and :math:`4 N C^2 m` of the projections of keys and values;
 - cross-attention, if it runs on merged tokens: :math:`4 N C^2 m` of its two projections of them;
 - the MLP, if it does: :math:`24 N C^2 m`.
 
 Paid, at every step and for each of these parts, are the :math:`(4 - 2 m) N C` numbers that merging and unmerging read and
-write, and `LAUNCHES` operations that have to be started; at every checkpoint, the similarities of src and dst tokens,
+write (:math:`(2 - m) N C` where queries are kept, for nothing is unmerged), and `LAUNCHES` operations that have to be started; at every checkpoint, the similarities of src and dst tokens,
 :math:`2 s (1 - s) N^2 C` FLOPs, where s is the share of src tokens. `RATES` makes them all seconds. It is a model of one
 image, whatever the batch, so that an image's result does not depend on what else is in it.
 """
@@ -20,7 +21,7 @@ from functools import lru_cache
 
 import torch
 
-from catome.plan import MergePlan, pack
+from catome.tensors.plan import MergePlan, pack
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def gain(
     sources: float = 0.75,
     interval: float = math.inf,
     parts: tuple[bool, bool, bool] = (True, False, False),
+    keep_queries: bool = False,
 ) -> float:
     """Seconds that merging saves in one block and step, for one image; negative where it costs more than it saves.
 
@@ -65,11 +67,16 @@ def gain(
         sources: share of src tokens.
         interval: steps for which a checkpoint's matches serve; infinite where they are already there.
         parts: whether self-attention, cross-attention and the MLP run on merged tokens.
+        keep_queries: whether self-attention merges keys and values alone.
     """
     attention, cross, mlp = parts
-    saved = attention * (4 * tokens**2 * channels * (1 - (1 - share) ** 2) + 8 * tokens * channels**2 * share)
+    scores_left = 1 - share if keep_queries else (1 - share) ** 2
+    projections = 2 if keep_queries else 4
+    saved = attention * 4 * tokens**2 * channels * (1 - scores_left)
+    saved += attention * 2 * projections * tokens * channels**2 * share
     saved += (cross * 4 + mlp * 24) * tokens * channels**2 * share
-    moved = sum(parts) * (4 - 2 * share) * tokens * channels * itemsize
+    both_ways = cross + mlp + attention * (0.5 if keep_queries else 1)
+    moved = both_ways * (4 - 2 * share) * tokens * channels * itemsize
     matching = 2 * sources * (1 - sources) * tokens**2 * channels
     return (saved - matching / interval) / rates.flops - moved / rates.bytes - sum(parts) * LAUNCHES * rates.launch
 

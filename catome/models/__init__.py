@@ -1,0 +1,1 @@
+"""The models that catome knows: one declaration for each family, and what is private in diffusers and torch."""

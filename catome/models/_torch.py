@@ -1,0 +1,119 @@
+"""What catome uses of torch that torch does not promise to keep; a test names each (`tests/models/test_private_names.py`)."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["HOOK_TABLES", "AttentionMode", "SdpaMode", "hooks_of", "leave_behind", "original", "remove_hooks"]
+
+HOOK_TABLES = (
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+"""Where a module keeps its hooks: the first two have them, the others say how they are called."""
+
+
+def original(model):
+    """The module inside `torch.compile`'s wrapper, `torch.nn.DataParallel` or a PEFT model; else ``model`` itself."""
+    while True:
+        if hasattr(model, "_orig_mod"):  # torch.compile(model)
+            model = model._orig_mod
+        elif isinstance(model, torch.nn.parallel.DataParallel | torch.nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, torch.nn.Module) and callable(getattr(model, "get_base_model", None)):  # PEFT
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def hooks_of(module: torch.nn.Module, kind: type) -> list:
+    """The objects of class ``kind`` whose methods are hooks of the module, each once."""
+    found = []
+    for table in HOOK_TABLES[:2]:
+        for hook in getattr(module, table).values():
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, kind) and owner not in found:
+                found.append(owner)
+    return found
+
+
+def remove_hooks(module: torch.nn.Module, kind: type) -> None:
+    """Take off the hooks that are methods of objects of class ``kind``, and no others."""
+    for table in HOOK_TABLES[:2]:
+        hooks = getattr(module, table)
+        keys = [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), kind)]
+        for key in keys:
+            for name in HOOK_TABLES:
+                getattr(module, name).pop(key, None)
+
+
+class SdpaMode(TorchFunctionMode):
+    """Hands every `F.scaled_dot_product_attention` inside a ``with`` block, in this thread, to ``attend``."""
+
+    def __init__(self, attend) -> None:
+        """``attend(function, *args, **kwargs)`` stands in for the call of ``function``, torch's own."""
+        super().__init__()
+        self.attend = attend
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return self.attend(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+class AttentionMode(SdpaMode):
+    """The same within one call of a module, begun by a hook before it and ended by a hook after it.
+
+    Torch runs the latter after any exception but KeyboardInterrupt and its like, which would leave the mode behind. So the mode
+    remembers the call of the module that it was entered in, and does nothing once that is over; `leave_behind` takes such
+    modes off."""
+
+    def __init__(self, attend) -> None:
+        super().__init__(attend)
+        self._call = None
+
+    def enter(self) -> None:
+        """Begin to watch; must be called by a hook before a module."""
+        self._call = _call_of_module()
+        self.__enter__()
+
+    def leave(self) -> None:
+        """Stop watching, if that has not been done."""
+        self._call = None
+        if self in torch.overrides._get_current_function_mode_stack()[-1:]:
+            self.__exit__(None, None, None)
+
+    def _under_way(self) -> bool:
+        frame = sys._getframe(1)
+        while frame is not None and frame is not self._call:
+            frame = frame.f_back
+        return frame is not None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if self._under_way():
+            return super().__torch_function__(func, types, args, kwargs)
+        return func(*args, **(kwargs or {}))
+
+
+def _call_of_module():
+    """The frame in which torch calls the hooks of a module, and then its forward."""
+    file = torch.nn.Module._call_impl.__code__.co_filename
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != file:
+        frame = frame.f_back
+    return frame
+
+
+def leave_behind() -> None:
+    """Take modes off that an interrupted call has left in this thread."""
+    for mode in reversed(torch.overrides._get_current_function_mode_stack()):
+        if not isinstance(mode, AttentionMode):
+            break
+        mode.leave()

@@ -1,0 +1,1 @@
+"""When pairs are found afresh, and where merging pays."""

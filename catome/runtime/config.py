@@ -1,0 +1,153 @@
+"""What a model is asked to merge, and when: one frozen dataclass, and the configurations that have a name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+
+from catome import checks
+from catome.policy.cost_model import least_share, rates_of
+from catome.policy.schedule import Auto, Schedule, parse_schedule
+
+Compare = Literal["input", "keys"]
+
+PARTS = ("merge_attn", "merge_crossattn", "merge_mlp")
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """How tokens are merged; `catome.apply_patch` takes it in place of keywords, or with keywords that change it.
+
+    Without arguments it is the recommended configuration, `catome.RECOMMENDED`.
+
+    Attributes:
+        threshold: merge every src token whose best cosine similarity is at least this, in [-1, 1]; 1.0 merges exact
+            duplicates only. None where ``ratio`` is given.
+        ratio: merge this share of all tokens instead, in [0, 1 - 1/(sy*sx)]; exactly one of the two.
+        schedule: the steps at which pairs are found afresh: a name of the paper's Table II, fitted to the length of the
+            generation; a collection of steps counted from 0; a collection of shares of the generation in [0, 1); a
+            `catome.Schedule`; or None for every step. "auto" or a `catome.Auto` decides while it runs.
+        keep_queries: merge keys and values alone. Every token keeps its own query, and nothing is unmerged.
+        weighted: let a merged key count as often as it has members (`catome.tensors.attention`).
+        stride: ``(vertical, horizontal)`` size in tokens of the window that has one dst token.
+        dst: "top_left" (the paper) or "random" token of each window, drawn from a generator of its own.
+        seed: of that generator; each generation begins with it.
+        compare: "input" compares what enters a block, as the paper does, where the model has such a place (U-Nets), and keys
+            elsewhere; "keys" compares the keys of the attention everywhere.
+        start, end: the part of a generation in which tokens are merged, as shares in [0, 1].
+        across_frames: in videos, let tokens merge with tokens of other frames, too.
+        max_downsample: U-Nets: merge in blocks downsampled at most this much against the topmost blocks that have attention
+            (1: in those only, which in SDXL are themselves downsampled by 2).
+        merge_attn, merge_crossattn, merge_mlp: U-Nets: which parts of a block run on merged tokens.
+        only_where_faster: leave blocks and images as they are where so few tokens, or so small a share of them, would be
+            merged that it costs more time than it saves, by the model of `catome.policy.cost_model`; not with
+            ``schedule="auto"``.
+
+    Raises:
+        TypeError, ValueError: naming the field, its value and what is allowed.
+    """
+
+    threshold: float | None = 0.8
+    ratio: float | None = None
+    schedule: str | Auto | Schedule | Iterable[int] | Iterable[float] | None = "EVEN_13"
+    keep_queries: bool = True
+    weighted: bool = True
+    stride: tuple[int, int] = (2, 2)
+    dst: checks.Dst = "top_left"
+    seed: int = 0
+    compare: Compare = "input"
+    start: float = 0.0
+    end: float = 1.0
+    across_frames: bool = False
+    max_downsample: int = 1
+    merge_attn: bool = True
+    merge_crossattn: bool = False
+    merge_mlp: bool = False
+    only_where_faster: bool = False
+
+    def __post_init__(self) -> None:
+        stride = checks.check_stride(self.stride)
+        threshold, ratio = checks.check_amount(self.threshold, self.ratio, stride)
+        checked = {
+            "stride": stride,
+            "threshold": threshold,
+            "ratio": ratio,
+            "schedule": parse_schedule(self.schedule),
+            "dst": checks.check_dst(self.dst),
+            "seed": checks.check_seed(self.seed),
+            "compare": checks.check_choice("compare", self.compare, ("input", "keys")),
+            "start": checks.check_number("start", self.start, 0.0, 1.0),
+            "end": checks.check_number("end", self.end, 0.0, 1.0),
+            "max_downsample": checks.check_integer("max_downsample", self.max_downsample, 1),
+        }
+        for name in ("keep_queries", "weighted", "across_frames", *PARTS, "only_where_faster"):
+            checks.check_flag(name, getattr(self, name))
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # a frozen dataclass is written to this way while it is made
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse what each field allows and their combination does not."""
+        if self.start >= self.end:
+            raise ValueError(f"start={self.start:g}, end={self.end:g}: merging must begin before it ends")
+        if not any(getattr(self, part) for part in PARTS):
+            given = ", ".join(f"{part}=False" for part in PARTS)
+            raise ValueError(f"{given}: at least one of them must be True")
+        if isinstance(self.schedule, Auto) and self.dst == "random":
+            raise ValueError(
+                "dst='random' draws other dst tokens at each checkpoint, and schedule='auto' compares old with new"
+            )
+        if isinstance(self.schedule, Auto) and self.only_where_faster:
+            raise ValueError(
+                "only_where_faster=True needs to know how often pairs are looked for; schedule='auto' does not say"
+            )
+
+    def changed(self, **changes) -> MergeConfig:
+        """This configuration with some fields changed; a threshold takes the place of a ratio, and the other way round.
+
+        Raises:
+            TypeError, ValueError: as the class does.
+        """
+        given = {name for name in ("threshold", "ratio") if changes.get(name) is not None}
+        if len(given) == 1 and not {"threshold", "ratio"} <= changes.keys():
+            changes["ratio" if given == {"threshold"} else "threshold"] = None
+        return replace(self, **changes)
+
+    def least_share(self, x: torch.Tensor, matched: bool) -> float:
+        """The least share of the tokens ``x`` ``[B, N, C]`` that is worth merging, with or without the search for pairs."""
+        if not self.only_where_faster:
+            return 0.0
+        interval = math.inf if matched else self.interval
+        return least_share(
+            *x.shape[1:],
+            rates_of(x),
+            x.element_size(),
+            sources=1 - 1 / math.prod(self.stride),
+            interval=interval,
+            parts=tuple(getattr(self, part) for part in PARTS),
+            keep_queries=self.keep_queries,
+        )
+
+    @property
+    def interval(self) -> float:
+        """Steps for which the pairs of one checkpoint serve, on average."""
+        return 1.0 if self.schedule is None else self.schedule.interval
+
+
+FIELDS = tuple(field.name for field in fields(MergeConfig))
+
+RECOMMENDED = MergeConfig()
+"""Keys and values merged where tokens are at least 0.8 similar, each counted, pairs found at 13 of 51 steps."""
+
+QUARTER = MergeConfig(threshold=None, ratio=0.75)
+"""A quarter of the scores: keys and values of every 2x2 window merged, each counted."""
+
+PAPER = MergeConfig(threshold=0.7, schedule="CONFIG_3", keep_queries=False, weighted=False)
+"""CA-ToMe as in the headline of arXiv 2501.00946: threshold 0.7, CONFIG_3."""
+
+TOME = MergeConfig(threshold=None, ratio=0.5, schedule=None, keep_queries=False, weighted=False)
+"""ToMe for Stable Diffusion (arXiv 2303.17604): half of the tokens, found afresh at every step, the top-left token as dst."""

@@ -1,0 +1,575 @@
+"""The hooks on a patched model. The life of a call, from the outside in:
+
+1. `Patch.before` runs before the model. It asks the `Timeline` which generation, step and condition the call belongs to, and
+   keeps the answer for this thread (`Running`).
+2. `BlockHook.before` notes what enters a transformer block of a U-Net: the tokens that the paper compares.
+3. `AttentionHook.before` runs before a self-attention and takes one of three ways:
+   a. *at the call*: it watches for `F.scaled_dot_product_attention` inside (`AttentionMode`), and merges keys and values there;
+   b. *context*: where the module would project them anyway, it hands over merged tokens as the context of the attention, which
+      saves projections, and every token stays a query;
+   c. *tokens*: as the paper does it, the attention gets merged tokens, and `AttentionHook.after` copies its results back.
+4. `PartHook` does (c) for cross-attention and the MLP, if asked.
+5. `Patch.after` ends the call; the pipeline's `_reset_stateful_cache`, or an exception, ends the generation.
+
+All are torch's own module hooks, which run around whatever `forward` a module has. So offloading, adapters, compilation and
+other people's hooks may come and go in any order, a copy of the model has a copy of the patch, and taking the hooks off
+leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from weakref import WeakSet, ref
+
+import torch
+
+from catome.models import _diffusers
+from catome.models._torch import AttentionMode, hooks_of, leave_behind, remove_hooks
+from catome.models.base import Layout, ModelCall, SelfAttention, bound
+from catome.models.registry import family_of
+from catome.runtime.config import MergeConfig
+from catome.runtime.report import Report
+from catome.runtime.state import Kept, Rule, Running
+from catome.runtime.steps import CallFacts, Timeline
+from catome.tensors.attention import attend, key_bias, padded, unpadded
+from catome.tensors.plan import MergePlan
+
+_in_eager = partial(
+    torch.compiler.disable,
+    reason="catome decides in Python what to merge; compile with fullgraph=False, or call catome.remove_patch first",
+)
+
+
+class Hook:
+    """What catome puts on a module; `catome.models._torch.remove_hooks` knows it by this class."""
+
+
+class Patch(Hook):
+    """What is on a patched model: it knows where each thread is, and holds the rule for generations that begin."""
+
+    def __init__(self, rule: Rule, pipe: Any = None) -> None:
+        self.rule: Rule | None = rule
+        self._pipe = ref(pipe) if pipe is not None else None
+        self._begin_afresh()
+
+    def _begin_afresh(self) -> None:
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._kept = WeakSet()  # of the generations of all threads; gone when their thread is
+        self.attentions: dict[str, SelfAttention] | None = None
+        self.covered: dict[int, frozenset[str]] = {}  # names of the attentions, by max_downsample
+        self._warned: set[str] = set()
+        self.last: Report | None = None
+        self.leave_when_idle: torch.nn.Module | None = None
+
+    def __getstate__(self) -> dict:
+        return {"rule": self.rule}
+
+    def __setstate__(self, state: dict) -> None:
+        """Make a copy, which has the rule and nothing of what the original is in the middle of."""
+        self.rule = state["rule"]
+        self._pipe = None
+        self._begin_afresh()
+
+    def change(self, rule: Rule | None, pipe: Any = None) -> None:
+        """Have generations that begin go by another rule, and this thread at once."""
+        self.reset()
+        self.rule = rule
+        if pipe is not None:
+            self._pipe = ref(pipe)
+        self._warned.clear()
+        self.leave_when_idle = None
+
+    # The state of this thread
+
+    @property
+    def timeline(self) -> Timeline:
+        """The generations of this thread."""
+        found = getattr(self._local, "timeline", None)
+        if found is None:
+            found = self._local.timeline = Timeline(self._begin)
+        return found
+
+    def _begin(self) -> Kept:
+        kept = Kept(self.rule)
+        self._kept.add(kept)
+        return kept
+
+    @property
+    def running(self) -> Running | None:
+        """The call that this thread is in, or was in last; None before the first of a generation."""
+        return getattr(self._local, "running", None)
+
+    @property
+    def generations(self) -> list[Kept]:
+        """What is kept of the generations that are under way, in all threads."""
+        return [kept for kept in self._kept if not kept.over]
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a generation of any thread goes by this patch."""
+        return any(kept.rule is not None for kept in self.generations)
+
+    def cached(self) -> list[MergePlan]:
+        """The plans that this thread's present condition holds, in the order in which they were made."""
+        running = self.running
+        return [] if running is None else [cached.plan for cached in running.condition.plans.values()]
+
+    def report(self) -> Report | None:
+        """Of this thread's generation, else of the last one that ended."""
+        running = self.running
+        return running.report if running is not None else self.last
+
+    def reset(self) -> None:
+        """End this thread's generations; a pipeline does so when it is done."""
+        running = self.running
+        if running is not None and running.report.calls:
+            self.last = running.report
+        for generation in self.timeline.generations:
+            generation.payload.over = True  # an exception's traceback may still hold it
+        self.timeline.clear()
+        self._local.__dict__.clear()
+        model = self.leave_when_idle
+        if model is not None and not self.in_use:
+            for module in model.modules():
+                remove_hooks(module, Hook)
+
+    def warn(self, reason: str) -> None:
+        """Say once for each patch why something is not merged."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            warnings.warn(f"catome leaves an attention as it is: {reason}", stacklevel=3)
+
+    # The hooks of the model
+
+    def settle(self, model: torch.nn.Module) -> None:
+        """Put hooks on the attentions of the model; on a copy of a patched model this replaces those of the original."""
+        with self._lock:
+            rules = [self.rule, *(kept.rule for kept in self.generations)]  # those of other threads stay as they are
+            configs = [rule.config for rule in rules if rule is not None]
+            for module in model.modules():
+                remove_hooks(module, ModuleHook)
+            deepest = max((config.max_downsample for config in configs), default=1)
+            declared = family_of(model).attentions(model, deepest)
+            self.attentions = {attention.name: attention for attention in declared}
+            for config in configs:
+                attentions = family_of(model).attentions(model, config.max_downsample)
+                self.covered[config.max_downsample] = frozenset(attention.name for attention in attentions)
+                for attention in attentions:
+                    self._put_on(attention, config)
+
+    def _put_on(self, attention: SelfAttention, config: MergeConfig) -> None:
+        block = attention.block
+        wanted = [(AttentionHook, attention.module, "merge_attn")]
+        if block is not None:
+            wanted.append((PartHook, getattr(block, "attn2", None), "merge_crossattn"))
+            wanted.append((PartHook, getattr(block, "ff", None), "merge_mlp"))
+            if not hooks_of(block, BlockHook):
+                BlockHook(self, attention.name).put_on(block)
+        for kind, module, part in wanted:
+            if getattr(config, part) and module is not None and not hooks_of(module, kind):
+                kind(self, attention.name, part).put_on(module)
+
+    @_in_eager
+    def before(self, model: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        """Find out where the call is."""
+        leave_behind()
+        _refuse_what_cannot_work(model)
+        if self.attentions is None:
+            self.settle(model)
+        call = ModelCall(model, bound(model, args, kwargs))
+        facts = self._facts(call)
+        generation, condition = self.timeline.locate(facts)
+        running = Running(call, generation, condition)
+        running.report.calls += 1
+        running.report.steps = generation.step + 1
+        running.report.length = generation.length
+        self._local.running = running
+
+    def _facts(self, call: ModelCall) -> CallFacts:
+        family = family_of(call.model)
+        context = getattr(self._local, "context", None) or {}
+        return CallFacts(
+            timestep=call.arguments.get(family.timestep),
+            sample=call.arguments.get(family.sample),
+            prompt=call.arguments.get(family.condition),
+            context=context.get("name"),
+            step_index=context.get("step_index"),
+            length=context.get("num_inference_steps") or self._length_by_scheduler(),
+        )
+
+    def _length_by_scheduler(self) -> int | None:
+        """How many calls the pipeline's scheduler has planned; None without a pipeline, or before it has planned."""
+        scheduler = getattr(self._pipe() if self._pipe is not None else None, "scheduler", None)
+        if getattr(scheduler, "num_inference_steps", None) is None:
+            return None
+        planned = len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+        return planned if planned > 0 else None
+
+    @_in_eager
+    def after(self, model: torch.nn.Module, args: tuple, output) -> None:
+        """End the call; one that failed ends its generation."""
+        if output is None:
+            self.reset()
+        elif self.running is not None:
+            self.running.inputs.clear()
+
+    @contextmanager
+    def context(self, name: str, **where):
+        """Note what `cache_context` of diffusers says about the calls within."""
+        before = getattr(self._local, "context", None)
+        self._local.context = {"name": name, **where}
+        try:
+            yield
+        finally:
+            self._local.context = before
+
+
+def _refuse_what_cannot_work(model: torch.nn.Module) -> None:
+    if torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False):
+        raise RuntimeError(
+            "catome cannot go with gradient checkpointing, which runs a block a second time, with whatever pairs are cached "
+            "then: disable_gradient_checkpointing(), or catome.remove_patch"
+        )
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        raise RuntimeError(
+            "catome cannot be exported or traced: which tokens are merged is decided by the image while the model runs; "
+            "call catome.remove_patch first"
+        )
+    refuse_other_merging(model)
+
+
+def refuse_other_merging(model: torch.nn.Module) -> None:
+    """Raise a RuntimeError where another package merges tokens in the same model."""
+    if hasattr(model, "_tome_info"):
+        raise RuntimeError(
+            f"{type(model).__name__} is patched by another token merging package (tomesd, or one made from it), and merging "
+            "merged tokens would be neither's method: take that patch off first"
+        )
+
+
+class ModuleHook(Hook):
+    """A pair of hooks around one module of a patched model."""
+
+    def __init__(self, patch: Patch, name: str, part: str | None = None) -> None:
+        """``name`` is that of the attention, which also names the block it is in; ``part`` the field that asks for the hook."""
+        self.patch = patch
+        self.name = name
+        self.part = part
+
+    def put_on(self, module: torch.nn.Module) -> None:
+        module.register_forward_pre_hook(self.before, with_kwargs=True)
+        module.register_forward_hook(self.after, with_kwargs=True, always_call=True)
+
+    def before(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        raise TypeError("a ModuleHook says what it does before its module")
+
+    def after(self, module: torch.nn.Module, args: tuple, kwargs: dict, output):
+        raise TypeError("a ModuleHook says what it does after its module")
+
+    @property
+    def running(self) -> Running | None:
+        """The call that this thread is in, if its generation merges here; the hooks of several rules may be on a model."""
+        running = self.patch.running
+        if running is None or not running.active:
+            return None
+        config = running.config
+        asked = self.part is None or getattr(config, self.part)
+        return running if asked and self.name in self.patch.covered[config.max_downsample] else None
+
+    @property
+    def attention(self) -> SelfAttention:
+        return self.patch.attentions[self.name]
+
+    def left_alone(self, running: Running, reason: str, aloud: bool = True, **size: int) -> None:
+        """Write down why the attention runs as it is, and warn about what a user may want to change."""
+        running.report.left_alone(self.name, reason, **size)
+        if aloud:
+            self.patch.warn(reason)
+
+    def block_plan(self, running: Running, x: torch.Tensor) -> MergePlan | None:
+        """The plan for the tokens that entered the block; None where ``x`` ``[B, N, C]`` are not these tokens."""
+        tokens = running.inputs.get(self.name)
+        if tokens is None or x.ndim != 3 or tokens.shape[:2] != x.shape[:2]:
+            return None
+        layout = self.layout(running, x.shape[1], x.shape[1])
+        if layout is None or layout.tokens != x.shape[1] or running.too_few(tokens):
+            return None
+        return running.plan(self.name, lambda: tokens, tokens, len(tokens), layout)
+
+    def layout(self, running: Running, queries: int, keys: int) -> Layout | None:
+        """Where the image tokens are; None also where the grid has no whole window."""
+        layout = self.attention.layout(running.call, queries, keys)
+        if layout is None:
+            return None
+        height, width = running.config.stride
+        return layout if layout.height >= height and layout.width >= width else None
+
+
+class BlockHook(ModuleHook):
+    """Notes what enters a transformer block."""
+
+    @_in_eager
+    def before(self, module, args, kwargs):
+        running = self.running
+        if running is not None:
+            running.inputs[self.name] = args[0] if args else kwargs["hidden_states"]
+            running.used.pop(self.name, None)
+
+    @_in_eager
+    def after(self, module, args, kwargs, output):
+        running = self.running
+        if running is not None:
+            running.inputs.pop(self.name, None)
+
+
+_NOT_IMAGE = "its queries and keys are not the image tokens that were expected there"
+_MASKED = "it has a mask that treats image tokens differently"
+_CAUSAL = "it is causal"
+_UNSEEN = (
+    "it does not call torch.nn.functional.scaled_dot_product_attention (another attention backend, or a processor with "
+    "attention of its own); set_attention_backend('native') or set_default_attn_processor() would let it merge"
+)
+_SEVERAL = "queries cannot be merged in this call, in which keys lie elsewhere; keep_queries=True can merge its keys"
+
+
+class AttentionHook(ModuleHook):
+    """Merges in one self-attention."""
+
+    @_in_eager
+    def before(self, module, args, kwargs):
+        running = self.running
+        if running is None:
+            return None
+        way = self._by_tokens(running, module, args, kwargs)
+        if way is None:
+            way = AtTheCall(self, running)
+        self._ways().append(way)
+        return way.enter(args, kwargs)
+
+    @_in_eager
+    def after(self, module, args, kwargs, output):
+        ways = self._ways()
+        if not ways:
+            return None
+        return ways.pop().leave(output)
+
+    def _ways(self) -> list:
+        """What `before` has begun in this thread and `after` has to end."""
+        return self.patch._local.__dict__.setdefault(f"ways {self.name}", [])
+
+    def _by_tokens(self, running: Running, module, args: tuple, kwargs: dict):
+        """The ways that merge what enters the attention, where the module and its call are plain enough for them."""
+        config = running.config
+        x = args[0] if args else kwargs.get("hidden_states")
+        plain = config.compare == "input" and len(args) <= 1 and _diffusers.is_plain(module, kwargs)
+        if not plain or not isinstance(x, torch.Tensor):
+            return None
+        if not config.keep_queries and _diffusers.keeps_outputs(module):
+            return None  # a hook inside keeps what comes out for later steps, which merge other tokens
+        plan = self.block_plan(running, x)
+        if plan is None:
+            return None
+        running.used[self.name] = plan
+        running.report.merged(self.name, plan, 0, 0, not config.keep_queries)
+        if not plan.merges:
+            return AsItIs()
+        if config.keep_queries:
+            return ByContext(plan, x, config.weighted)
+        return ByTokens(plan, x, config.weighted, packed=_diffusers.calls_sdpa(module))
+
+
+class AsItIs:
+    """Nothing is to be merged."""
+
+    def enter(self, args: tuple, kwargs: dict) -> None:
+        return None
+
+    def leave(self, output):
+        return output
+
+
+class ByContext:
+    """The attention gets merged tokens as its context, which it makes keys and values of; its queries are all tokens."""
+
+    def __init__(self, plan: MergePlan, x: torch.Tensor, weighted: bool) -> None:
+        self.context = padded(plan, plan.merge(x))
+        self.bias = key_bias(plan, weighted, x.dtype)
+
+    def enter(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        mask = None if self.bias is None else self.bias[:, None]
+        return args, {**kwargs, "encoder_hidden_states": self.context, "attention_mask": mask}
+
+    def leave(self, output):
+        return output
+
+
+class ByTokens:
+    """The attention gets merged tokens, and every token gets the result of its group."""
+
+    def __init__(self, plan: MergePlan, x: torch.Tensor, weighted: bool, packed: bool) -> None:
+        """``packed``: the images of a ragged batch lie behind each other, as if they were one, up to the attention itself."""
+        self.plan = plan
+        self.weighted = weighted
+        self.packed = packed and plan.ragged
+        tokens = plan.merge(x)
+        self.tokens = tokens[None] if self.packed else padded(plan, tokens)
+        self.bias = key_bias(plan, weighted, x.dtype)
+        self.mode = AttentionMode(self._image_by_image) if self.packed else None
+
+    def enter(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if self.mode is not None:
+            self.mode.enter()
+        elif self.bias is not None:
+            kwargs = {**kwargs, "attention_mask": self.bias[:, None]}
+        return replaced(args, kwargs, self.tokens)
+
+    def leave(self, output):
+        if self.mode is not None:
+            self.mode.leave()
+        if output is None:  # an exception
+            return None
+        return self.plan.unmerge(output[0] if self.packed else unpadded(self.plan, output))
+
+    def _image_by_image(self, function, query, key, value, attn_mask=None, **rest):
+        """Attention ``[1, H, S, D]`` of each image's tokens with each other alone."""
+        images = []
+        parts = zip(*(x.split(self.plan.lengths, 2) for x in (query, key, value)), strict=True)
+        for i, (image, length) in enumerate(zip(parts, self.plan.lengths, strict=True)):
+            bias = self.bias[i, :length][None, None, None] if self.bias is not None and self.weighted else None
+            images.append(function(*image, attn_mask=bias, **rest))
+        return torch.cat(images, 2)
+
+
+def replaced(args: tuple, kwargs: dict, tokens: torch.Tensor) -> tuple[tuple, dict]:
+    """The arguments of a call with its hidden states replaced."""
+    if args:
+        return (tokens, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": tokens}
+
+
+class AtTheCall:
+    """Keys and values are merged where the module calls `F.scaled_dot_product_attention`."""
+
+    def __init__(self, hook: AttentionHook, running: Running) -> None:
+        self.hook = hook
+        self.running = running
+        self.mode = AttentionMode(self._attend)
+        self.calls = 0
+
+    def enter(self, args: tuple, kwargs: dict) -> None:
+        self.mode.enter()
+
+    def leave(self, output):
+        self.mode.leave()
+        if output is not None and not self.calls:
+            self.hook.left_alone(self.running, _UNSEEN)
+        return output
+
+    def _attend(self, function, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
+        self.calls += 1
+        plan, layout = self._plan(query, key, attn_mask, is_causal)
+        if plan is None or not plan.merges:
+            return function(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **rest)
+        config = self.running.config
+        return attend(
+            query,
+            key,
+            value,
+            plan,
+            layout.first,
+            weighted=config.weighted,
+            merge_queries=not config.keep_queries,
+            attn_mask=attn_mask,
+            dropout_p=dropout_p,
+            **rest,
+        )
+
+    def _plan(self, query, key, mask, is_causal: bool) -> tuple[MergePlan | None, Layout | None]:
+        """The plan for a call of the attention, and where its image tokens are; without one, the reason is written down."""
+        hook, running = self.hook, self.running
+        images, _, queries, _ = query.shape
+        keys = key.shape[2]
+        layout = hook.layout(running, queries, keys)
+        size = {"images": images, "queries": queries, "keys": keys}
+        if layout is None or layout.first + layout.tokens > keys or len(key) != images:
+            hook.left_alone(running, _NOT_IMAGE, aloud=False, **size)
+            return None, None
+        size["tokens"] = layout.tokens
+        keep_queries = running.config.keep_queries
+        if is_causal:
+            hook.left_alone(running, _CAUSAL, **size)
+        elif mask is not None and not _uniform(mask, layout, running, queries if not keep_queries else 0):
+            hook.left_alone(running, _MASKED, **size)
+        elif not keep_queries and queries not in (keys, layout.tokens):
+            hook.left_alone(running, _SEVERAL, **size)
+        else:
+            return self._found(query, key, layout)
+        return None, None
+
+    def _found(self, query, key, layout: Layout) -> tuple[MergePlan | None, Layout]:
+        hook, running = self.hook, self.running
+        image = key[:, :, layout.first : layout.first + layout.tokens].transpose(1, 2)
+        if running.too_few(image.flatten(2)):
+            size = {"images": len(key), "queries": query.shape[2], "keys": key.shape[2], "tokens": layout.tokens}
+            hook.left_alone(running, "merging would take longer than it saves here", aloud=False, **size)
+            return None, layout
+        # A module may call its attention several times; each call has a plan of its own.
+        name = hook.name if self.calls == 1 else f"{hook.name} call {self.calls}"
+        plan = running.plan(name, lambda: image.flatten(2), key, len(key), layout)
+        running.used[hook.name] = plan
+        around = key.shape[2] - layout.tokens
+        around_queries = query.shape[2] - layout.tokens
+        running.report.merged(hook.name, plan, max(around_queries, 0), around, not running.config.keep_queries)
+        return plan, layout
+
+
+def _uniform(mask: torch.Tensor, layout: Layout, running: Running, merged_queries: int) -> bool:
+    """Whether a mask treats all image tokens alike; asked of the device once for each mask of a call of the model."""
+    if merged_queries and mask.shape[-2] > 1:
+        return False
+    key = ("uniform", mask.data_ptr(), mask.shape, layout)
+    memo = running.call.memo
+    if key not in memo:
+        image = mask[..., layout.first : layout.first + layout.tokens]
+        memo[key] = (bool((image == image[..., :1]).all()), mask)  # held, so that its place in memory stays its own
+    return memo[key][0]
+
+
+class PartHook(ModuleHook):
+    """Runs cross-attention or the MLP of a U-Net's block on merged tokens."""
+
+    @_in_eager
+    def before(self, module, args, kwargs):
+        running = self.running
+        if running is None:
+            return None
+        x = args[0] if args else kwargs.get("hidden_states")
+        plan = self.block_plan(running, x) if isinstance(x, torch.Tensor) else None
+        self.patch._local.__dict__[("part", id(module))] = plan if plan is not None and plan.merges else None
+        if plan is None:
+            entered = running.inputs.get(self.name)
+            if entered is not None and isinstance(x, torch.Tensor) and x.shape[1] != entered.shape[1]:
+                self.left_alone(running, f"its {type(module).__name__} gets the tokens in chunks")
+            return None
+        running.used[self.name] = plan
+        if not plan.merges:
+            return None
+        return replaced(args, kwargs, padded(plan, plan.merge(x)))
+
+    @_in_eager
+    def after(self, module, args, kwargs, output):
+        plan = self.patch._local.__dict__.pop(("part", id(module)), None)
+        if plan is None or output is None:
+            return output
+        return plan.unmerge(unpadded(plan, output))
+
+
+def patch_of(model: torch.nn.Module) -> Patch | None:
+    """The patch that is on a model, or None."""
+    found = hooks_of(model, Patch)
+    return found[0] if found else None

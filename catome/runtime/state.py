@@ -1,0 +1,219 @@
+"""The pairs that serve a call of the model: kept for each condition of a generation, found afresh when they are due."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from catome.models.base import Layout, ModelCall
+from catome.policy.cost_model import without_small
+from catome.policy.refresh import broken_share, weakest_pair
+from catome.policy.schedule import LENGTH, Auto
+from catome.runtime.config import MergeConfig
+from catome.runtime.report import Report
+from catome.runtime.steps import Condition, Generation
+from catome.tensors.matching import Matches, best_matches
+from catome.tensors.plan import MergePlan, make_plan, pack
+
+
+def decide(matches: Matches, config: MergeConfig) -> MergePlan:
+    """The plan that a configuration makes of what was found similar."""
+    return make_plan(matches, config.threshold, config.ratio)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a generation merges: its configuration, and what makes plans of matches."""
+
+    config: MergeConfig
+    choose: Callable[[Matches, MergeConfig], MergePlan] = decide
+
+
+class Kept:
+    """What a generation keeps beside its place: its rule, its random numbers, its report.
+
+    A generation holds the rule that it began with: another thread that changes the patch changes later generations."""
+
+    def __init__(self, rule: Rule | None) -> None:
+        self.rule = rule
+        self.generator = torch.Generator().manual_seed(rule.config.seed if rule is not None else 0)
+        self.report = Report()
+        self.over = False
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A plan in the cache.
+
+    Attributes:
+        plan: the plan.
+        fits: what it was made for: batch, layout, dtype and device.
+        made: the step at which it was made.
+        floor: with an online schedule, the similarity below which a pair counts as broken, one for all images or for each.
+    """
+
+    plan: MergePlan
+    fits: tuple
+    made: int
+    floor: torch.Tensor | float | None = None
+
+
+@dataclass
+class Running:
+    """The call of the model that a thread is in.
+
+    Attributes:
+        call: the call.
+        generation: the generation that it belongs to.
+        condition: the one of the generation's conditions that it is for.
+        active: whether tokens are merged at this step.
+        inputs: what entered the blocks that are being run, by the name of their attention.
+        used: the plans that this call merged by, by the name of the attention.
+    """
+
+    call: ModelCall
+    generation: Generation
+    condition: Condition
+    active: bool = False
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    used: dict[str, MergePlan] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.active = self.rule is not None and self._within()
+
+    @property
+    def rule(self) -> Rule | None:
+        """How this generation merges; None where it does not."""
+        return self.generation.payload.rule
+
+    @property
+    def config(self) -> MergeConfig:
+        """The configuration of this generation."""
+        return self.rule.config
+
+    @property
+    def report(self) -> Report:
+        """What is written down about this generation."""
+        return self.generation.payload.report
+
+    def _within(self) -> bool:
+        """Whether the step lies between the configuration's start and end."""
+        length = self.generation.length or LENGTH
+        return self.config.start * length <= self.generation.step < self.config.end * length
+
+    def _due(self) -> int:
+        """The step of the last checkpoint: plans that are older are found afresh."""
+        schedule = self.config.schedule
+        if schedule is None:
+            return self.generation.step
+        if isinstance(schedule, Auto):
+            return 0
+        return schedule.due(self.generation.step, self.generation.length)
+
+    @torch.inference_mode(False)  # a later call may want gradients through the same plan
+    def plan(
+        self,
+        name: str,
+        tokens: Callable[[], torch.Tensor],
+        like: torch.Tensor,
+        images: int,
+        layout: Layout,
+    ) -> MergePlan:
+        """The plan for an attention at this step: the cached one, or one that is made now.
+
+        Args:
+            name: of the attention.
+            tokens: gives the tokens to compare, ``[images, layout.tokens, C]``; called only where pairs are looked for.
+            like: a tensor of the same dtype and device.
+            images: rows of the batch.
+            layout: where the image tokens are.
+        """
+        fits = (images, layout, like.dtype, like.device)
+        cached = self.condition.plans.get(name)
+        step = self.generation.step
+        if cached is None or cached.fits != fits or cached.made < self._due():
+            x = tokens()
+            plan = self._find(x, layout)
+            made = Cached(plan, fits, step, self._floor(plan, x, layout))
+        elif cached.made == step:
+            return cached.plan
+        else:
+            made = self._mended(cached, tokens, layout)
+        if made is not cached:
+            self.report.found(name, step)
+            self.condition.plans[name] = made
+        return made.plan
+
+    def _mended(self, cached: Cached, tokens: Callable[[], torch.Tensor], layout: Layout) -> Cached:
+        """The cached plan, with new pairs for the images whose old ones no longer hold."""
+        rows = self._changed_rows(len(cached.plan.lengths))
+        online = isinstance(self.config.schedule, Auto)
+        if online:
+            x = tokens()
+            broken = broken_share(cached.plan, x, cached.floor) > self.config.schedule.tolerance
+            rows = broken if rows is None else broken | rows.to(broken.device)
+        if rows is None or not rows.any():
+            return cached
+        x = tokens()
+        images = rows.nonzero()[:, 0].to(x.device)
+        fresh = self._find(x[images], layout)
+        target = cached.plan.target.index_copy(0, images, fresh.target)
+        plan = pack(target, cached.plan.lengths if self.config.threshold is None else None)
+        floor = cached.floor
+        if isinstance(floor, torch.Tensor):
+            floor = floor.index_copy(0, images, weakest_pair(plan, x)[images])
+        return Cached(plan, cached.fits, self.generation.step, floor)
+
+    def _changed_rows(self, images: int) -> torch.Tensor | None:
+        """The rows of a plan whose latents belong to another image than at the step before; None where all continue."""
+        changed = self.condition.changed
+        if changed is None:
+            return None
+        if images % len(changed):
+            return torch.ones(images, dtype=torch.bool)
+        return changed.repeat_interleave(images // len(changed))  # a video's frames are rows behind each other
+
+    def _floor(self, plan: MergePlan, x: torch.Tensor, layout: Layout) -> torch.Tensor | float | None:
+        if not isinstance(self.config.schedule, Auto):
+            return None
+        return self.config.threshold if self.config.threshold is not None else weakest_pair(plan, x)
+
+    def _find(self, x: torch.Tensor, layout: Layout) -> MergePlan:
+        """A plan for the tokens ``x`` ``[B, N, C]``."""
+        config = self.config
+        apart = layout.frames > 1 and not config.across_frames
+        images = len(x)
+        if apart:
+            x = x.reshape(images * layout.frames, -1, x.shape[-1])
+        matches = best_matches(
+            x,
+            (layout.height, layout.width),
+            config.stride,
+            config.dst,
+            self.generation.payload.generator,
+            config.threshold == 1.0,
+            frames=1 if apart else layout.frames,
+        )
+        plan = self.rule.choose(matches, config)
+        if config.ratio is None:
+            plan = without_small(plan, config.least_share(x, matched=True))
+        return _joined(plan, images) if apart else plan
+
+    def too_few(self, like: torch.Tensor) -> bool:
+        """Whether no share of the tokens ``like`` ``[B, N, C]`` that may come out is worth looking for."""
+        config = self.config
+        most = 1 - 1 / math.prod(config.stride) if config.ratio is None else config.ratio
+        return config.only_where_faster and most < config.least_share(like, matched=False)
+
+
+def _joined(plan: MergePlan, images: int) -> MergePlan:
+    """A plan of frames as a plan of videos, in each of which the frames lie behind each other."""
+    frames = len(plan.lengths) // images
+    tokens = plan.target.shape[1]
+    offset = torch.arange(frames, device=plan.target.device) * tokens
+    target = (plan.target.view(images, frames, tokens) + offset[:, None]).flatten(1)
+    lengths = tuple(sum(plan.lengths[i * frames : (i + 1) * frames]) for i in range(images))
+    return pack(target, lengths)

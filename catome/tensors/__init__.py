@@ -1,0 +1,1 @@
+"""Tensors alone: finding similar tokens, planning their merging, attention over merged keys. Knows torch and no model."""
