@@ -8,15 +8,15 @@ from catome.merge_keys import merge_keys
 from catome.patch import apply_patch, is_patched, new_generation, patched, remove_patch
 from catome.policy.schedule import SCHEDULES, Auto, Schedule, evenly, parse_schedule
 from catome.probe import Observation, Record, probe
-from catome.runtime.config import PAPER, QUARTER, RECOMMENDED, TOME, MergeConfig
+from catome.runtime.config import FAST, PAPER, RECOMMENDED, TOME, MergeConfig
 from catome.summary import Summary, summary
 from catome.tensors.matching import Matches, best_matches
 from catome.tensors.plan import MergePlan, make_plan, match
 from catome.version import __version__
 
 __all__ = [
+    "FAST",
     "PAPER",
-    "QUARTER",
     "RECOMMENDED",
     "SCHEDULES",
     "TOME",

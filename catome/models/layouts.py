@@ -1,8 +1,9 @@
-"""What the declarations of the diffusion transformers share: how attentions are found, and how image tokens are.
+"""What the declarations of the diffusion transformers share: how attentions and image tokens are found.
 
-A declaration names the lists of blocks that the model runs one after another, and for each of them a layout function. Where
-the tokens lie is told from shapes and from Python's numbers. Some models say it in a tensor only; it is read once, since a
-pipeline passes the same tensor at every step and reading it makes the host wait for the device.
+A declaration names the lists of blocks that the model runs one after another, and for each of them a layout
+function. Where the tokens lie is told from shapes and from Python's numbers. Some models say it in a tensor
+only; it is read once, since a pipeline passes the same tensor at every step and reading it makes the host
+wait for the device.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Stack:
 
     Attributes:
         blocks: its path in the model.
-        attentions: the paths of the attentions in one block, in the order in which they run; a block may lack some.
+        attentions: the paths of the attentions in one block, in the order in which they run; a block may lack
+            some of them.
         layout: where their image tokens are.
     """
 
@@ -67,8 +69,8 @@ def _submodule(model: torch.nn.Module, path: str) -> torch.nn.Module | None:
 def _unless_perturbed(module: torch.nn.Module, layout: LayoutFunction) -> LayoutFunction:
     """``layout``, but None while the attention works for perturbed-attention guidance (PAG).
 
-    Its processors call attention once for each part of the batch, and for the perturbed part with a mask in which no two
-    image tokens are alike. A pipeline sets them for a generation and takes them away behind it.
+    Its processors call attention once for each part of the batch, and for the perturbed part with a mask in
+    which no two image tokens are alike. A pipeline sets them for a generation and takes them away behind it.
     """
 
     def guarded(call: ModelCall, queries: int, keys: int) -> Layout | None:
@@ -81,7 +83,7 @@ def _unless_perturbed(module: torch.nn.Module, layout: LayoutFunction) -> Layout
 
 
 def placed(first: int, grid: tuple[int, int, int] | None, keys: int) -> Layout | None:
-    """The layout of a grid whose first token is key ``first``; None if there is no grid or it does not fit the keys."""
+    """The layout of a grid whose first token is key ``first``; None if there is none or it does not fit."""
     if grid is None or first < 0 or math.prod(grid) < 1 or first + math.prod(grid) > keys:
         return None
     return Layout(first, *grid)
@@ -134,7 +136,10 @@ def latent_image(name: str = "hidden_states") -> GridFunction:
 
 
 def latent_video(name: str = "hidden_states", axes: tuple[int, int, int] = (2, 3, 4)) -> GridFunction:
-    """The grid of a video whose five-dimensional latents are the argument ``name``; ``axes`` are frames, height and width."""
+    """The grid of a video whose latents, of five axes, are the argument ``name``.
+
+    ``axes`` are those of the frames, the height and the width.
+    """
 
     def grid(call: ModelCall) -> tuple[int, int, int] | None:
         sample = call.arguments.get(name)
@@ -181,17 +186,15 @@ def told_by(tensor: torch.Tensor, what: Any, read: Callable[[torch.Tensor], Any]
 def grid_of_positions(positions: Any, first: int) -> tuple[int, int, int] | None:
     """The grid of the image whose tokens' positions begin at row ``first`` of ``positions``.
 
-    ``positions`` are ``[tokens, axes]`` or ``[B, tokens, axes]``, of which the first image counts; the axes begin with the
-    image (or point in time), the row and the column. The image ends where another one begins.
+    ``positions`` are ``[tokens, axes]`` or ``[B, tokens, axes]``, of which the first of the batch counts; the
+    axes begin with the image (or point in time), the row and the column. The image ends where another begins.
 
     Returns:
         ``(1, height, width)``; None if the positions are no such grid, row by row.
     """
     if not isinstance(positions, torch.Tensor) or positions.ndim not in (2, 3) or positions.shape[-1] < 3:
         return None
-    return told_by(
-        positions, ("grid", first), lambda rows: _grid(rows.reshape(-1, *rows.shape[-2:])[0, first:].float())
-    )
+    return told_by(positions, ("grid", first), lambda rows: _grid(rows.reshape(-1, *rows.shape[-2:])[0, first:].float()))
 
 
 def _grid(positions: torch.Tensor) -> tuple[int, int, int] | None:

@@ -1,7 +1,8 @@
 """Diffusion transformers that attend to text and image together, in one sequence.
 
-The image's place differs from model to model, and even from block to block. Text, registers and padding are never merged, nor
-are reference images: where several images are in the sequence, the one that is being generated is.
+The image's place differs from model to model, and even from block to block. Text, registers and padding are
+never merged, nor are reference images: where several images are in the sequence, the one that is being
+generated is.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def _flux(*classes: str) -> tuple[Family, ...]:
 def _flux2(call: ModelCall, queries: int, keys: int) -> Layout | None:
     """As Flux, but for its cache of reference images, which lie between the text and the image.
 
-    The call that fills the cache attends twice: from text and image to everything, and from the reference images to themselves.
+    The call that fills the cache attends twice: from text and image to everything, and from the reference
+    images to themselves.
     """
     if call.arguments.get("kv_cache_mode") is None:
         return _text_then_positions(call, queries, keys)
@@ -146,7 +148,8 @@ _TOKENS_OF_A_SLOT = 4
 def _qwen21(call: ModelCall, queries: int, keys: int) -> Layout | None:
     """Text with reference images in it, then the image.
 
-    The text and each reference image attend on their own to what lies before them; only the call of the image is merged.
+    The text and each reference image attend on their own to what lies before them; only the image's call is
+    merged.
     """
     shapes = call.arguments.get("img_shapes")
     grid = _shape(shapes[0][-1]) if shapes and shapes[0] else None
@@ -170,7 +173,10 @@ def _joy_plus(call: ModelCall, queries: int, keys: int) -> Layout | None:
 
 
 def _joy(call: ModelCall) -> tuple[int, int, int] | None:
-    """Latents ``[B, C, T, H, W]``, or ``[B, N, C, T, H, W]`` of N images; of these the last is generated and put first."""
+    """Latents ``[B, C, T, H, W]``, or ``[B, N, C, T, H, W]`` of N images, the last of which is generated.
+
+    The model puts it first.
+    """
     sample = call.arguments.get("hidden_states")
     if not isinstance(sample, torch.Tensor) or sample.ndim not in (5, 6):
         return None
@@ -191,20 +197,28 @@ def _hunyuan(call: ModelCall) -> tuple[int, int, int] | None:
     return frames, height, width
 
 
+def _lengths(mask: torch.Tensor) -> set[int]:
+    """How long the prompts are whose mask this is."""
+    return {int(count) for count in mask.sum(dim=1)}
+
+
 def _lumina2(call: ModelCall, queries: int, keys: int) -> Layout | None:
-    """Each prompt's own tokens, then the image's; the image must begin at the same place in the whole batch."""
+    """Each prompt's own tokens, then the image's, which must begin at the same place in the whole batch."""
     mask = call.arguments.get("encoder_attention_mask")
     grid = _LATENTS(call)
     if grid is None or queries != keys or not isinstance(mask, torch.Tensor):
         return None
-    text = told_by(mask, "lengths", lambda rows: set(rows.sum(dim=1).tolist()))
-    if len(text) != 1 or keys != int(min(text)) + math.prod(grid):
+    text = told_by(mask, "lengths", _lengths)
+    if len(text) != 1 or keys != min(text) + math.prod(grid):
         return None
-    return placed(int(min(text)), grid, keys)
+    return placed(min(text), grid, keys)
 
 
 def _z_image(call: ModelCall) -> tuple[int, int, int] | None:
-    """A list of latents ``[C, F, H, W]``, all of the same size; lists of lists, which have reference images, are not told."""
+    """A list of latents ``[C, F, H, W]``, all of the same size.
+
+    Nothing is told of lists of lists, which have reference images.
+    """
     images = call.arguments.get("x")
     if images is None or not all(isinstance(image, torch.Tensor) and image.ndim == 4 for image in images):
         return None
@@ -225,13 +239,14 @@ def _fibo2_refiner(call: ModelCall, queries: int, keys: int) -> Layout | None:
 
 
 def _fibo2(call: ModelCall, queries: int, keys: int) -> Layout | None:
-    """A summary of the prompt, the image, reference images; where summaries differ in length, they are padded and come last."""
+    """A summary of the prompt, the image, reference images.
+
+    Prompts of different lengths may have summaries of different lengths, which are padded and come last.
+    """
     mask = call.arguments.get("encoder_attention_mask")
-    if isinstance(mask, torch.Tensor) and len(mask) > 1:
-        if len(told_by(mask, "lengths", lambda rows: set(rows.sum(dim=1).tolist()))) != 1:
-            return None
+    alone = not isinstance(mask, torch.Tensor) or len(mask) == 1
     grid = _LATENTS(call)
-    if grid is None or queries != keys:
+    if grid is None or queries != keys or not (alone or len(told_by(mask, "lengths", _lengths)) == 1):
         return None
     return placed(keys - math.prod(grid) - _fibo2_references(call), grid, keys)
 
@@ -243,7 +258,10 @@ def _fibo2_references(call: ModelCall) -> int:
 
 
 def _glm(call: ModelCall, queries: int, keys: int) -> Layout | None:
-    """What the cache holds of reference images, text, the image. The calls that fill the cache have a reference image."""
+    """What the cache holds of reference images, text, the image.
+
+    The calls that fill the cache have a reference image in the image's place.
+    """
     caches = call.arguments.get("kv_caches")
     grid = _LATENTS(call)
     if grid is None or queries != length(call, "encoder_hidden_states") + math.prod(grid) or keys < queries:
@@ -258,11 +276,7 @@ def _text_in_front(grid: GridFunction) -> LayoutFunction:
 
     def layout(call: ModelCall, queries: int, keys: int) -> Layout | None:
         size = grid(call)
-        if (
-            size is None
-            or queries != math.prod(size)
-            or keys != queries + length(call, "encoder_hidden_states")
-        ):
+        if size is None or queries != math.prod(size) or keys != queries + length(call, "encoder_hidden_states"):
             return None
         return placed(keys - queries, size, keys)
 
@@ -400,9 +414,7 @@ FAMILIES: tuple[Family, ...] = (
         ("PRXTransformer2DModel",),
         attentions_of(Stack("blocks", ("attention",), _text_in_front(_LATENTS))),
     ),
-    Family(
-        "Krea2", ("Krea2Transformer2DModel",), attentions_of(Stack("transformer_blocks", ("attn",), _krea2))
-    ),
+    Family("Krea2", ("Krea2Transformer2DModel",), attentions_of(Stack("transformer_blocks", ("attn",), _krea2))),
     Family(
         "Ideogram4",
         ("Ideogram4Transformer2DModel",),

@@ -1,7 +1,7 @@
 """Diffusion transformers of video: frames of tokens in one self-attention, alone or with the text.
 
-Merging works within a frame and across frames alike. A model whose attention is causal in time is left alone, since a merged
-key would be seen too early.
+Merging works within a frame and across frames alike. A model whose attention is causal in time is left alone,
+since a merged key would be seen too early.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _CHANNELS_LAST = latent_video(axes=(1, 2, 3))
 
 
 def _given_grid(call: ModelCall, queries: int, keys: int) -> Layout | None:
-    """Latents that the pipeline has cut into tokens; it says in how many of them, unless it appends others for conditioning."""
+    """Latents that the pipeline has cut into tokens; it says into how many.
+
+    It may append tokens of conditioning frames, and then nothing is told.
+    """
     sizes = [call.arguments.get(name) for name in ("num_frames", "height", "width")]
     if None in sizes:
         return None
@@ -169,9 +172,7 @@ FAMILIES: tuple[Family, ...] = (
             Stack("single_transformer_blocks", ("attn",), _motif),
         ),
     ),
-    Family(
-        "Mochi", ("MochiTransformer3DModel",), attentions_of(Stack("transformer_blocks", ("attn1",), _mochi))
-    ),
+    Family("Mochi", ("MochiTransformer3DModel",), attentions_of(Stack("transformer_blocks", ("attn1",), _mochi))),
     Family(
         "Allegro",
         ("AllegroTransformer3DModel",),

@@ -43,7 +43,9 @@ class Schedule:
     length: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", _checked_steps("steps", check_collection("steps", self.steps, "a collection of steps")))
+        object.__setattr__(
+            self, "steps", _checked_steps("steps", check_collection("steps", self.steps, "a collection of steps"))
+        )
         if self.length is not None:
             check_integer("length", self.length, 1)
 

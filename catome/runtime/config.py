@@ -143,8 +143,8 @@ FIELDS = tuple(field.name for field in fields(MergeConfig))
 RECOMMENDED = MergeConfig()
 """Keys and values merged where tokens are at least 0.8 similar, each counted, pairs found at 13 of 51 steps."""
 
-QUARTER = MergeConfig(threshold=None, ratio=0.75)
-"""A quarter of the scores: keys and values of every 2x2 window merged, each counted."""
+FAST = MergeConfig(threshold=0.7, stride=(4, 4))
+"""About a quarter of the scores: keys and values merged in 4x4 windows where tokens are at least 0.7 similar, each counted."""
 
 PAPER = MergeConfig(threshold=0.7, schedule="CONFIG_3", keep_queries=False, weighted=False)
 """CA-ToMe as in the headline of arXiv 2501.00946: threshold 0.7, CONFIG_3."""

@@ -9,7 +9,7 @@ What is known of a call is little: its timestep, its latents, its prompt. The ru
 1. `cache_context` of diffusers, where a pipeline gives it, names the condition and may number the step.
 2. A timestep that is a view of a longer tensor lies at a place of that tensor, the timetable; no value is read from the device.
    Another timetable, or an earlier place, begins a generation.
-3. Other timesteps are compared by value. A higher one begins a generation, a lower one is a step further.
+3. Other timesteps are compared by value. They fall in most models and rise in some; a turn begins a generation.
 
 Where a call does not continue the last one without a doubt (by rule 3, or after a jump on the timetable) the latents decide:
 those of one generation resemble each other from step to step, and those of different images do not. Rows of latents that do
@@ -90,13 +90,25 @@ class Generation:
         payload: what the caller keeps with a generation: the rule it merges by, its random generator, its report.
     """
 
-    def __init__(self, payload: Any = None) -> None:
+    def __init__(self, payload: Any = None, direction: int = 1) -> None:
+        """``direction``: 1 where places rise, -1 where they fall, 0 where that is yet to be seen."""
         self.step = -1
         self.length: int | None = None
         self.first = 0
         self.place: float | None = None
+        self.direction = direction
         self.conditions: list[Condition] = []
         self.payload = payload
+
+    def turns_at(self, place: float) -> bool:
+        """Whether a place lies in the direction from which the generation comes."""
+        return (place - self.place) * self.direction < 0
+
+    def go_to(self, place: float) -> None:
+        """Move on to a place."""
+        if self.place is not None and self.direction == 0:
+            self.direction = 1 if place > self.place else -1
+        self.place = place
 
 
 class Timeline:
@@ -122,9 +134,7 @@ class Timeline:
         """The generation and the condition of a call, which counts as made now."""
         key, place, length, held = _clock(facts)
         generation = self._generations.get(key)
-        # By value, timesteps fall; on a timetable or by number, places rise.
-        forward = -1 if key == "values" else 1
-        if generation is None or forward * place < forward * generation.place:
+        if generation is None or generation.turns_at(place):
             generation = self._new(key, place, length, held)
         condition = _condition(generation, facts, place)
         if condition is not None:
@@ -143,7 +153,7 @@ class Timeline:
                 condition = None
         if generation.place != place:
             generation.step = _step(generation, key, place)
-            generation.place = place
+            generation.go_to(place)
         if condition is None:
             condition = _new_condition(generation, facts)
         condition.place = place
@@ -152,7 +162,8 @@ class Timeline:
         return generation, condition
 
     def _new(self, key, place, length: int | None, held) -> Generation:
-        generation = Generation(self.begin())
+        # Places on a timetable and numbers of steps rise; timesteps by value go where the first two of them go.
+        generation = Generation(self.begin(), 0 if key == "values" else 1)
         generation.first = place
         generation.length = length
         self._generations[key] = generation

@@ -22,17 +22,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
-from catome.runtime.hooks import MergeConfig
-from catome.tensors.matching import Matches
-from catome.patch import install, remove_patch
-from catome.tensors.plan import MergePlan, make_plan, match
-from catome.policy.schedule import SCHEDULES, parse_schedule
+from catome.models.unet import topmost_downsample, transformer_blocks
+from catome.policy.cost_model import gain, rates_of
+from catome.policy.schedule import SCHEDULES
+from catome.runtime.config import PAPER, MergeConfig
+from catome.runtime.install import install, uninstall
 from catome.study import methods
 from catome.study.accounting import ARCHITECTURES
 from catome.study.parameters import DTYPES
 from catome.study.store import Stopwatch, Store, Table, processor, provenance
-from catome.models.unet import topmost_downsample, transformer_blocks
-from catome.policy.cost_model import gain, rates_of
+from catome.tensors.matching import Matches
+from catome.tensors.plan import MergePlan, make_plan, match
 
 BENCH = Table(
     "bench",
@@ -435,11 +435,11 @@ def authors_rule(share: float) -> methods.Method:
 
     @contextmanager
     def applied(pipe) -> Iterator:
-        install(pipe, MergeConfig(0.7, None, parse_schedule(SCHEDULE)), choose)
+        install(pipe, PAPER.changed(schedule=SCHEDULE), choose)
         try:
             yield pipe
         finally:
-            remove_patch(pipe)
+            uninstall(pipe)
 
     return methods.Method(f"{AUTHORS}(share={share:g}, schedule={SCHEDULE})", AUTHORS, applied)
 

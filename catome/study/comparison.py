@@ -17,6 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from catome.models.unet import transformer_blocks
 from catome.patch import applied_patch
 from catome.study import quality
 from catome.study.accounting import FORMULAS
@@ -38,7 +39,6 @@ from catome.study.store import (
     shared_keys,
 )
 from catome.study.work import Claims, deal
-from catome.models.unet import transformer_blocks
 
 QUALITY = Table(
     "quality",

@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 from catome.policy.staleness import total_staleness
-from catome.tensors.plan import make_plan
 from catome.probe import Record, probe
 from catome.study.generate import batches, by_halves, generate_batch
 from catome.study.methods import Method
@@ -34,6 +33,7 @@ from catome.study.store import (
     shared_keys,
 )
 from catome.study.work import Claims, deal
+from catome.tensors.plan import make_plan
 
 SHARD = 24
 """Images whose results are kept together: what a kill costs at most, and the grain of the staleness matrices."""

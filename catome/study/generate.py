@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from catome import tiny
+from catome.models.unet import topmost_downsample
 from catome.study.parameters import DTYPES, Setting
 from catome.tiny.model import read_pipeline
-from catome.models.unet import topmost_downsample
 
 T = TypeVar("T")
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
-from catome.runtime.hooks import MergeConfig
+from catome.models.registry import find_models
+from catome.models.unet import topmost_downsample, transformer_blocks
+from catome.patch import patched
+from catome.policy.schedule import Auto, Schedule, parse_schedule
+from catome.runtime.config import PAPER, TOME, MergeConfig
+from catome.runtime.install import install, uninstall
 from catome.tensors.matching import Matches
-from catome.patch import install, patched, remove_patch
 from catome.tensors.plan import MergePlan, make_plan
-from catome.policy.schedule import Auto, parse_schedule
-from catome.models.unet import find_unet, topmost_downsample, transformer_blocks
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,17 @@ def unmerged() -> Method:
     return Method("unmerged", "unmerged", _as_it_is)
 
 
-def _schedule_name(schedule: str | Auto | Iterable[int] | None) -> str:
-    schedule = parse_schedule(schedule) if schedule == "auto" else schedule
+def _schedule_name(schedule: str | Auto | Schedule | Iterable[int] | None) -> str:
     if schedule is None or isinstance(schedule, str):
         return schedule or "every step"
-    if isinstance(schedule, Auto):
-        return f"auto {schedule.tolerance:g}"
-    return " ".join(str(step) for step in sorted(parse_schedule(schedule)))
+    parsed = parse_schedule(schedule)
+    if isinstance(parsed, Auto):
+        return f"auto {parsed.tolerance:g}"
+    return " ".join(str(step) for step in parsed.at(parsed.length))
+
+
+def _first_model(pipe) -> torch.nn.Module:
+    return find_models(pipe)[0]
 
 
 def tome(ratio: float, schedule: str | Auto | Iterable[int] | None = None, only_where_faster: bool = False) -> Method:
@@ -63,13 +69,13 @@ def tome(ratio: float, schedule: str | Auto | Iterable[int] | None = None, only_
     given = dict(ratio=ratio, schedule=schedule, only_where_faster=only_where_faster)
     aside = ", only where faster" if only_where_faster else ""
     label = f"ToMe(ratio={ratio:g}, schedule={_schedule_name(schedule)}{aside})"
-    return Method(label, "ToMe", lambda pipe: patched(pipe, **given))
+    return Method(label, "ToMe", lambda pipe: patched(pipe, TOME, **given))
 
 
 def ca_tome(threshold: float, schedule: str | Auto | Iterable[int] | None) -> Method:
     """CA-ToMe by catome."""
     label = f"CA-ToMe(threshold={threshold:g}, schedule={_schedule_name(schedule)})"
-    return Method(label, "CA-ToMe", lambda pipe: patched(pipe, threshold=threshold, schedule=schedule))
+    return Method(label, "CA-ToMe", lambda pipe: patched(pipe, PAPER, threshold=threshold, schedule=schedule))
 
 
 def tomesd(ratio: float) -> Method:
@@ -79,7 +85,7 @@ def tomesd(ratio: float) -> Method:
     def applied(pipe) -> Iterator:
         import tomesd as package
 
-        package.apply_patch(pipe, ratio=ratio, use_rand=False, max_downsample=topmost_downsample(find_unet(pipe)))
+        package.apply_patch(pipe, ratio=ratio, use_rand=False, max_downsample=topmost_downsample(_first_model(pipe)))
         try:
             yield pipe
         finally:
@@ -102,12 +108,12 @@ def batch_maximum(threshold: float, schedule: str | Iterable[int] | None, batch:
 
     @contextmanager
     def applied(pipe) -> Iterator:
-        config = MergeConfig(float(threshold), None, parse_schedule(schedule))
-        install(pipe, config, _batch_maximum)
+        model = _first_model(pipe)
+        install(model, PAPER.changed(threshold=float(threshold), schedule=schedule), _batch_maximum, pipe)
         try:
             yield pipe
         finally:
-            remove_patch(pipe)
+            uninstall(model)
 
     label = f"batch maximum(threshold={threshold:g}, schedule={_schedule_name(schedule)}, batch={batch})"
     return Method(label, "batch maximum", applied)
@@ -120,7 +126,7 @@ def todo(factor: int = 2) -> Method:
 
     @contextmanager
     def applied(pipe) -> Iterator:
-        unet, size = find_unet(pipe), {}
+        unet, size = _first_model(pipe), {}
         downsample_by = topmost_downsample(unet)
 
         def note(module, args, kwargs):
@@ -153,7 +159,7 @@ def deep_cache(interval: int = 3, branch: int = 0) -> Method:
     def applied(pipe) -> Iterator:
         from DeepCache import DeepCacheSDHelper
 
-        unet = find_unet(pipe)
+        unet = _first_model(pipe)
         before = {module: module.__dict__.get("forward") for module in unet.modules()}
         helper = DeepCacheSDHelper(pipe=pipe)
         helper.set_params(cache_interval=interval, cache_branch_id=branch)

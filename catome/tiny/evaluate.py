@@ -18,10 +18,10 @@ import torch
 from tqdm import tqdm
 
 import catome
+from catome.models.unet import transformer_blocks
 from catome.tiny import model as parts
 from catome.tiny.features import accuracy
 from catome.tiny.scenes import CLASSES, prompt, render
-from catome.models.unet import transformer_blocks
 
 HELD_OUT = 10_000_000
 """Scene seeds from here on are never trained on."""

@@ -1,7 +1,8 @@
 """Tiny models of every family of diffusion transformers, with random weights, and inputs for them.
 
-What image ``i`` of a batch is given depends on ``seed + i`` alone, so that a model's answers for images on their own and in a
-batch can be compared. Images are 8 × 12 tokens, not square, so that height and width cannot be mistaken for each other.
+What image ``i`` of a batch is given depends on ``seed + i`` alone, so that a model's answers for images on
+their own and in a batch can be compared. Images are 8 by 12 tokens, not square, so that height and width
+cannot be mistaken for each other.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class TinyModel:
         inputs: ``inputs(batch, timestep, seed)`` makes the arguments of a call.
         attentions: how many self-attentions the family declares on it.
         grid: the true frames, height and width in tokens of what is generated.
-        mark: ``mark(inputs, frame, row, column)`` returns the inputs with the latents of that one token changed.
+        mark: ``mark(inputs, frame, row, column)`` returns the inputs with that one token's latents changed.
     """
 
     name: str
@@ -51,7 +52,7 @@ class TinyModel:
 def _built(name: str, **config: Any) -> Callable[[], nn.Module]:
     """A builder of the diffusers class ``name``.
 
-    All parameters are drawn anew: what diffusers sets to zero, gates above all, would hide what attention does.
+    All parameters are drawn anew: what diffusers sets to zero, gates above all, hides what attention does.
     """
 
     def build() -> nn.Module:
@@ -75,7 +76,10 @@ def _built(name: str, **config: Any) -> Callable[[], nn.Module]:
 
 
 def _noise(batch: int, seed: int, salt: int, *shape: int) -> torch.Tensor:
-    """Random numbers ``[batch, *shape]``, those of image ``i`` from ``seed + i``; ``salt`` tells arguments apart."""
+    """Random numbers ``[batch, *shape]``, those of image ``i`` from ``seed + i``.
+
+    ``salt`` tells arguments apart.
+    """
     return torch.stack(
         [
             torch.randn(shape, generator=torch.Generator().manual_seed(1000 * (seed + index) + salt))
@@ -89,8 +93,8 @@ def _arguments(
 ) -> Callable[[int, float, int], dict]:
     """The inputs of most models: latents of that shape, a prompt's embedding of that shape, timesteps.
 
-    ``steps`` is the shape of one image's timestep. Another argument is a value, or a function of batch and seed; with the value
-    None it is not passed.
+    ``steps`` is the shape of one image's timestep. Another argument is a value, or a function of batch and
+    seed; with the value None it is not passed.
     """
 
     def inputs(batch: int, timestep: float, seed: int) -> dict:
@@ -170,9 +174,8 @@ def _mark_latents(
         for axis, index, size in zip(axes, (frame, row, column), patch, strict=True):
             if axis is not None:
                 place[axis] = slice(index * size, (index + 1) * size)
-        sample[tuple(place)] += torch.linspace(1, 2, sample[tuple(place)].numel()).reshape(
-            sample[tuple(place)].shape
-        )
+        token = sample[tuple(place)]
+        token += torch.linspace(1, 2, token.numel()).reshape(token.shape)
         return {**inputs, name: sample}
 
     return mark
@@ -368,6 +371,46 @@ def _flux2_with_cache() -> nn.Module:
     return model
 
 
+def _flux2_cache(batch: int, seed: int) -> Any:
+    """What Flux 2 keeps of a reference image."""
+    from diffusers.models.transformers.transformer_flux2 import Flux2KVCache
+
+    cache = Flux2KVCache(num_double_layers=1, num_single_layers=1)
+    cache.num_ref_tokens = _REFERENCE
+    for salt, layer in enumerate((cache.get_double(0), cache.get_single(0))):
+        layer.store(
+            _noise(batch, seed, 10 + salt, _REFERENCE, 2, 16),
+            _noise(batch, seed, 20 + salt, _REFERENCE, 2, 16),
+        )
+    return cache
+
+
+def _glm_cache(batch: int, seed: int) -> Any:
+    """What GLM-Image keeps of each image's reference image."""
+    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
+
+    cache = GlmImageKVCache(num_layers=2)
+    for image in range(batch):
+        for salt in range(2):
+            keys = _noise(1, seed + image, 10 + salt, _REFERENCE, 2, 16)
+            values = _noise(1, seed + image, 20 + salt, _REFERENCE, 2, 16)
+            cache[salt].store(keys, values)
+        cache.next_sample()
+    cache.set_mode("read")
+    return cache
+
+
+def _qwen_cache(batch: int, seed: int) -> Any:
+    """What Qwen-Image 2.1 keeps of a prompt with a reference image in it."""
+    from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+
+    cache = QwenImage21KVCache(num_layers=2)
+    for salt in range(2):
+        keys = _noise(batch, seed, 10 + salt, TEXT + _REFERENCE, 2, 16)
+        cache.get_layer(salt).store(keys, _noise(batch, seed, 20 + salt, TEXT + _REFERENCE, 2, 16))
+    return cache
+
+
 def _z_image(batch: int, timestep: float, seed: int) -> dict:
     """The inputs of Z-Image: lists. Its 8 × 13 tokens are padded to 128, its prompt to 32."""
     return {
@@ -391,7 +434,7 @@ def _mark_joy(inputs: dict, frame: int, row: int, column: int) -> dict:
 
 
 def _omnigen(batch: int, timestep: float, seed: int) -> dict:
-    """The inputs of OmniGen: words, which attend to what is before them, and an image, which attends to everything."""
+    """The inputs of OmniGen: words, each of which attends to those before it, and an image."""
     tokens = TEXT + 1 + _TOKENS
     mask = torch.ones(tokens, tokens).tril()
     mask[TEXT + 1 :] = 1
@@ -405,6 +448,40 @@ def _omnigen(batch: int, timestep: float, seed: int) -> dict:
         "position_ids": torch.arange(tokens).expand(batch, -1).clone(),
         "return_dict": False,
     }
+
+
+_GLM = _built(
+    "GlmImageTransformer2DModel",
+    **_HEADS,
+    in_channels=4,
+    out_channels=4,
+    num_layers=2,
+    text_embed_dim=24,
+    time_embed_dim=32,
+    condition_dim=8,
+    prior_vq_quantizer_codebook_size=16,
+)
+_GLM_ARGUMENTS: dict[str, Any] = {
+    "prior_token_id": lambda batch, seed: (seed + torch.arange(batch))[:, None].expand(-1, _TOKENS) % 16,
+    "prior_token_drop": lambda batch, seed: torch.zeros(batch, _TOKENS, dtype=torch.bool),
+    "target_size": _repeated([64.0, 96.0]),
+    "crop_coords": _repeated([0.0, 0.0]),
+}
+_QWEN21 = _built(
+    "QwenImage21Transformer2DModel",
+    **_HEADS,
+    in_channels=16,
+    out_channels=16,
+    num_layers=2,
+    context_in_dim=24,
+    axes_dims_rope=_ROPE,
+)
+# a reference image within the prompt: one place there stands for four of its tokens
+_QWEN21_SIZES = ((_REFERENCE + _TOKENS, 16), (TEXT + _REFERENCE // 4, 24))
+_QWEN21_ARGUMENTS: dict[str, Any] = {
+    "img_shapes": lambda batch, seed: [[(1, 4, 6), (1, HEIGHT, WIDTH)]] * batch,
+    "img_mask": _repeated([False] * 3 + [True] * (_REFERENCE // 4) + [False] * 2 + [True] * (_TOKENS // 4)),
+}
 
 
 _MMDIT = (
@@ -542,6 +619,21 @@ _MMDIT = (
         _mark_tokens(_REFERENCE),
     ),
     TinyModel(
+        "flux2-kv-cached",
+        _flux2_with_cache,
+        _arguments(
+            (_TOKENS, 16),
+            (TEXT, 24),
+            img_ids=lambda batch, seed: _positions(0, HEIGHT, WIDTH, axes=4).expand(batch, -1, -1),
+            txt_ids=lambda batch, seed: torch.zeros(batch, TEXT, 4),
+            kv_cache_mode="cached",
+            kv_cache=_flux2_cache,
+        ),
+        2,
+        IMAGE,
+        _mark_tokens(),
+    ),
+    TinyModel(
         "flux3",
         _built(
             "Flux3Transformer2DModel",
@@ -650,28 +742,12 @@ _MMDIT = (
         _MARK_IMAGE,
     ),
     TinyModel(
-        "glm-image",
-        _built(
-            "GlmImageTransformer2DModel",
-            **_HEADS,
-            in_channels=4,
-            out_channels=4,
-            num_layers=2,
-            text_embed_dim=24,
-            time_embed_dim=32,
-            condition_dim=8,
-            prior_vq_quantizer_codebook_size=16,
-        ),
-        _arguments(
-            _LATENT_IMAGE,
-            (TEXT, 24),
-            prior_token_id=lambda batch, seed: (
-                (seed + torch.arange(batch))[:, None] % 16 + torch.zeros(_TOKENS).long()
-            ),
-            prior_token_drop=lambda batch, seed: torch.zeros(batch, _TOKENS, dtype=torch.bool),
-            target_size=_repeated([64.0, 96.0]),
-            crop_coords=_repeated([0.0, 0.0]),
-        ),
+        "glm-image", _GLM, _arguments(_LATENT_IMAGE, (TEXT, 24), **_GLM_ARGUMENTS), 2, IMAGE, _MARK_IMAGE
+    ),
+    TinyModel(
+        "glm-image-edit",
+        _GLM,
+        _arguments(_LATENT_IMAGE, (TEXT, 24), **_GLM_ARGUMENTS, kv_caches=_glm_cache),
         2,
         IMAGE,
         _MARK_IMAGE,
@@ -788,24 +864,16 @@ _MMDIT = (
     ),
     TinyModel(
         "qwen-image-2.1",
-        _built(
-            "QwenImage21Transformer2DModel",
-            **_HEADS,
-            in_channels=16,
-            out_channels=16,
-            num_layers=2,
-            context_in_dim=24,
-            axes_dims_rope=_ROPE,
-        ),
-        # a reference image within the prompt: one place there stands for four of its tokens
-        _arguments(
-            (_REFERENCE + _TOKENS, 16),
-            (TEXT + _REFERENCE // 4, 24),
-            img_shapes=lambda batch, seed: [[(1, 4, 6), (1, HEIGHT, WIDTH)]] * batch,
-            img_mask=_repeated(
-                [False] * 3 + [True] * (_REFERENCE // 4) + [False] * 2 + [True] * (_TOKENS // 4)
-            ),
-        ),
+        _QWEN21,
+        _arguments(*_QWEN21_SIZES, **_QWEN21_ARGUMENTS),
+        2,
+        IMAGE,
+        _mark_tokens(_REFERENCE),
+    ),
+    TinyModel(
+        "qwen-image-2.1-cached",
+        _QWEN21,
+        _arguments(*_QWEN21_SIZES, **_QWEN21_ARGUMENTS, kv_cache=_qwen_cache, kv_cache_mode="cached"),
         2,
         IMAGE,
         _mark_tokens(_REFERENCE),
@@ -820,9 +888,15 @@ _MMDIT = (
             num_layers=2,
             joint_attention_dim=24,
             axes_dims_rope=_ROPE,
+            mlp_ratio=6.0,
             moe_enabled=False,
         ),
-        _arguments((_TOKENS, 16), (TEXT, 24), img_shapes=lambda batch, seed: [(1, HEIGHT, WIDTH)] * batch),
+        _arguments(
+            (_TOKENS, 16),
+            (TEXT, 24),
+            encoder_hidden_states_mask=_padded(torch.bool),
+            img_shapes=lambda batch, seed: [(1, HEIGHT, WIDTH)] * batch,
+        ),
         2,
         IMAGE,
         _mark_tokens(),
