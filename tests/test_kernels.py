@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from diffusers.models.attention_processor import Attention
 
 import catome
-from catome.tensors import kernels, packed, plan
+from catome.tensors import kernels, plan
 from catome.tensors.matching import best_matches_of, split_tokens
 
 pytest.importorskip("triton")
@@ -169,92 +168,23 @@ def test_what_the_kernels_do_not_take():
 @pytest.mark.parametrize("amount", [{"ratio": 0.5}, {"threshold": 0.9}])
 def test_a_generation_by_kernels_is_that_by_torch(generate, pipe, monkeypatch, amount):
     names, steps = ["desert", "lighthouse"], 2
-    with catome.patched(pipe, schedule=(0,), **amount):
+    with catome.patched(pipe, catome.PAPER, schedule=(0,), **amount):
         expected = generate(names, steps=steps, height=64, width=64)
     calls = []
     for name in ("best_matches_of", "merge", "unmerge"):
         real = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *a, real=real, name=name: calls.append((name, len(a))) or real(*a))
     monkeypatch.setattr(kernels, "usable", lambda x: x.dtype in kernels.DTYPES)
-    with catome.patched(pipe, schedule=(0,), **amount), catome.probe(pipe):
+    with catome.patched(pipe, catome.PAPER, schedule=(0,), **amount), catome.probe(pipe):
         found = generate(names, steps=steps, height=64, width=64)
     assert {name for name, _ in calls} == {"best_matches_of", "merge", "unmerge"}
-    assert ("merge", 4) in calls, "the norm was not taken in the merge"
     assert abs(found - expected).max() < 2e-3
-
-
-def test_the_norm_waits_only_where_nobody_sees_it(everywhere, generate, pipe):
-    """A hook on the attention, a mask, or a norm of another kind: the attention gets normed tokens."""
-    block = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0]
-    expected, seen = [], []
-    handle = block.attn1.register_forward_pre_hook(lambda module, args: expected.append(args[0].clone()))
-    generate("desert", steps=1, height=64, width=64)
-    handle.remove()
-    with catome.patched(pipe, threshold=1.0, schedule=None):  # merges nothing
-        handle = block.attn1.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
-        generate("desert", steps=1, height=64, width=64)
-        handle.remove()
-    assert len(seen) == len(expected) > 0
-    assert torch.allclose(seen[0], expected[0], atol=1e-5)
-
-
-def varlen_by_loop(query, key, value, bounds_q, bounds_k, most_q, most_k):
-    """What `varlen_attn` computes, image by image."""
-    found = []
-    for i in range(len(bounds_q) - 1):
-        q, k, v = (
-            part[bounds[i] : bounds[i + 1]].transpose(0, 1)
-            for part, bounds in ((query, bounds_q), (key, bounds_k), (value, bounds_k))
-        )
-        assert q.shape[1] <= most_q
-        assert k.shape[1] <= most_k
-        found.append(torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(0, 1))
-    return torch.cat(found)
-
-
-@pytest.mark.parametrize("cross", [False, True])
-def test_packed_attention_is_that_of_each_image(monkeypatch, cross):
-    """On a GPU by FlashAttention, elsewhere by a loop in its place, which tests the packing."""
-    dtype = torch.float16 if GPU else torch.float32
-    if not GPU:
-        monkeypatch.setattr(packed, "varlen_attn", varlen_by_loop)
-    torch.manual_seed(0)
-    attention = Attention(64, 24 if cross else None, heads=4, dim_head=16).to(DEVICE, dtype).eval()
-    x, context = tokens(3, 64, 64, dtype=dtype, seed=3), tokens(3, 5, 24, dtype=dtype) if cross else None
-    with torch.no_grad():
-        for name, made in plans():
-            merged = made.merge(x)
-            found = packed.attend(attention, merged, made, context)
-            for i, (part, own) in enumerate(zip(made.split(found), made.split(merged), strict=True)):
-                alone = attention(own[None], encoder_hidden_states=None if context is None else context[i : i + 1])[0]
-                assert torch.allclose(part, alone, atol=3e-3 if GPU else 1e-5), name
-
-
-def test_what_may_be_packed(monkeypatch):
-    attention = Attention(64, heads=4, dim_head=16)
-    x = torch.zeros(4, 64)
-    assert not packed.packable(attention, x)  # on the CPU
-
-    class Pretending(torch.Tensor):
-        is_cuda = True
-
-    half = x.half().as_subclass(Pretending)
-    assert packed.packable(attention, half)
-    assert not packed.packable(attention, x.as_subclass(Pretending))  # float32
-    for change in ({"residual_connection": True}, {"rescale_output_factor": 2.0}, {"norm_q": torch.nn.Identity()}):
-        other = Attention(64, heads=4, dim_head=16)
-        for name, value in change.items():
-            setattr(other, name, value)
-        assert not packed.packable(other, half), change
-    assert not packed.packable(Attention(60, heads=3, dim_head=20), half)  # FlashAttention wants multiples of 8
-    monkeypatch.setattr(packed, "varlen_attn", None)
-    assert not packed.packable(attention, half)
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
 @pytest.mark.parametrize("amount", [{"ratio": 0.5}, {"threshold": 0.2}])
 def test_a_unet_in_half_precision_on_the_gpu(amount, monkeypatch):
-    """A small U-Net: kernels and packed attention against the torch versions, image by image, in float32."""
+    """A small U-Net: the kernels against the torch versions in float64."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -272,7 +202,7 @@ def test_a_unet_in_half_precision_on_the_gpu(amount, monkeypatch):
     outputs = {}
     for name, device, dtype in (("reference", "cpu", torch.float64), ("gpu", "cuda", torch.float16)):
         unet.to(device, dtype)
-        with torch.no_grad(), catome.patched(unet, schedule=(0,), **amount):
+        with torch.no_grad(), catome.patched(unet, catome.PAPER, schedule=(0,), **amount):
             x, c, t = sample.to(device, dtype), context.to(device, dtype), timetable.to(device)
             outputs[name] = [unet(x, t[step], c).sample.cpu().double() for step in range(2)]
     for found, expected in zip(outputs["gpu"], outputs["reference"], strict=True):

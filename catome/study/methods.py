@@ -17,7 +17,7 @@ from catome.models.registry import find_models
 from catome.models.unet import topmost_downsample, transformer_blocks
 from catome.patch import patched
 from catome.policy.schedule import Auto, Schedule, parse_schedule
-from catome.runtime.config import PAPER, TOME, MergeConfig
+from catome.runtime.config import PAPER, RECOMMENDED, TOME, MergeConfig
 from catome.runtime.install import install, uninstall
 from catome.tensors.matching import Matches
 from catome.tensors.plan import MergePlan, make_plan
@@ -78,6 +78,26 @@ def ca_tome(threshold: float, schedule: str | Auto | Iterable[int] | None) -> Me
     return Method(label, "CA-ToMe", lambda pipe: patched(pipe, PAPER, threshold=threshold, schedule=schedule))
 
 
+def merged_keys(
+    threshold: float | None = None,
+    ratio: float | None = None,
+    stride: tuple[int, int] = (2, 2),
+    schedule: str | Auto | Schedule | Iterable[int] | None = "EVEN_13",
+    weighted: bool = True,
+) -> Method:
+    """The library's own method: keys and values merged, every query kept, and each group counted by its size.
+
+    Args:
+        threshold, ratio, stride, schedule: as in `catome.MergeConfig`; one of the first two.
+        weighted: whether groups count; without it, this is the ablation.
+    """
+    amount = f"threshold={threshold:g}" if threshold is not None else f"ratio={ratio:g}"
+    rest = f"stride={stride[0]}x{stride[1]}, schedule={_schedule_name(schedule)}"
+    label = f"merged keys({amount}, {rest}{'' if weighted else ', unweighted'})"
+    given = dict(threshold=threshold, ratio=ratio, stride=stride, schedule=schedule, weighted=weighted)
+    return Method(label, "merged keys", lambda pipe: patched(pipe, RECOMMENDED, **given))
+
+
 def tomesd(ratio: float) -> Method:
     """ToMe by its authors' package, with the top-left token as dst (``use_rand=False``)."""
 
@@ -119,10 +139,13 @@ def batch_maximum(threshold: float, schedule: str | Iterable[int] | None, batch:
     return Method(label, "batch maximum", applied)
 
 
-def todo(factor: int = 2) -> Method:
+def todo(factor: int = 2, rows: int | None = None) -> Method:
     """ToDo (arXiv 2402.13573): keys and values of the topmost self-attentions downsampled to every ``factor``-th token each way.
 
-    Written from the paper for this comparison: nearest-neighbour downsampling of the attention's input."""
+    Written from the paper for this comparison: nearest-neighbour downsampling of the attention's input. With ``rows``, every
+    ``rows``-th row of tokens is kept instead, which the paper does not do: ``rows=1`` halves the keys where factor 2 would
+    leave a quarter of them."""
+    of_rows = factor if rows is None else rows
 
     @contextmanager
     def applied(pipe) -> Iterator:
@@ -138,7 +161,7 @@ def todo(factor: int = 2) -> Method:
             height, width = size["grid"]
             if kwargs.get("encoder_hidden_states") is None and hidden.shape[1] == height * width:
                 grid = hidden.unflatten(1, (height, width))
-                kwargs["encoder_hidden_states"] = grid[:, ::factor, ::factor].flatten(1, 2)
+                kwargs["encoder_hidden_states"] = grid[:, ::of_rows, ::factor].flatten(1, 2)
             return args, kwargs
 
         with ExitStack() as stack:
@@ -149,7 +172,7 @@ def todo(factor: int = 2) -> Method:
                 stack.callback(handle.remove)
             yield pipe
 
-    return Method(f"ToDo(factor={factor})", "ToDo", applied)
+    return Method(f"ToDo(factor={factor}{'' if rows is None else f', rows={rows}'})", "ToDo", applied)
 
 
 def deep_cache(interval: int = 3, branch: int = 0) -> Method:
@@ -206,6 +229,7 @@ def from_label(label: str) -> Method:
 _MAKERS = {
     "ToMe": tome,
     "CA-ToMe": ca_tome,
+    "merged keys": merged_keys,
     "tomesd": tomesd,
     "batch maximum": batch_maximum,
     "ToDo": todo,
@@ -217,7 +241,7 @@ def _from_part(label: str) -> Method:
     if label == "unmerged":
         return unmerged()
     family, _, arguments = label.removesuffix(")").partition("(")
-    pairs = [argument.partition("=") for argument in arguments.split(", ")]
+    pairs = [argument.partition("=") for argument in arguments.replace(", unweighted", ", weighted=no").split(", ")]
     if family not in _MAKERS or not label.endswith(")") or not all(equals for _, equals, _ in pairs):
         known = ", ".join(["unmerged", *(f"{name}(...)" for name in _MAKERS)])
         raise ValueError(f"label={label!r} is no method's label; those are {known}")
@@ -228,6 +252,10 @@ def _from_part(label: str) -> Method:
 
 
 def _argument(name: str, value: str):
+    if name == "weighted":
+        return value != "no"
+    if name == "stride":
+        return tuple(map(int, value.split("x")))
     if name != "schedule":
         return int(value) if value.isdecimal() else float(value)
     if value == "every step":
