@@ -10,7 +10,7 @@ import torch
 
 from catome import checks
 from catome.models._torch import SdpaMode
-from catome.runtime.config import RECOMMENDED, MergeConfig
+from catome.runtime.config import RECOMMENDED, MergeConfig, configured
 from catome.tensors.attention import attend
 from catome.tensors.matching import best_matches
 from catome.tensors.plan import make_plan
@@ -57,8 +57,6 @@ def merge_keys(grid: tuple[int, int], first: int = 0, config: MergeConfig = RECO
     Raises:
         TypeError, ValueError: naming the argument, its value and what is allowed.
     """
-    from catome.patch import configured  # a patch needs diffusers' families; this does not
-
     config = configured("merge_keys", config, changes)
     (height, width), _ = checks.check_windows(grid, config.stride)
     first = checks.check_integer("first", first, 0)

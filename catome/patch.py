@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from catome import checks
 from catome.models.registry import find_models
-from catome.runtime.config import FIELDS, RECOMMENDED, MergeConfig
+from catome.runtime.config import RECOMMENDED, MergeConfig, configured
 from catome.runtime.hooks import Patch, refuse_other_merging
 from catome.runtime.install import active_patch, install, uninstall
 from catome.runtime.state import Rule
@@ -43,17 +42,6 @@ def apply_patch(pipe, config: MergeConfig = RECOMMENDED, **changes):
     for model in models:
         install(model, config, pipe=None if model is pipe else pipe)
     return pipe
-
-
-def configured(function: str, config, changes: dict) -> MergeConfig:
-    """The configuration with changes; ``function`` is who is said not to have an argument."""
-    for name, value in changes.items():
-        if name not in FIELDS:
-            known = ("pipe", "config", *FIELDS)
-            about = f"is no argument of {function}{checks.near(name, known)}; it has {', '.join(known)}"
-            raise TypeError(f"{name}={checks.shown(value)} {about}")
-    checks.check_kind("config", config, MergeConfig, "a catome.MergeConfig, such as catome.PAPER")
-    return config.changed(**changes) if changes else config
 
 
 def applied_patch(pipe) -> Patch | None:

@@ -12,6 +12,7 @@ from importlib import import_module
 __all__ = [
     "ATTENTIONS",
     "CASCADE_BLOCKS",
+    "END_OF_GENERATION",
     "IMAGE_BLOCKS",
     "KANDINSKY_3_BLOCKS",
     "K_BLOCKS",
@@ -21,7 +22,10 @@ __all__ = [
     "TEXT_AND_IMAGE_BLOCKS",
     "TRANSFORMER_BLOCKS",
     "TWIN_BLOCKS",
+    "calls_sdpa",
     "classes",
+    "is_plain",
+    "keeps_outputs",
 ]
 
 
@@ -122,6 +126,10 @@ SDPA_PROCESSORS = (
 DreamLiteAttnProcessor2_0 does so with the native attention backend, which is the default. Left out are
 PAGIdentitySelfAttnProcessor2_0 and PAGCFGIdentitySelfAttnProcessor2_0, whose call has the first half, or the
 first two thirds, of the rows."""
+
+
+END_OF_GENERATION = "_reset_stateful_cache"
+"""The method that a pipeline calls on each of its models when a generation has ended; models without caches lack it."""
 
 
 def is_plain(module, kwargs: dict) -> bool:

@@ -101,7 +101,9 @@ def without_small(plan: MergePlan, share: float) -> MergePlan:
     few = [i for i in range(images) if 0 < tokens - plan.lengths[i] < share * tokens]
     if not few:
         return plan
-    target, lengths = plan.target.clone(), list(plan.lengths)
+    target = plan.target.clone()
+    lengths = list(plan.lengths)
     for i in few:
-        target[i], lengths[i] = torch.arange(tokens, device=target.device), tokens
+        target[i] = torch.arange(tokens, device=target.device)
+        lengths[i] = tokens
     return pack(target, tuple(lengths))

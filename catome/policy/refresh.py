@@ -47,7 +47,8 @@ def broken_share(plan: MergePlan, tokens: torch.Tensor, floor: torch.Tensor | fl
     Returns:
         A share in [0, 1]; 1 for an image that has no pairs, and so nothing to reuse.
     """
-    similarity, merged = pair_similarity(plan, tokens), _merged(plan)
+    similarity = pair_similarity(plan, tokens)
+    merged = _merged(plan)
     least = torch.as_tensor(floor, dtype=similarity.dtype, device=tokens.device).reshape(-1, 1) - _ROUNDING
     pairs = merged.sum(1)
     broken = (merged & ~(similarity >= least)).sum(1)

@@ -64,7 +64,8 @@ def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int
         total[torch.ones_like(total, dtype=torch.bool).tril()] = float("inf")  # a checkpoint serves at least its own step
         before_next, choice = total.min(0)
         choices.append(choice)
-    end, schedule = steps, []
+    end = steps
+    schedule = []
     for choice in reversed(choices):
         end = int(choice[end])
         schedule.append(end)
@@ -79,11 +80,13 @@ def total_staleness(staleness: torch.Tensor | Sequence[Sequence[float]], schedul
         ValueError: if the schedule lacks step 0 or has a negative one, or for a staleness that `derive` refuses.
         TypeError: if the schedule is no collection of integers.
     """
-    cost, steps = _costs(staleness), check_collection("schedule", schedule, "a collection of steps")
+    cost = _costs(staleness)
+    steps = check_collection("schedule", schedule, "a collection of steps")
     checkpoints = {check_integer(f"schedule[{i}]", step, 0) for i, step in enumerate(steps)}
     if 0 not in checkpoints:
         raise ValueError(f"schedule={shown(tuple(steps))} must begin with step 0")
-    last, total = 0, 0.0
+    last = 0
+    total = 0.0
     for step in range(len(cost)):
         last = step if step in checkpoints else last
         total += float(cost[last, step]) if step > last else 0.0

@@ -140,6 +140,18 @@ class MergeConfig:
 
 FIELDS = tuple(field.name for field in fields(MergeConfig))
 
+
+def configured(function: str, config, changes: dict) -> MergeConfig:
+    """The configuration with changes; ``function`` is who is said not to have an argument."""
+    for name, value in changes.items():
+        if name not in FIELDS:
+            known = ("pipe", "config", *FIELDS)
+            about = f"is no argument of {function}{checks.near(name, known)}; it has {', '.join(known)}"
+            raise TypeError(f"{name}={checks.shown(value)} {about}")
+    checks.check_kind("config", config, MergeConfig, "a catome.MergeConfig, such as catome.PAPER")
+    return config.changed(**changes) if changes else config
+
+
 RECOMMENDED = MergeConfig()
 """Keys and values merged where tokens are at least 0.8 similar, each counted, pairs found at 13 of 51 steps."""
 

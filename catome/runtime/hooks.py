@@ -491,7 +491,8 @@ class AtTheCall:
 
     def _plan(self, query, key, mask, is_causal: bool) -> tuple[MergePlan | None, Layout | None]:
         """The plan for a call of the attention, and where its image tokens are; without one, the reason is written down."""
-        hook, running = self.hook, self.running
+        hook = self.hook
+        running = self.running
         images, _, queries, _ = query.shape
         keys = key.shape[2]
         layout = hook.layout(running, queries, keys)
@@ -512,7 +513,8 @@ class AtTheCall:
         return None, None
 
     def _found(self, query, key, layout: Layout) -> tuple[MergePlan | None, Layout]:
-        hook, running = self.hook, self.running
+        hook = self.hook
+        running = self.running
         image = key[:, :, layout.first : layout.first + layout.tokens].transpose(1, 2)
         if running.too_few(image.flatten(2)):
             size = {"images": len(key), "queries": query.shape[2], "keys": key.shape[2], "tokens": layout.tokens}

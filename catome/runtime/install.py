@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from catome.models._diffusers import END_OF_GENERATION
 from catome.models._torch import leave_behind, remove_hooks
 from catome.models.registry import family_of
 from catome.runtime.config import MergeConfig
@@ -20,16 +21,16 @@ class Borrowed:
     """Methods of the model that a patch listens to, put on the instance in front of the class's own.
 
     Both are how pipelines talk to the caches of diffusers' models: `cache_context` says which condition is computed, and
-    `_reset_stateful_cache` is called where a generation has ended."""
+    the other is called where a generation has ended."""
 
-    NAMES = ("cache_context", "_reset_stateful_cache")
+    NAMES = ("cache_context", END_OF_GENERATION)
 
     def __init__(self, model: torch.nn.Module, patch: Patch) -> None:
         self.model = model
         self.patch = patch
 
     def put_on(self) -> None:
-        self.model._reset_stateful_cache = self._reset_stateful_cache
+        setattr(self.model, END_OF_GENERATION, self.end_of_generation)
         if hasattr(type(self.model), "cache_context"):
             self.model.cache_context = self.cache_context
 
@@ -45,9 +46,10 @@ class Borrowed:
         with self.patch.context(name, **where), type(self.model).cache_context(self.model, name, **where) as context:
             yield context
 
-    def _reset_stateful_cache(self, *args, **kwargs):
+    def end_of_generation(self, *args, **kwargs):
+        """End the generation, and whatever else ends with it."""
         self.patch.reset()
-        own = getattr(type(self.model), "_reset_stateful_cache", None)
+        own = getattr(type(self.model), END_OF_GENERATION, None)
         return None if own is None else own(self.model, *args, **kwargs)
 
 

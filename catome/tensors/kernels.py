@@ -78,7 +78,8 @@ if triton is not None:
                 a = tl.load(x + source[:, None] * of_token + channel[None, :] * of_channel, mask=held[None, :], other=0.0)
                 b = tl.load(x + target[None, :] * of_token + channel[:, None] * of_channel, mask=held[:, None], other=0.0)
                 if WIDEN:
-                    a, b = a.to(tl.float32), b.to(tl.float32)
+                    a = a.to(tl.float32)
+                    b = b.to(tl.float32)
                 product = tl.dot(a, b, product, input_precision=PRECISION)
             scale = tl.load(inverse + target, mask=column < targets, other=float("nan"))
             chosen = scale == scale  # not NaN: a whole dst token
@@ -152,7 +153,8 @@ if triton is not None:
         MANY: tl.constexpr,  # noqa: N803
     ):
         slot = tl.program_id(0).to(tl.int64)
-        begin, end = tl.load(offsets + slot), tl.load(offsets + slot + 1)
+        begin = tl.load(offsets + slot)
+        end = tl.load(offsets + slot + 1)
         total = tl.zeros([BLOCK], tl.float32)
         total = _group_sum(
             x, order, begin, end, total, weight, bias, tokens, channels, of_image, of_token, of_channel, eps,
@@ -184,7 +186,8 @@ def best_matches_of(tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) 
     among equally similar dst tokens the first is taken. Memory: nothing beside the result and one number for each token."""
     images, count, channels = tokens.shape
     inverse = torch.empty(images, count, dtype=torch.float32, device=tokens.device)
-    strides, block = tokens.stride(), triton.next_power_of_2(channels)
+    strides = tokens.stride()
+    block = triton.next_power_of_2(channels)
     similarity = torch.empty(images, len(src), dtype=torch.float32, device=tokens.device)
     best = torch.empty(images, len(src), dtype=torch.int64, device=tokens.device)
     if not similarity.numel():

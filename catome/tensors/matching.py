@@ -87,9 +87,12 @@ def _top_left(grid: tuple[int, int], stride: tuple[int, int], device: torch.devi
 
 def _split(grid, stride, within: torch.Tensor, device) -> tuple[torch.Tensor, torch.Tensor]:
     """Of every window the token at place ``within`` is dst."""
-    (height, width), (sy, sx) = grid, stride
-    columns, window = width // sx, torch.arange(len(within))
-    y, x = window // columns * sy + within // sx, window % columns * sx + within % sx
+    height, width = grid
+    sy, sx = stride
+    columns = width // sx
+    window = torch.arange(len(within))
+    y = window // columns * sy + within // sx
+    x = window % columns * sx + within % sx
     is_dst = torch.zeros(height * width, dtype=torch.bool)
     is_dst[y * width + x] = True
     tokens = torch.arange(height * width)
@@ -145,15 +148,19 @@ def best_matches_of(tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) 
     ``tokens`` are ``[B, N, C]``; see `best_matches`."""
     if kernels.usable(tokens):
         return kernels.best_matches_of(tokens, src, dst)
-    wide, rows, found = torch.promote_types(tokens.dtype, torch.float32), max(1, _CHUNK_ELEMENTS // len(dst)), []
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    rows = max(1, _CHUNK_ELEMENTS // len(dst))
+    found = []
     with torch.autocast(tokens.device.type, enabled=False):
         for image in tokens:  # each in memory of its own: how a product is rounded depends on where its factors begin
             # a U-Net's tokens lie channel by channel, in which order norms and selections take twice the time
             unit = F.normalize(image.to(wide).contiguous(), dim=-1)
-            a, b = unit.index_select(0, src), unit.index_select(0, dst)
+            a = unit.index_select(0, src)
+            b = unit.index_select(0, dst)
             # sums of the unit vectors tell the dst tokens that nobody may choose; they count as -inf
             finite = b.sum(1).isfinite()
-            b, bias = torch.where(finite[:, None], b, 0), torch.where(finite, 0.0, -math.inf).to(wide)
+            b = torch.where(finite[:, None], b, 0)
+            bias = torch.where(finite, 0.0, -math.inf).to(wide)
             found += [_products(chunk, b, bias).max(-1) for chunk in a.split(rows)]
     similarity = torch.cat([tokens.new_empty(0, dtype=wide), *(part.values for part in found)]).view(len(tokens), len(src))
     index = torch.cat([src.new_empty(0), *(part.indices for part in found)]).view(len(tokens), len(src))

@@ -94,7 +94,8 @@ class MergePlan:
             return kernels.merge(x, *self.groups, norm)
         if norm is not None:
             x = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        exact, (order, begins) = x.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32)), self.groups
+        exact = x.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32))
+        order, begins = self.groups
         return F.embedding_bag(order, exact, begins[:-1], mode="mean").to(x.dtype)
 
     def unmerge(self, y: torch.Tensor) -> torch.Tensor:
@@ -140,7 +141,9 @@ def make_plan(matches: Matches, threshold: float | None = None, ratio: float | N
     images, sources = matches.best.shape
     tokens = sources + len(matches.dst)
     threshold, ratio = checks.check_amount(threshold, ratio, most=sources / tokens)
-    device, best, count = matches.best.device, matches.best, None
+    best = matches.best
+    device = best.device
+    count = None
     if ratio is not None:
         count = int(ratio * tokens)
         order = matches.similarity.nan_to_num(nan=-math.inf, neginf=-math.inf).topk(count, dim=1).indices
@@ -148,7 +151,8 @@ def make_plan(matches: Matches, threshold: float | None = None, ratio: float | N
     elif threshold == 1.0:
         if matches.duplicate is None:
             raise ValueError("threshold=1.0 needs matches that were found with find_duplicates=True")
-        merged, best = matches.duplicate >= 0, matches.duplicate
+        best = matches.duplicate
+        merged = best >= 0
     else:
         merged = matches.similarity >= threshold
     target = torch.arange(tokens, device=device).repeat(images, 1)
