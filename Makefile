@@ -100,7 +100,7 @@ torture: $(STAMP) ## kill a small study 200 times (KILLS=...) and compare the by
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 format: $(STAMP) ## put the code into the house's format
 	$(BIN)/ruff check --fix .
