@@ -243,7 +243,7 @@ def test_every_method_does_something_at_the_given_share_and_leaves_nothing(mergi
     plain = outputs.pop("unmerged")[0]
     assert torch.equal(plain, again)
     assert plain.isfinite().all()
-    assert set(outputs) == {"catome", "tomesd", "batch maximum", "ToDo", "free merging"}
+    assert set(outputs) == {"catome", "merged keys", "tomesd", "batch maximum", "ToDo", "free merging"}
     for given in outputs.values():
         assert given[-1].isfinite().all()
         assert not torch.equal(given[-1], plain)

@@ -72,6 +72,7 @@ CHECKPOINT = sum(step < CALLS for step in SCHEDULES[SCHEDULE]) / CALLS
 CACHED, FRESH, COPY = "merge + unmerge", "checkpoint step", "copy"
 UNMERGED, CATOME, TOMESD, AUTHORS, TODO = "unmerged", "catome", "tomesd", "batch maximum", "ToDo"
 FREE = "free merging"
+KEYS = "merged keys"
 UNFUSED = ", unfused attention"
 
 _LEAST_SAMPLE = 0.01  # seconds: operations are repeated until a sample is as long
@@ -481,7 +482,8 @@ def unet_calls(point: Point, device: str) -> list[Contender]:
     """One call of a U-Net, unmerged and by each of the token-reducing methods at the point's merged share.
 
     Where pairs are cached, the time is the mean over a CONFIG_3 generation, of checkpoint and cached calls; the other methods
-    do at each call what they do at the first. ToDo's share is its own."""
+    do at each call what they do at the first. ToDo's share is its own. "merged keys" merges the share among keys and values
+    alone."""
     unet, call = _caller(point, device)
     alone = (Call(partial(call, 1)),)
     cached = (
@@ -491,6 +493,7 @@ def unet_calls(point: Point, device: str) -> list[Contender]:
     asked = {
         UNMERGED: (methods.unmerged(), alone),
         CATOME: (methods.tome(point.share, SCHEDULE, only_where_faster=True), cached),
+        KEYS: (methods.merged_keys(ratio=point.share, schedule=SCHEDULE), cached),
         TOMESD: (methods.tomesd(point.share), alone),
         AUTHORS: (authors_rule(point.share), cached),
         TODO: (methods.todo(), alone),
