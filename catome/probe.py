@@ -170,7 +170,12 @@ def probe(
     def before_model(module, args, kwargs):
         arguments = bound(module, args, kwargs)
         timestep = arguments[family.timestep]
-        facts = CallFacts(timestep, arguments.get(family.sample), arguments.get(family.condition))
+        facts = CallFacts(
+            timestep,
+            arguments.get(family.sample),
+            arguments.get(family.condition),
+            planned=getattr(getattr(pipe, "scheduler", None), "timesteps", None),
+        )
         generation, condition = timeline.locate(facts)
         now["generation"] = generation
         now["call"] = next((i for i, known in enumerate(generation.conditions) if known is condition), None)

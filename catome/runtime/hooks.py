@@ -199,16 +199,14 @@ class Patch(Hook):
             prompt=call.arguments.get(family.condition),
             context=context.get("name"),
             step_index=context.get("step_index"),
-            length=context.get("num_inference_steps") or self._length_by_scheduler(),
+            length=context.get("num_inference_steps") or _length_by(self._scheduler),
+            planned=getattr(self._scheduler, "timesteps", None),
         )
 
-    def _length_by_scheduler(self) -> int | None:
-        """How many calls the pipeline's scheduler has planned; None without a pipeline, or before it has planned."""
-        scheduler = getattr(self._pipe() if self._pipe is not None else None, "scheduler", None)
-        if getattr(scheduler, "num_inference_steps", None) is None:
-            return None
-        planned = len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0)
-        return planned if planned > 0 else None
+    @property
+    def _scheduler(self):
+        """The scheduler of the pipeline that was patched; None without a pipeline, or where that is gone."""
+        return getattr(self._pipe() if self._pipe is not None else None, "scheduler", None)
 
     @_in_eager
     def after(self, model: torch.nn.Module, args: tuple, output) -> None:
@@ -227,6 +225,14 @@ class Patch(Hook):
             yield
         finally:
             self._local.context = before
+
+
+def _length_by(scheduler) -> int | None:
+    """How many calls a scheduler has planned; None before it has planned."""
+    if getattr(scheduler, "num_inference_steps", None) is None:
+        return None
+    planned = len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0)
+    return planned if planned > 0 else None
 
 
 def _refuse_what_cannot_work(model: torch.nn.Module) -> None:

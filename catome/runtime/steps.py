@@ -7,11 +7,13 @@ images in a row. Each condition has pairs of its own, which is all that keeps on
 What is known of a call is little: its timestep, its latents, its prompt. The rules, from the surest to the least:
 
 1. `cache_context` of diffusers, where a pipeline gives it, names the condition and may number the step.
-2. A timestep that is a view of a longer tensor lies at a place of that tensor, the timetable; no value is read from the device.
-   Another timetable, or an earlier place, begins a generation.
+2. A timestep that is a view of a longer tensor, whose numbers fall or rise throughout, lies at a place of that tensor, the
+   timetable. Another timetable, or an earlier place, begins a generation. If it is the one of the pipeline's own scheduler, no
+   value is read from the device.
 3. Other timesteps are compared by value. They fall in most models and rise in some; a turn begins a generation.
 
-Where a call does not continue the last one without a doubt (by rule 3, or after a jump on the timetable) the latents decide:
+Where a call does not continue the last one without a doubt (by rule 3, on a timetable of unknown origin, or after a jump on a
+timetable) the latents decide:
 those of one generation resemble each other from step to step, and those of different images do not. Rows of latents that do
 not continue the last ones get new pairs.
 """
@@ -47,6 +49,7 @@ class CallFacts:
         context: name of the condition that `cache_context` gave, or None.
         step_index: the step that `cache_context` gave, or None.
         length: number of steps that `cache_context` or the pipeline's scheduler gave, or None.
+        planned: the timesteps of the pipeline's scheduler, or None.
     """
 
     timestep: Any
@@ -55,6 +58,7 @@ class CallFacts:
     context: str | None = None
     step_index: int | None = None
     length: int | None = None
+    planned: torch.Tensor | None = None
 
 
 @dataclass
@@ -132,13 +136,13 @@ class Timeline:
 
     def locate(self, facts: CallFacts) -> tuple[Generation, Condition]:
         """The generation and the condition of a call, which counts as made now."""
-        key, place, length, held = _clock(facts)
+        key, place, length, held = self._clock(facts)
         generation = self._generations.get(key)
         if generation is None or generation.turns_at(place):
             generation = self._new(key, place, length, held)
         condition = _condition(generation, facts, place)
         if condition is not None:
-            sure = key != "values" and place == condition.place + 1
+            sure = self._is_sure(key, facts) and place == condition.place + 1
             continues = None if sure else _continues(condition.sample, facts.sample)
             if continues is None or continues.all():
                 condition.changed = None
@@ -161,6 +165,24 @@ class Timeline:
         self._generations.move_to_end(key)
         return generation, condition
 
+    def _clock(self, facts: CallFacts) -> tuple[Any, float, int | None, Any]:
+        """Which clock a call goes by, its place there, the length of a generation that begins here, and what to hold on to."""
+        if facts.step_index is not None:
+            return "context", facts.step_index, facts.length, None
+        timetable = timetable_of(facts.timestep)
+        known = timetable is not None and timetable.data_ptr() in self._generations
+        if timetable is None or not (known or _is_planned(timetable, facts) or _one_way(timetable, facts.timestep)):
+            return "values", _value(facts.timestep), facts.length, None
+        place = facts.timestep.storage_offset()
+        length = timetable.nbytes() // facts.timestep.element_size() - place
+        return timetable.data_ptr(), place, facts.length or length, timetable
+
+    def _is_sure(self, key, facts: CallFacts) -> bool:
+        """Whether the next place is the next step of the same generation, by the clock alone."""
+        if key in ("values", "context"):
+            return key == "context"
+        return _is_planned(self._held[key], facts)
+
     def _new(self, key, place, length: int | None, held) -> Generation:
         # Places on a timetable and numbers of steps rise; timesteps by value go where the first two of them go.
         generation = Generation(self.begin(), 0 if key == "values" else 1)
@@ -174,24 +196,26 @@ class Timeline:
         return generation
 
 
-def _clock(facts: CallFacts) -> tuple[Any, float, int | None, Any]:
-    """Which clock a call goes by, its place there, the length of the generation if it begins here, and what to hold on to."""
-    if facts.step_index is not None:
-        return "context", facts.step_index, facts.length, None
-    timetable = timetable_of(facts.timestep)
-    if timetable is None:
-        return "values", _value(facts.timestep), facts.length, None
-    place = facts.timestep.storage_offset()
-    length = timetable.nbytes() // facts.timestep.element_size() - place
-    return timetable.data_ptr(), place, facts.length or length, timetable
-
-
 def timetable_of(timestep) -> torch.UntypedStorage | None:
     """The memory of the longer tensor that ``timestep`` is one number of, or None."""
     if not isinstance(timestep, torch.Tensor) or any(timestep.stride()):
         return None
     storage = timestep.untyped_storage()
     return storage if storage.nbytes() > timestep.element_size() else None
+
+
+def _is_planned(timetable: torch.UntypedStorage, facts: CallFacts) -> bool:
+    """Whether a timetable is that of the pipeline's scheduler, and not one that happens to look like it."""
+    if not isinstance(facts.planned, torch.Tensor):
+        return False
+    return facts.planned.untyped_storage().data_ptr() == timetable.data_ptr()
+
+
+def _one_way(timetable: torch.UntypedStorage, timestep: torch.Tensor) -> bool:
+    """Whether the numbers of a timetable fall or rise throughout; those that a training loop draws do not."""
+    numbers = torch.empty(0, dtype=timestep.dtype, device=timestep.device).set_(timetable)
+    steps = numbers.diff()
+    return bool((steps <= 0).all() | (steps >= 0).all())
 
 
 def _value(timestep) -> float:
