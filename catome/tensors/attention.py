@@ -60,8 +60,9 @@ def key_bias(plan: MergePlan, weighted: bool, dtype: torch.dtype) -> torch.Tenso
     """
     if not weighted and not plan.ragged:
         return None
-    bias = plan.log_sizes if weighted else torch.where(plan.log_sizes.isfinite(), 0.0, -math.inf)
-    return bias.to(dtype)
+    sizes = plan.sizes.to(torch.promote_types(dtype, torch.float32))
+    counted = sizes if weighted else sizes.clamp(max=1)
+    return counted.log().to(dtype)  # minus infinity where there is no key
 
 
 def attend(
@@ -145,9 +146,14 @@ def _mask(
     return given if bias is None else given + bias
 
 
+def _pads(query: torch.Tensor) -> bool:
+    """Whether images that keep different numbers of keys are computed together, padded and masked."""
+    return query.device.type != "cpu"
+
+
 def _attention(query, key, value, mask, plan: MergePlan, kept: int, text: int | None, rest: dict) -> torch.Tensor:
     """One call, or one for each image where they keep different numbers of tokens on a CPU, which has no use for padding."""
-    if not plan.ragged or query.device.type != "cpu":
+    if not plan.ragged or _pads(query):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **rest)
     images = []
     for i, length in enumerate(plan.lengths):

@@ -50,17 +50,14 @@ class MergePlan:
         return sum(self.lengths) < self.slot.numel()
 
     @cached_property
-    def log_sizes(self) -> torch.Tensor:
-        """The logarithm of the number of tokens in each image's slots, ``[B, L]`` float32, L of the image that keeps most.
-
-        Minus infinity behind the last slot of an image that keeps fewer."""
+    def sizes(self) -> torch.Tensor:
+        """The number of tokens in each image's slots, ``[B, L]`` float32, L of the image that keeps most; 0 behind the last."""
         with torch.inference_mode(False):  # autograd may read it later
             ones = torch.ones(self.slot.numel(), device=self.slot.device)
             sizes = ones.new_zeros(sum(self.lengths)).index_add_(0, self.slot.flatten(), ones)
             if not self.ragged:
-                return sizes.log().view(len(self.lengths), -1)
-            rows = sizes.log().split(self.lengths)
-            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-math.inf)
+                return sizes.view(len(self.lengths), -1)
+            return torch.nn.utils.rnn.pad_sequence(sizes.split(self.lengths), batch_first=True)
 
     @cached_property
     def groups(self) -> tuple[torch.Tensor, torch.Tensor]:
