@@ -12,6 +12,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the kernels are tested on the interpreter; read when they are imported
 
 from catome import tiny
+from catome.models._torch import hooks_of
+from catome.runtime.hooks import Hook
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,7 +76,7 @@ def loaded():
 @pytest.fixture
 def pipe(loaded):
     yield loaded
-    assert not any("_diffusers_hook" in vars(module) for module in loaded.unet.modules()), "a patch was left on"
+    assert not any(hooks_of(module, Hook) for module in loaded.unet.modules()), "a patch was left on"
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_a_merged_forward_computes_what_is_accounted(share):
     unet = UNet2DConditionModel(**SMALL).eval()
     with (
         torch.no_grad(),
-        catome.patched(unet, ratio=share, schedule=None),
+        catome.patched(unet, catome.PAPER, ratio=share, schedule=None),
         FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter,
     ):
         unet(torch.randn(2, 4, 8, 8), 1, torch.randn(2, TEXT, CROSS))

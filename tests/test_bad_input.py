@@ -26,14 +26,14 @@ from test_repository import ROOT
 
 import catome
 from catome import bench, study, tiny
-from catome.policy.staleness import total_staleness
-from catome.tensors.matching import split_tokens
-from catome.policy.refresh import broken_share
+from catome.models.unet import transformer_blocks
 from catome.patch import applied_patch
+from catome.policy.refresh import broken_share
 from catome.policy.schedule import derive
+from catome.policy.staleness import total_staleness
 from catome.study import quality
 from catome.study.store import Store, Table
-from catome.models.unet import transformer_blocks
+from catome.tensors.matching import split_tokens
 
 NAN, INF = float("nan"), float("inf")
 SMOKE = yaml.safe_load((ROOT / "data/presets/smoke.yaml").read_text())
@@ -127,12 +127,15 @@ PATCH = (
 
 @cases(*PATCH)
 def test_the_patch_refuses_and_what_was_there_stays(pipe, what, says):
-    refused(lambda: catome.apply_patch(pipe, **what), *says)
+    refused(lambda: catome.apply_patch(pipe, catome.PAPER, **what), *says)
     assert applied_patch(pipe) is None
-    catome.apply_patch(pipe, threshold=0.9)
+    catome.apply_patch(pipe, catome.PAPER, threshold=0.9)
     try:
         before = applied_patch(pipe)
-        for enter in (lambda: catome.apply_patch(pipe, **what), catome.patched(pipe, **what).__enter__):
+        for enter in (
+            lambda: catome.apply_patch(pipe, catome.PAPER, **what),
+            catome.patched(pipe, catome.PAPER, **what).__enter__,
+        ):
             refused(enter, *says)
             assert applied_patch(pipe) is before
     finally:
@@ -149,7 +152,7 @@ def test_the_patch_refuses_and_what_was_there_stays(pipe, what, says):
 )
 def test_what_has_no_unet_is_refused(pipe, what, says):
     given = what(pipe)
-    for call in (catome.apply_patch, catome.remove_patch, lambda it: catome.patched(it).__enter__()):
+    for call in (catome.apply_patch, catome.remove_patch, lambda it: catome.patched(it, catome.PAPER).__enter__()):
         refused(lambda call=call: call(given), *says)
     refused(lambda: catome.probe(given).__enter__(), *says)
 
@@ -183,7 +186,7 @@ def test_the_probe_refuses_and_watches_nothing(pipe, what, says):
 def records(loaded):
     """What the probe saw of one step, unpatched and patched."""
     seen = []
-    for patch in (nullcontext(), catome.patched(loaded, ratio=0.5)):
+    for patch in (nullcontext(), catome.patched(loaded, catome.PAPER, ratio=0.5)):
         with patch, catome.probe(loaded) as record:
             loaded(tiny.prompt("volcano"), num_inference_steps=1, output_type="latent")
         seen.append(record)
@@ -428,7 +431,7 @@ def test_plans_unmerge_whatever_there_is():
 )
 def test_schedules_are_refused(pipe, what, says):
     refused(lambda: catome.parse_schedule(what), *says)
-    refused(lambda: catome.apply_patch(pipe, schedule=what), *says)
+    refused(lambda: catome.apply_patch(pipe, catome.PAPER, schedule=what), *says)
     assert applied_patch(pipe) is None
 
 

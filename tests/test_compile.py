@@ -38,7 +38,7 @@ def test_a_compiled_unet_gives_the_same_and_compiles_nothing_at_cached_steps(pip
     handed, backend = graphs
     inputs = unet_inputs(pipe, ["desert", "volcano"])
     plain = generation(pipe.unet, inputs)
-    catome.apply_patch(pipe, **amount, schedule=(0, 2))
+    catome.apply_patch(pipe, catome.PAPER, **amount, schedule=(0, 2))
     expected = generation(pipe.unet, inputs)
     unet, outputs, known = torch.compile(pipe.unet, backend=backend), [], []
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_a_compiled_unet_gives_the_same_and_compiles_nothing_at_cached_steps(pip
 def test_blocks_can_be_compiled_by_themselves(pipe, graphs):
     handed, backend = graphs
     inputs = unet_inputs(pipe, ["desert", "volcano"])
-    catome.apply_patch(pipe, threshold=0.8, schedule=(0,))
+    catome.apply_patch(pipe, catome.PAPER, threshold=0.8, schedule=(0,))
     expected = generation(pipe.unet, inputs)
     pipe.unet.compile_repeated_blocks(backend=backend)
     try:
@@ -82,7 +82,7 @@ def test_a_patch_may_come_and_go_after_compiling(pipe, graphs):
     plain = generation(pipe.unet, inputs)
     unet = torch.compile(pipe.unet, backend=backend)
     generation(unet, inputs)
-    catome.apply_patch(pipe, ratio=0.5)
+    catome.apply_patch(pipe, catome.PAPER, ratio=0.5)
     expected = generation(pipe.unet, inputs)
     for output, same in zip(generation(unet, inputs), expected, strict=True):
         torch.testing.assert_close(output, same, atol=1e-5, rtol=1e-5)

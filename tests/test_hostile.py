@@ -14,9 +14,11 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 
 import catome
 from catome import tiny
-from catome.tensors.matching import _top_left, split_tokens
-from catome.patch import applied_patch
+from catome.models._torch import hooks_of
 from catome.models.unet import transformer_blocks
+from catome.patch import applied_patch
+from catome.runtime.hooks import Hook
+from catome.tensors.matching import _top_left, split_tokens
 
 MERGING = dict(threshold=0.6, schedule=[0])
 AMOUNTS = {
@@ -78,8 +80,9 @@ def call(unet, x, timestep):
 
 def traces(unet):
     """What a patch leaves on a U-Net that it has not been taken off."""
-    found = [name for name, module in unet.named_modules() if {"_diffusers_hook", "forward"} & set(vars(module))]
-    return [*found, *unet._forward_pre_hooks.values(), *unet._forward_hooks.values()]
+    left = {"_diffusers_hook", "forward", "cache_context", "_reset_stateful_cache"}
+    found = [name for name, module in unet.named_modules() if left & set(vars(module))]
+    return [*found, *(hook for module in unet.modules() for hook in hooks_of(module, Hook))]
 
 
 def files_in(folder):
@@ -92,7 +95,7 @@ def files_in(folder):
 def test_a_patched_pipeline_saves_the_same_bytes_and_loads_unpatched(own, tmp_path):
     plain = drawn(own)
     own.save_pretrained(tmp_path / "plain")
-    with catome.patched(own, **MERGING):
+    with catome.patched(own, catome.PAPER, **MERGING):
         merged = drawn(own)
         own.save_pretrained(tmp_path / "patched")
     files = files_in(tmp_path / "patched")
@@ -110,9 +113,9 @@ def test_weights_are_loaded_into_a_patched_unet(own):
     weights = {name: 1.1 * value for name, value in own.unet.state_dict().items()}
     twin = copy.deepcopy(own)
     twin.unet.load_state_dict(weights)
-    with catome.patched(twin, **MERGING):
+    with catome.patched(twin, catome.PAPER, **MERGING):
         expected = drawn(twin)
-    with catome.patched(own, **MERGING):
+    with catome.patched(own, catome.PAPER, **MERGING):
         assert not torch.equal(expected, drawn(own))
         assert own.unet.state_dict().keys() == weights.keys()
         own.unet.load_state_dict(weights)
@@ -173,15 +176,15 @@ def test_an_adapter_comes_and_goes_on_a_patched_pipeline(own, load, amount):
     plain = drawn(own)
     unload = load(twin)
     plain_adapted = drawn(twin)
-    with catome.patched(twin, **AMOUNTS[amount]):
+    with catome.patched(twin, catome.PAPER, **AMOUNTS[amount]):
         merged_adapted = drawn(twin)
     unload()
-    with catome.patched(twin, **AMOUNTS[amount]):
+    with catome.patched(twin, catome.PAPER, **AMOUNTS[amount]):
         merged = drawn(twin)
     states = (plain, plain_adapted, merged, merged_adapted)
     assert not any(torch.equal(a, b) for i, a in enumerate(states) for b in states[:i])
 
-    catome.apply_patch(own, **AMOUNTS[amount])
+    catome.apply_patch(own, catome.PAPER, **AMOUNTS[amount])
     for _ in range(2):
         unload = load(own)
         assert torch.equal(merged_adapted, drawn(own))
@@ -203,9 +206,9 @@ def test_a_generation_asked_to_stop_makes_room_for_the_next(light, amount):
     """``pipe._interrupt``, which a user interface sets: the pipeline goes through its remaining steps without a U-Net."""
     calls = []
     light.unet.register_forward_pre_hook(lambda *_: calls.append(1))
-    with catome.patched(light, **AMOUNTS[amount]):
+    with catome.patched(light, catome.PAPER, **AMOUNTS[amount]):
         expected = drawn(light, seed=3)
-    with catome.patched(light, **AMOUNTS[amount]):
+    with catome.patched(light, catome.PAPER, **AMOUNTS[amount]):
         for stop in (0, 1):
 
             def interrupt(pipeline, step, timestep, tensors, stop=stop):
@@ -230,7 +233,7 @@ def test_guidance_that_ends_half_way_finds_pairs_for_the_smaller_batch(light):
 
     def dropping(checkpoints):
         inputs = ["latents", "prompt_embeds"]
-        with catome.patched(light, threshold=0.6, schedule=checkpoints):
+        with catome.patched(light, catome.PAPER, threshold=0.6, schedule=checkpoints):
             return drawn(light, steps=5, callback_on_step_end=drop, callback_on_step_end_tensor_inputs=inputs)
 
     kept = dropping([0])
@@ -248,13 +251,13 @@ def test_a_patch_taken_off_or_put_on_within_a_generation_works_from_there_on(own
         return callback
 
     off = at_the_end_of_the_first_step(lambda: catome.remove_patch(own))
-    on = at_the_end_of_the_first_step(lambda: catome.apply_patch(own, ratio=0.5, schedule=[0]))
+    on = at_the_end_of_the_first_step(lambda: catome.apply_patch(own, catome.PAPER, ratio=0.5, schedule=[0]))
     plain, sizes = drawn(own, steps=1), []
     block = next(iter(transformer_blocks(own.unet).values()))
     block.attn1.to_q.register_forward_hook(lambda module, args, output: sizes.append(output.shape[1]))
     drawn(own, callback_on_step_end=on)
     assert sizes == [256, 128, 128]
-    catome.apply_patch(own, ratio=0.5, schedule=[0])
+    catome.apply_patch(own, catome.PAPER, ratio=0.5, schedule=[0])
     sizes.clear()
     drawn(own, callback_on_step_end=off)
     assert sizes == [128, 256, 256]
@@ -277,10 +280,10 @@ def test_each_call_may_ask_for_something_else(light, amount):
     ]
     fresh = []
     for wanted in asked:
-        with catome.patched(light, **AMOUNTS[amount]):
+        with catome.patched(light, catome.PAPER, **AMOUNTS[amount]):
             fresh.append(drawn(light, steps=2, **wanted))
     plain = drawn(light, steps=2)
-    with catome.patched(light, **AMOUNTS[amount]):
+    with catome.patched(light, catome.PAPER, **AMOUNTS[amount]):
         for wanted, expected in zip(asked, fresh, strict=True):
             assert torch.equal(expected, drawn(light, steps=2, **wanted))
     assert not torch.equal(plain, fresh[0])
@@ -321,7 +324,7 @@ def test_hundreds_of_calls_of_changing_shape_keep_nothing(only_new, arguments):
             for step in range(3):
                 call(unet, sample(batch, size, seed=generation), 900 - step)
 
-    with catome.patched(unet, **arguments):
+    with catome.patched(unet, catome.PAPER, **arguments):
         generations(9)  # each shape once
         before = live_tensors()
         tracemalloc.start()
@@ -348,7 +351,7 @@ def test_a_new_thread_never_has_the_plans_of_one_that_has_ended():
         with torch.no_grad():
             into[seed] = unet(sample(seed=seed), timestep, text()).sample
 
-    with catome.patched(unet, threshold=0.5, schedule=[0]):
+    with catome.patched(unet, catome.PAPER, threshold=0.5, schedule=[0]):
         for seed, timestep in ((0, 900), (1, 800), (2, 700)):
             thread = threading.Thread(target=work, args=(seed, timestep, merged))
             thread.start()
@@ -357,7 +360,7 @@ def test_a_new_thread_never_has_the_plans_of_one_that_has_ended():
         gc.collect()
         assert not applied_patch(unet).generations
     for seed in merged:
-        with catome.patched(unet, threshold=0.5, schedule=[0]):
+        with catome.patched(unet, catome.PAPER, threshold=0.5, schedule=[0]):
             work(seed, 900 - 100 * seed, expected)
     assert all(torch.equal(merged[seed], expected[seed]) for seed in merged)
 
@@ -380,7 +383,7 @@ def test_ten_thousand_calls_do_not_grow(only_new):
         for number in range(count):
             unet(latents, timesteps[number % 50])
 
-    with catome.patched(unet, ratio=0.5, schedule=[0, 10, 20, 30, 40]):
+    with catome.patched(unet, catome.PAPER, ratio=0.5, schedule=[0, 10, 20, 30, 40]):
         run(1000)
         tensors, process = live_tensors(), psutil.Process()
         resident = process.memory_info().rss
@@ -398,7 +401,7 @@ def test_patching_again_and_again_keeps_nothing(only_new):
 
     def rounds(count):
         for _ in range(count):
-            catome.apply_patch(unet, **MERGING)
+            catome.apply_patch(unet, catome.PAPER, **MERGING)
             call(unet, sample(), 900)
         catome.remove_patch(unet)
 
@@ -442,7 +445,7 @@ def test_threads_that_come_and_go_leave_nothing_behind(light):
             ends[number] = type(error).__name__
 
     plain = drawn(light)
-    with catome.patched(light, **MERGING):
+    with catome.patched(light, catome.PAPER, **MERGING):
         merged = drawn(light)
         handle = light.unet.conv_out.register_forward_pre_hook(fail)
         threads = [threading.Thread(target=work, args=(number,), name=f"kind {number % 3}") for number in range(6)]
@@ -469,7 +472,7 @@ def test_what_is_not_finite_stays_in_its_image(bad, amount, since):
     unet = small_unet()
     states = []
     for sick in (False, True):
-        with catome.patched(unet, **AMOUNTS[amount]):
+        with catome.patched(unet, catome.PAPER, **AMOUNTS[amount]):
             for step in range(3):
                 x = sample(3) + 0.1 * sample(3, seed=1 + step)  # so little that "auto" keeps a healthy image's pairs
                 if sick and step >= since:
@@ -489,20 +492,20 @@ def test_what_is_not_finite_stays_in_its_image(bad, amount, since):
 @pytest.mark.parametrize("schedule", [[0], None, "auto"])
 def test_tokens_that_are_not_finite_are_never_merged_by_a_threshold(bad, threshold, schedule):
     unet = small_unet()
-    with catome.patched(unet, threshold=threshold, schedule=schedule):
+    with catome.patched(unet, catome.PAPER, threshold=threshold, schedule=schedule):
         for step in range(3):
             assert call(unet, torch.full((2, 4, 8, 8), bad), 900 - step).isnan().all()
             assert [plan.lengths for plan in applied_patch(unet).cached()] == [(64, 64)] * 3
         # and what comes after is as if nothing had been
         after = call(unet, sample(), 950)
-    with catome.patched(unet, threshold=threshold, schedule=schedule):
+    with catome.patched(unet, catome.PAPER, threshold=threshold, schedule=schedule):
         assert torch.equal(after, call(unet, sample(), 950))
 
 
 @pytest.mark.parametrize("schedule", [[0], None, "auto"])
 def test_a_ratio_keeps_its_count_where_nothing_is_finite(schedule):
     unet = small_unet()
-    with catome.patched(unet, ratio=0.5, schedule=schedule):
+    with catome.patched(unet, catome.PAPER, ratio=0.5, schedule=schedule):
         for step in range(3):
             assert call(unet, torch.full((2, 4, 8, 8), math.nan), 900 - step).isnan().all()
             assert [plan.lengths for plan in applied_patch(unet).cached()] == [(32, 32)] * 3
@@ -510,7 +513,7 @@ def test_a_ratio_keeps_its_count_where_nothing_is_finite(schedule):
 
 @pytest.mark.parametrize("amount", AMOUNTS)
 def test_a_whole_generation_of_nan_ends_and_harms_no_later_one(light, amount):
-    with catome.patched(light, **AMOUNTS[amount]):
+    with catome.patched(light, catome.PAPER, **AMOUNTS[amount]):
         expected = drawn(light)
         assert drawn(light, latents=torch.full((1, 4, 16, 16), math.nan)).isnan().all()
         assert torch.equal(expected, drawn(light))
@@ -547,12 +550,12 @@ def test_half_precision_merges_what_float64_finds_similar(own, how):
         own.to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         plain = drawn(own)
-        with catome.patched(own, threshold=0.6, schedule=[0, 2]):
+        with catome.patched(own, catome.PAPER, threshold=0.6, schedule=[0, 2]):
             with catome.probe(own, keep_tokens=True) as record:
                 merged = drawn(own)
             assert_exact(record, 0.6, (0, 2))
             assert torch.equal(merged, drawn(own))
-        with catome.patched(own, ratio=0.0):
+        with catome.patched(own, catome.PAPER, ratio=0.0):
             assert torch.equal(plain, drawn(own))
         assert torch.equal(plain, drawn(own))
     assert torch.isfinite(merged).all()
@@ -562,11 +565,11 @@ def test_half_precision_merges_what_float64_finds_similar(own, how):
 def test_inference_mode_changes_no_bit_and_spoils_nothing_for_autograd(own):
     _top_left.cache_clear()  # or its indices may stem from another test
     with torch.inference_mode():
-        catome.apply_patch(own, **MERGING)
+        catome.apply_patch(own, catome.PAPER, **MERGING)
         inside = drawn(own)
         drawn(own, steps=1)
     assert torch.equal(inside, drawn(own))
-    catome.apply_patch(own, **MERGING)
+    catome.apply_patch(own, catome.PAPER, **MERGING)
     with torch.inference_mode():
         assert torch.equal(inside, drawn(own))
     x = torch.randn(1, 4, 16, 16, requires_grad=True)
@@ -582,7 +585,7 @@ def test_inference_mode_changes_no_bit_and_spoils_nothing_for_autograd(own):
 @pytest.mark.parametrize("amount", [*AMOUNTS, "duplicates"])
 def test_deterministic_algorithms_are_all_there_and_give_the_same(own, amount):
     arguments = {**AMOUNTS, "duplicates": dict(threshold=1.0, dst="random", schedule=None)}[amount]
-    with catome.patched(own, **arguments):
+    with catome.patched(own, catome.PAPER, **arguments):
         expected = drawn(own)
         try:
             torch.use_deterministic_algorithms(True)
@@ -595,7 +598,7 @@ def test_deterministic_algorithms_are_all_there_and_give_the_same(own, amount):
 
 
 def test_another_default_dtype_changes_no_pair(own):
-    with catome.patched(own, threshold=0.6, schedule=None):
+    with catome.patched(own, catome.PAPER, threshold=0.6, schedule=None):
         inputs = sample(2, (16, 16)), 500, torch.zeros(2, 16, 64)
         with torch.no_grad():
             expected = own.unet(*inputs).sample
@@ -615,7 +618,7 @@ def test_gradient_checkpointing_is_refused_and_only_where_it_would_be_done():
     """It would run blocks again in another order, or in another thread, with pairs that are not those of the first time."""
     unet = small_unet().train()
     unet.enable_gradient_checkpointing()
-    with catome.patched(unet, **AMOUNTS["threshold"]):
+    with catome.patched(unet, catome.PAPER, **AMOUNTS["threshold"]):
         with pytest.raises(RuntimeError, match=r"gradient checkpointing.*disable_gradient_checkpointing"):
             unet(sample(), 900, text())
         with torch.no_grad():
@@ -627,7 +630,7 @@ def test_gradient_checkpointing_is_refused_and_only_where_it_would_be_done():
 
 def test_plans_made_in_inference_mode_serve_gradients_later():
     unet = small_unet()
-    with catome.patched(unet, **AMOUNTS["threshold"] | {"schedule": [0]}):
+    with catome.patched(unet, catome.PAPER, **AMOUNTS["threshold"] | {"schedule": [0]}):
         with torch.inference_mode():
             unet(sample(), 900, text())
         x = sample(seed=1).requires_grad_()
@@ -645,7 +648,7 @@ def test_the_gradient_through_a_patched_unet_is_that_of_finite_differences(amoun
     def loss(x):
         return (unet(x, 800, text().double()).sample * weight).sum()
 
-    with catome.patched(unet, **AMOUNTS[amount]):
+    with catome.patched(unet, catome.PAPER, **AMOUNTS[amount]):
         with torch.no_grad():
             unet(start, 900, text().double())
         assert applied_patch(unet).cached()[0].merged_share.min() > 0

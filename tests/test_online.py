@@ -56,7 +56,7 @@ def test_the_floor_of_a_fixed_share_is_its_weakest_pair():
 def test_tolerance_decides_how_often_pairs_are_found(pipe, generate, amount):
     made = {}
     for tolerance in (0.0, 0.3, 1.0):
-        with catome.patched(pipe, **amount, schedule=Auto(tolerance)), catome.probe(pipe) as record:
+        with catome.patched(pipe, catome.PAPER, **amount, schedule=Auto(tolerance)), catome.probe(pipe) as record:
             generate(["volcano"], steps=10)
         plans = [record.at(step, 0).plan.target[1] for step in record.steps()]
         made[tolerance] = 1 + sum(not torch.equal(a, b) for a, b in itertools.pairwise(plans))
@@ -65,7 +65,7 @@ def test_tolerance_decides_how_often_pairs_are_found(pipe, generate, amount):
 
 
 def test_no_tolerance_leaves_no_pair_below_the_threshold(pipe, generate):
-    with catome.patched(pipe, threshold=0.8, schedule=Auto(0.0)), catome.probe(pipe, keep_tokens=True) as record:
+    with catome.patched(pipe, catome.PAPER, threshold=0.8, schedule=Auto(0.0)), catome.probe(pipe, keep_tokens=True) as record:
         generate(["volcano", "desert"], steps=5)
     for seen in record.generations[0]:
         for image in range(4):
@@ -79,7 +79,7 @@ def test_each_image_has_checkpoints_of_its_own(pipe, generate):
     names = ["desert", "city at night", "volcano"]
     pipe.unet.double(), pipe.text_encoder.double(), pipe.vae.double()
     try:
-        with catome.patched(pipe, threshold=0.8, schedule="auto"):
+        with catome.patched(pipe, catome.PAPER, threshold=0.8, schedule="auto"):
             with catome.probe(pipe) as together:
                 generate(names, steps=6, seed=5)
             for i, name in enumerate(names):
@@ -107,4 +107,4 @@ def test_bad_values_are_named(make, says):
 
 def test_random_dst_tokens_cannot_be_compared(pipe):
     with pytest.raises(ValueError, match="dst='random'"):
-        catome.apply_patch(pipe, schedule="auto", dst="random")
+        catome.apply_patch(pipe, catome.PAPER, schedule="auto", dst="random")

@@ -10,8 +10,8 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler, EulerDiscreteSchedule
 
 import catome
 from catome import tiny
-from catome.patch import applied_patch
 from catome.models.unet import transformer_blocks
+from catome.patch import applied_patch
 
 EVERY = tuple(range(60))
 
@@ -32,13 +32,13 @@ def call(pipe, inputs, **change):
 def counted_matches(monkeypatch):
     """A list that grows by one with each search for pairs."""
     searches = []
-    real = catome.runtime.hooks.best_matches
+    real = catome.runtime.state.best_matches
 
     def counting(*args, **kwargs):
         searches.append(args)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("catome.runtime.hooks.best_matches", counting)
+    monkeypatch.setattr("catome.runtime.state.best_matches", counting)
     return searches
 
 
@@ -72,7 +72,7 @@ def three_outputs(pipe, inputs, ratio, parts):
         theirs = call(pipe, inputs)
     finally:
         tomesd.remove_patch(pipe)
-    with catome.patched(pipe, ratio=ratio, schedule=None, **parts):
+    with catome.patched(pipe, catome.PAPER, ratio=ratio, schedule=None, **parts):
         return plain, theirs, call(pipe, inputs)
 
 
@@ -87,7 +87,7 @@ def test_a_threshold_is_the_naive_reference(pipe, threshold):
 
     blocks = list(transformer_blocks(pipe.unet).values())
     outputs = []
-    with catome.patched(pipe, threshold=threshold):
+    with catome.patched(pipe, catome.PAPER, threshold=threshold):
         handles = [block.register_forward_hook(watch, with_kwargs=True) for block in blocks]
         handles += [block.attn1.register_forward_hook(lambda m, a, o: outputs.append(o)) for block in blocks]
         call(pipe, inputs)
@@ -120,7 +120,7 @@ def test_a_threshold_is_the_naive_reference(pipe, threshold):
 def test_only_topmost_blocks_merge_unless_asked(pipe):
     inputs = unet_inputs(pipe, ["desert"])
     for max_downsample, expected in ((1, {1024}), (2, {1024}), (4, {1024, 64})):
-        with catome.patched(pipe, ratio=0.5, max_downsample=max_downsample):
+        with catome.patched(pipe, catome.PAPER, ratio=0.5, max_downsample=max_downsample):
             call(pipe, inputs)
             sizes = {plan.slot.shape[1] for plan in applied_patch(pipe).cached()}
         assert sizes == expected
@@ -131,7 +131,7 @@ def test_images_do_not_depend_on_the_batch(pipe, generate):
     names = ["desert", "city at night", "flower meadow", "polar aurora"]
     pipe.unet.double(), pipe.text_encoder.double(), pipe.vae.double()  # so that rounding decides nothing
     try:
-        with catome.patched(pipe, threshold=0.9, schedule=[0, 2]):
+        with catome.patched(pipe, catome.PAPER, threshold=0.9, schedule=[0, 2]):
             with catome.probe(pipe) as together:
                 generate(names, steps=4, seed=10)
             for i, name in enumerate(names):
@@ -149,11 +149,11 @@ def test_images_do_not_depend_on_the_batch(pipe, generate):
 
 
 def test_a_checkpoint_at_every_step_is_no_cache(generate, pipe):
-    with catome.patched(pipe, threshold=0.9, schedule=None):
+    with catome.patched(pipe, catome.PAPER, threshold=0.9, schedule=None):
         fresh = generate(["volcano", "desert"], steps=6)
-    with catome.patched(pipe, threshold=0.9, schedule=EVERY):
+    with catome.patched(pipe, catome.PAPER, threshold=0.9, schedule=EVERY):
         every = generate(["volcano", "desert"], steps=6)
-    with catome.patched(pipe, threshold=0.9, schedule=[0, 3]):
+    with catome.patched(pipe, catome.PAPER, threshold=0.9, schedule=[0, 3]):
         cached = generate(["volcano", "desert"], steps=6)
     assert np.array_equal(fresh, every)
     assert not np.array_equal(fresh, cached)
@@ -161,7 +161,7 @@ def test_a_checkpoint_at_every_step_is_no_cache(generate, pipe):
 
 def test_steps_are_unet_calls_and_pairs_are_reused_between_checkpoints(generate, pipe, monkeypatch):
     searches = counted_matches(monkeypatch)
-    with catome.patched(pipe, threshold=0.9, schedule=[0, 3, 6, 99]), catome.probe(pipe) as record:
+    with catome.patched(pipe, catome.PAPER, threshold=0.9, schedule=[0, 3, 6, 99]), catome.probe(pipe) as record:
         generate(["volcano"], steps=6)
     assert record.steps() == list(range(7))  # 6 PLMS steps are 7 calls
     assert len(searches) == 3 * 5
@@ -174,7 +174,7 @@ def test_steps_are_unet_calls_and_pairs_are_reused_between_checkpoints(generate,
 
 def test_fifty_plms_steps_are_fifty_one_calls(generate, pipe, monkeypatch):
     searches = counted_matches(monkeypatch)
-    with catome.patched(pipe, threshold=0.7, schedule="CONF_ADAPTIVE"):
+    with catome.patched(pipe, catome.PAPER, threshold=0.7, schedule="CONF_ADAPTIVE"):
         generate(["volcano"], steps=50, guidance_scale=1.0)
     assert len(searches) == 15 * 5  # of its 16 checkpoints, 51 never comes
 
@@ -182,7 +182,7 @@ def test_fifty_plms_steps_are_fifty_one_calls(generate, pipe, monkeypatch):
 @pytest.mark.parametrize("through", ["pipe", "unet"])
 def test_a_new_generation_starts_afresh(generate, pipe, monkeypatch, through):
     searches = counted_matches(monkeypatch)
-    with catome.patched(pipe if through == "pipe" else pipe.unet, threshold=0.9, schedule=[0]):
+    with catome.patched(pipe if through == "pipe" else pipe.unet, catome.PAPER, threshold=0.9, schedule=[0]):
         first = generate(["desert"], steps=3, seed=1)
         for _ in range(2):
             again = generate(["desert"], steps=3, seed=1)
@@ -196,14 +196,16 @@ def test_a_new_generation_starts_afresh(generate, pipe, monkeypatch, through):
 def test_a_generation_on_a_bare_unet_begins_when_the_timestep_rises(pipe, monkeypatch):
     searches = counted_matches(monkeypatch)
     inputs = unet_inputs(pipe, ["desert"])
-    with catome.patched(pipe.unet, threshold=0.9, schedule=[0, 2]):
-        for timestep in (981, torch.tensor(961), torch.tensor([961]), 941, 921):
+    with catome.patched(pipe.unet, catome.PAPER, threshold=0.9, schedule=[0, 2]):
+        for timestep in (981, torch.tensor(961), torch.tensor([941]), 921):
             call(pipe, inputs, timestep=timestep)
         assert len(searches) == 2 * 5
         call(pipe, inputs, timestep=981)
         assert len(searches) == 3 * 5
         call(pipe, inputs, timestep=961)
         assert len(searches) == 3 * 5
+        call(pipe, inputs, timestep=961)  # another call at the same step has pairs of its own
+        assert len(searches) == 4 * 5
 
 
 def test_a_generation_with_rising_timesteps_is_one_generation_in_a_pipeline(pipe, generate, monkeypatch):
@@ -211,7 +213,7 @@ def test_a_generation_with_rising_timesteps_is_one_generation_in_a_pipeline(pipe
     searches = counted_matches(monkeypatch)
     scheduler = pipe.scheduler
     try:
-        with catome.patched(pipe, threshold=0.9, schedule=[0]):
+        with catome.patched(pipe, catome.PAPER, threshold=0.9, schedule=[0]):
             pipe.scheduler = DDIMInverseScheduler.from_config(scheduler.config)
             generate(["desert"], steps=4)
             assert len(searches) == 5
@@ -230,12 +232,12 @@ def test_an_old_plan_is_never_used_for_something_else(pipe, change):
         "size": lambda: unet_inputs(pipe, ["desert", "volcano"], size=(16, 64), timestep=381),
         "dtype": lambda: {**unet_inputs(pipe, ["desert", "volcano"], timestep=381)},
     }[change]()
-    with catome.patched(pipe.unet, threshold=0.9, schedule=[0]):
+    with catome.patched(pipe.unet, catome.PAPER, threshold=0.9, schedule=[0]):
         call(pipe, inputs)
         with torch.autocast("cpu", torch.bfloat16, enabled=change == "dtype"):
             mixed = call(pipe, other)
     with (
-        catome.patched(pipe.unet, threshold=0.9, schedule=[0]),
+        catome.patched(pipe.unet, catome.PAPER, threshold=0.9, schedule=[0]),
         torch.autocast("cpu", torch.bfloat16, enabled=change == "dtype"),
     ):
         fresh = call(pipe, other)
@@ -255,7 +257,7 @@ def test_removing_restores_every_bit_also_after_an_exception(pipe, generate):
     def explode(module, args):
         raise Boom
 
-    catome.apply_patch(pipe, threshold=0.6)
+    catome.apply_patch(pipe, catome.PAPER, threshold=0.6)
     assert not np.array_equal(before, generate(["lighthouse"]))
     block = transformer_blocks(pipe.unet)["up_blocks.2.attentions.1.transformer_blocks.0"]
     handle = block.ff.register_forward_pre_hook(explode)
@@ -279,7 +281,7 @@ def test_an_interrupted_generation_leaves_nothing_behind(pipe, generate, error):
             raise error
         return tensors
 
-    with catome.patched(pipe, threshold=0.9, schedule=[0]):
+    with catome.patched(pipe, catome.PAPER, threshold=0.9, schedule=[0]):
         expected = generate(["misty forest"], seed=3)
         for at in (0, 1):
             stop = at
@@ -289,23 +291,32 @@ def test_an_interrupted_generation_leaves_nothing_behind(pipe, generate, error):
 
 
 def test_applying_twice_replaces_and_patched_gives_back_what_was_there(pipe, generate):
-    catome.apply_patch(pipe, threshold=0.6)
-    catome.apply_patch(pipe, ratio=0.5, schedule=None)
+    catome.apply_patch(pipe, catome.PAPER, threshold=0.6)
+    catome.apply_patch(pipe, catome.PAPER, ratio=0.5, schedule=None)
     twice = generate(["desert"])
-    with catome.patched(pipe, threshold=0.9):
+    with catome.patched(pipe, catome.PAPER, threshold=0.9):
         assert not np.array_equal(twice, generate(["desert"]))
     assert np.array_equal(twice, generate(["desert"]))
     catome.remove_patch(pipe)
-    with catome.patched(pipe, ratio=0.5, schedule=None):
+    with catome.patched(pipe, catome.PAPER, ratio=0.5, schedule=None):
         assert np.array_equal(twice, generate(["desert"]))
 
 
-def test_the_defaults_are_the_papers(pipe):
-    catome.apply_patch(pipe)
-    config = applied_patch(pipe).config
-    catome.remove_patch(pipe)
+def test_the_configurations_by_name(pipe):
+    for given, expected in (((), catome.RECOMMENDED), ((catome.PAPER,), catome.PAPER), ((catome.TOME,), catome.TOME)):
+        catome.apply_patch(pipe, *given)
+        assert catome.is_patched(pipe)
+        assert applied_patch(pipe).config == expected
+        catome.remove_patch(pipe)
+        assert not catome.is_patched(pipe)
+    assert catome.MergeConfig() == catome.RECOMMENDED
+    assert (catome.RECOMMENDED.keep_queries, catome.RECOMMENDED.weighted) == (True, True)
+    tome = catome.TOME
+    assert (tome.ratio, tome.threshold, tome.schedule, tome.keep_queries, tome.weighted) == (0.5, None, None, False, False)
+    config = catome.PAPER
     assert (config.threshold, config.ratio, config.stride, config.dst) == (0.7, None, (2, 2), "top_left")
-    assert config.checkpoints == set(catome.SCHEDULES["CONFIG_3"])
+    assert config.schedule.at(51) == catome.SCHEDULES["CONFIG_3"]
+    assert (config.keep_queries, config.weighted, config.compare) == (False, False, "input")
     assert (config.merge_attn, config.merge_crossattn, config.merge_mlp, config.max_downsample) == (
         True,
         False,
@@ -318,7 +329,7 @@ def test_the_defaults_are_the_papers(pipe):
 def test_cross_attention_and_mlp_merge_each_image_with_its_own_prompt(pipe, parts):
     """Ragged batches run image by image: the same as each image alone."""
     inputs = unet_inputs(pipe, ["desert", "city at night", "volcano"])
-    with catome.patched(pipe, threshold=0.7, merge_attn=False, **dict.fromkeys(parts, True)):
+    with catome.patched(pipe, catome.PAPER, threshold=0.7, merge_attn=False, **dict.fromkeys(parts, True)):
         together = call(pipe, inputs)
         assert len(set(applied_patch(pipe).cached()[0].lengths)) > 1
         for i in range(3):
@@ -330,7 +341,7 @@ def test_cross_attention_and_mlp_merge_each_image_with_its_own_prompt(pipe, part
 def test_random_dst_is_reproducible_and_seeded(pipe, generate):
     def images(seed):
         state = torch.get_rng_state()
-        with catome.patched(pipe, ratio=0.5, dst="random", schedule=None, seed=seed):
+        with catome.patched(pipe, catome.PAPER, ratio=0.5, dst="random", schedule=None, seed=seed):
             result = generate(["desert"]), generate(["desert"])
         assert torch.equal(state, torch.get_rng_state())
         return result
@@ -346,7 +357,7 @@ def test_other_schedulers_and_img2img(pipe, generate, scheduler, monkeypatch):
     other = StableDiffusionImg2ImgPipeline(**{**pipe.components, "scheduler": scheduler.from_config(pipe.scheduler.config)})
     other.set_progress_bar_config(disable=True)
     picture = torch.from_numpy(tiny.render("volcano", 1)).permute(2, 0, 1)[None] / 255
-    with catome.patched(other, threshold=0.9, schedule=[0]):
+    with catome.patched(other, catome.PAPER, threshold=0.9, schedule=[0]):
         for _ in range(2):
             other(tiny.prompt("volcano"), image=picture, strength=0.5, num_inference_steps=6, output_type="np")
     assert len(searches) == 2 * 5
@@ -354,7 +365,7 @@ def test_other_schedulers_and_img2img(pipe, generate, scheduler, monkeypatch):
 
 def test_a_patched_pipeline_is_not_kept_alive():
     pipe = tiny.load_pipeline()
-    catome.apply_patch(pipe)
+    catome.apply_patch(pipe, catome.PAPER)
     gone = weakref.ref(pipe)
     del pipe
     gc.collect()
@@ -365,7 +376,13 @@ def test_a_patched_pipeline_is_not_kept_alive():
     ("arguments", "error", "says"),
     [
         (dict(threshold=0.5, ratio=0.5), ValueError, "both were given"),
-        (dict(threshold=0.7, ratio=0.5), ValueError, "both were given"),  # also where it is the default
+        (dict(threshold=0.7, ratio=0.5), ValueError, "both were given"),
+        (dict(keep_queries=1), TypeError, "keep_queries=1"),
+        (dict(weighted=None), TypeError, "weighted=None"),
+        (dict(compare="values"), ValueError, "compare='values' must be 'input' or 'keys'"),
+        (dict(start=0.5, end=0.5), ValueError, "start=0.5, end=0.5"),
+        (dict(end=1.5), ValueError, "end=1.5 must be between 0 and 1"),
+        (dict(config="PAPER"), TypeError, "config='PAPER' must be a catome.MergeConfig"),
         (dict(threshold=None), ValueError, "neither was given"),
         (dict(threshold=2), ValueError, "threshold=2 must be between -1 and 1"),
         (dict(ratio=0.9), ValueError, "ratio=0.9 must be between 0 and 0.75"),
@@ -381,23 +398,23 @@ def test_a_patched_pipeline_is_not_kept_alive():
 )
 def test_bad_arguments_are_named_and_change_nothing(pipe, arguments, error, says):
     with pytest.raises(error) as caught:
-        catome.apply_patch(pipe, **arguments)
+        catome.apply_patch(pipe, **({"config": catome.PAPER} | arguments))
     assert says in str(caught.value)
 
 
 @pytest.mark.parametrize("nothing", [None, torch.nn.Linear(2, 2), "runwayml/stable-diffusion-v1-5"])
 def test_what_has_no_unet_is_refused(nothing):
     with pytest.raises(TypeError, match="must be a diffusers pipeline"):
-        catome.apply_patch(nothing)
+        catome.apply_patch(nothing, catome.PAPER)
 
 
 def test_a_pipeline_saved_to_disk_loads_and_patches(pipe, generate, tmp_path):
     """The path that real Stable Diffusion weights take: a diffusers folder."""
-    with catome.patched(pipe, threshold=0.9):
+    with catome.patched(pipe, catome.PAPER, threshold=0.9):
         pipe.save_pretrained(tmp_path)
         expected = generate(["desert"])
     copy = tiny.load_pipeline(tmp_path)
-    with catome.patched(copy, threshold=0.9):
+    with catome.patched(copy, catome.PAPER, threshold=0.9):
         again = copy(
             [tiny.prompt("desert")],
             num_inference_steps=4,

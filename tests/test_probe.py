@@ -8,7 +8,7 @@ import catome
 @pytest.mark.parametrize("patch", [None, dict(threshold=0.9, schedule=[0, 2])])
 def test_watching_changes_no_bit(pipe, generate, patch):
     if patch:
-        catome.apply_patch(pipe, **patch)
+        catome.apply_patch(pipe, catome.PAPER, **patch)
     blind = generate(["volcano", "desert"])
     with catome.probe(pipe, keep_tokens=True):
         watched = generate(["volcano", "desert"])
@@ -48,7 +48,7 @@ def test_every_step_and_top_block_is_seen(pipe, generate):
 
 
 def test_what_the_probe_finds_is_what_the_patch_merges(pipe, generate):
-    with catome.patched(pipe, threshold=0.9, schedule=None), catome.probe(pipe) as record:
+    with catome.patched(pipe, catome.PAPER, threshold=0.9, schedule=None), catome.probe(pipe) as record:
         generate(["volcano", "desert"], steps=3)
     torch.testing.assert_close(record.merged_share(), record.merged_share(threshold=0.9))
     for step in record.steps():
@@ -57,7 +57,7 @@ def test_what_the_probe_finds_is_what_the_patch_merges(pipe, generate):
 
 def test_a_cached_step_shows_the_plan_that_ran(pipe, generate):
     with (
-        catome.patched(pipe, threshold=0.9, schedule=[0]),
+        catome.patched(pipe, catome.PAPER, threshold=0.9, schedule=[0]),
         catome.probe(pipe, steps={0, 3}, keep_tokens=True) as record,
     ):
         generate(["volcano"], steps=3)

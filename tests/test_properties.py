@@ -10,12 +10,12 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import catome
+from catome.models.unet import StepCounter
+from catome.policy.refresh import broken_share, weakest_pair
+from catome.policy.schedule import parse_schedule
 from catome.policy.staleness import derive, total_staleness
 from catome.tensors.matching import split_tokens
-from catome.policy.refresh import broken_share, weakest_pair
 from catome.tensors.plan import pack
-from catome.policy.schedule import parse_schedule
-from catome.models.unet import StepCounter
 
 some = settings(max_examples=50, deadline=None)
 

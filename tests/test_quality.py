@@ -192,7 +192,7 @@ def test_compare_and_its_record(pipe, tmp_path, monkeypatch):
     row = found.of(asked[1]).iloc[2]
     assert len(row["merged_share"]) == 5
     plain = quality.to_uint8(real(pipe, chosen, range(2, 3)))
-    with catome.patched(pipe, threshold=0.9, schedule=None), catome.probe(pipe) as record:
+    with catome.patched(pipe, catome.PAPER, threshold=0.9, schedule=None), catome.probe(pipe) as record:
         images = quality.to_uint8(real(pipe, chosen, range(2, 3)))
     assert row["psnr"] == pytest.approx(quality.psnr(images, plain)[0], abs=0.5)
     assert np.allclose(row["merged_share"].astype(float), record.merged_share()[:, :, 1].mean(1), atol=5e-3)
@@ -210,7 +210,7 @@ def test_compare_and_its_record(pipe, tmp_path, monkeypatch):
     assert made == [[0, 1], [2]]  # without real images, and other guidance: nothing fits
     with pytest.raises(ValueError, match="each may be named once"):
         compare(pipe, chosen, [methods.tome(0.5), methods.tome(0.5)])
-    with catome.patched(pipe), pytest.raises(ValueError, match="pipe is patched"):
+    with catome.patched(pipe, catome.PAPER), pytest.raises(ValueError, match="pipe is patched"):
         compare(pipe, chosen, asked)
 
 

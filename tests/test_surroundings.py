@@ -19,7 +19,6 @@ from diffusers import (
 
 import catome
 from catome import tiny
-from catome.runtime.hooks import HOOK
 from catome.patch import applied_patch
 
 MERGING = dict(threshold=0.9, schedule=[0])
@@ -56,17 +55,17 @@ def call(unet, *args):
 def test_model_offload(own, first):
     """Offloading takes the U-Net's forward away and puts it back after each generation."""
     plain = image(own)
-    with catome.patched(own, **MERGING):
+    with catome.patched(own, catome.PAPER, **MERGING):
         merged = image(own)
     assert not np.array_equal(plain, merged)
     if first == "offload":
         own.enable_model_cpu_offload(device="cpu")
-    catome.apply_patch(own, **MERGING)
+    catome.apply_patch(own, catome.PAPER, **MERGING)
     if first == "patch":
         own.enable_model_cpu_offload(device="cpu")
     for _ in range(3):
         assert np.array_equal(merged, image(own))
-    catome.apply_patch(own, **MERGING)
+    catome.apply_patch(own, catome.PAPER, **MERGING)
     assert np.array_equal(merged, image(own))
     catome.remove_patch(own)
     seen = []
@@ -80,7 +79,7 @@ def test_model_offload(own, first):
 
 
 def test_a_copy_has_a_patch_of_its_own(own):
-    catome.apply_patch(own, **MERGING)
+    catome.apply_patch(own, catome.PAPER, **MERGING)
     merged = image(own)
     twin = copy.deepcopy(own)
     assert np.array_equal(merged, image(twin))
@@ -93,7 +92,7 @@ def test_a_copy_has_a_patch_of_its_own(own):
     for late in (copy.deepcopy(own), own):
         catome.remove_patch(late)
         assert applied_patch(late) is None
-        assert not any("_diffusers_hook" in vars(module) for module in late.unet.modules())
+        assert not any(hooks_of(module, Hook) for module in late.unet.modules())
         assert not np.array_equal(merged, image(late))
 
 
@@ -109,10 +108,10 @@ def test_a_loop_over_one_timetable_begins_anew_at_its_start(own):
             x = own.scheduler.step(own.unet(x, t, text).sample, t, x).prev_sample
         return x
 
-    with catome.patched(own, **MERGING):
+    with catome.patched(own, catome.PAPER, **MERGING):
         loop(1)
         after_another = loop(7)
-    with catome.patched(own, **MERGING):
+    with catome.patched(own, catome.PAPER, **MERGING):
         assert torch.equal(loop(7), after_another)
 
 
@@ -127,9 +126,9 @@ def test_a_second_pipeline_on_the_same_unet(own):
     def redrawn(strength, **more):
         return image(other, image=start, strength=strength, steps=4, **more)
 
-    with catome.patched(own, **MERGING):
+    with catome.patched(own, catome.PAPER, **MERGING):
         expected = redrawn(0.5)
-    with catome.patched(own, **MERGING):
+    with catome.patched(own, catome.PAPER, **MERGING):
         image(own)
         with pytest.raises(KeyboardInterrupt):
             redrawn(1.0, callback_on_step_end=interrupt)
@@ -137,14 +136,14 @@ def test_a_second_pipeline_on_the_same_unet(own):
 
 
 def test_one_step_models_never_see_an_old_plan(own):
-    with catome.patched(own.unet, **MERGING):
+    with catome.patched(own.unet, catome.PAPER, **MERGING):
         call(own.unet, *inputs(seed=1, timestep=999))
         second = call(own.unet, *inputs(seed=2, timestep=999))
         with catome.probe(own.unet) as record:
             image(own, steps=1)
             image(own, steps=1)
         assert len(record.generations) == 2
-    with catome.patched(own.unet, **MERGING):
+    with catome.patched(own.unet, catome.PAPER, **MERGING):
         assert torch.equal(second, call(own.unet, *inputs(seed=2, timestep=999)))
 
 
@@ -165,7 +164,7 @@ def test_two_threads_on_one_unet(own):
             output_type="np",
         ).images
 
-    with catome.patched(own, threshold=0.9, schedule=[0, 2]):
+    with catome.patched(own, catome.PAPER, threshold=0.9, schedule=[0, 2]):
         expected = [drawn(own, seed) for seed in range(4)]
         found = {}
 
@@ -202,7 +201,7 @@ def test_topmost_is_where_attention_begins():
     """SDXL's first level has no attention; its topmost blocks are downsampled by 2."""
     unet = small_unet(("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D"))
     plain = call(unet, *inputs(16))
-    with catome.patched(unet, threshold=-1.0), catome.probe(unet) as record:
+    with catome.patched(unet, catome.PAPER, threshold=-1.0), catome.probe(unet) as record:
         merged = call(unet, *inputs(16))
     assert not torch.equal(plain, merged)
     assert record.merged_share().unique().tolist() == [0.75]
@@ -219,15 +218,15 @@ def test_a_unet_without_transformer_blocks_is_refused():
 
 def test_nothing_to_merge_is_an_error(own):
     with pytest.raises(ValueError, match=r"merge_attn=False.*at least one"):
-        catome.apply_patch(own, merge_attn=False)
+        catome.apply_patch(own, catome.PAPER, merge_attn=False)
 
 
 @pytest.mark.parametrize("arguments", [dict(seed=2**65), dict(threshold=2.0), dict(schedule=[1])])
 def test_a_refused_patch_leaves_the_old_one(own, arguments):
-    catome.apply_patch(own, **MERGING)
+    catome.apply_patch(own, catome.PAPER, **MERGING)
     merged = image(own)
     with pytest.raises(ValueError, match=next(iter(arguments))):
-        catome.apply_patch(own, **arguments)
+        catome.apply_patch(own, catome.PAPER, **arguments)
     assert np.array_equal(merged, image(own))
 
 
@@ -252,7 +251,7 @@ def test_another_hook_of_diffusers_stays(own, order):
     expected = image(twin)
     if order == "before":
         apply_pyramid_attention_broadcast(own.unet, config)
-    catome.apply_patch(own, **MERGING)
+    catome.apply_patch(own, catome.PAPER, **MERGING)
     if order == "after":
         apply_pyramid_attention_broadcast(own.unet, config)
     if order == "after":
@@ -262,7 +261,7 @@ def test_another_hook_of_diffusers_stays(own, order):
             assert np.array_equal(expected, image(own))
     catome.remove_patch(own)
     assert np.array_equal(expected, image(own))
-    assert not any(HOOK in module._diffusers_hook.hooks for module in own.unet.modules() if hasattr(module, "_diffusers_hook"))
+    assert not any(hooks_of(module, Hook) for module in own.unet.modules())
 
 
 def test_a_processor_that_may_look_across_the_batch(own):
@@ -274,9 +273,9 @@ def test_a_processor_that_may_look_across_the_batch(own):
         generators = [torch.Generator().manual_seed(i) for i in range(2)]
         return guided(prompts, num_inference_steps=2, generator=generators, output_type="np", **arguments).images
 
-    with catome.patched(guided, threshold=0.9), pytest.warns(UserWarning, match="merges nothing where PAG"):
+    with catome.patched(guided, catome.PAPER, threshold=0.9), pytest.warns(UserWarning, match="merges nothing where PAG"):
         assert np.isfinite(two()).all()
-    with catome.patched(guided, ratio=0.5), warnings.catch_warnings():
+    with catome.patched(guided, catome.PAPER, ratio=0.5), warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert np.isfinite(two()).all()
 
@@ -294,7 +293,7 @@ def test_other_ways_to_run(own, change):
     else:
         own.to(torch.bfloat16)
     plain = image(own)
-    with catome.patched(own, **MERGING):
+    with catome.patched(own, catome.PAPER, **MERGING):
         merged = image(own)
         assert np.isfinite(merged).all()
         assert not np.array_equal(plain, merged)
@@ -304,7 +303,7 @@ def test_other_ways_to_run(own, change):
 
 def test_nan_in_the_latents_stays_in_its_image(own):
     sample, timestep, text = inputs(batch=2)
-    with catome.patched(own, threshold=0.9):
+    with catome.patched(own, catome.PAPER, threshold=0.9):
         healthy = call(own.unet, sample, timestep, text)
         sample[0, :, 3, 3] = float("nan")
         sick = call(own.unet, sample, timestep, text)

@@ -7,8 +7,8 @@ import torch
 from test_repository import ROOT
 
 from catome import tiny
-from catome.tiny import evaluate, features, train
 from catome.models.unet import transformer_blocks
+from catome.tiny import evaluate, features, train
 
 MODEL = ROOT / "data" / "tiny-sd"
 

@@ -15,10 +15,10 @@ def test_nothing_to_merge_changes_no_bit(pipe):
     """Not even by running the images of a batch one by one."""
     inputs = unet_inputs(pipe, ["desert", "volcano", "lighthouse"])
     plain = call(pipe, inputs)
-    with catome.patched(pipe, threshold=1.0):
+    with catome.patched(pipe, catome.PAPER, threshold=1.0):
         assert torch.equal(call(pipe, inputs), plain)
         assert all(not plan.merged_share.any() for plan in applied_patch(pipe).cached())
-    with catome.probe(pipe) as record, catome.patched(pipe, threshold=1.0):
+    with catome.probe(pipe) as record, catome.patched(pipe, catome.PAPER, threshold=1.0):
         call(pipe, inputs)
     assert record.merged_share().tolist() == [[[0.0] * 3] * 5]
 
@@ -28,16 +28,16 @@ def test_few_tokens_are_left_alone_and_not_even_looked_at(pipe, amount, monkeypa
     searches = counted_matches(monkeypatch)
     few, many = unet_inputs(pipe, ["desert"], size=(8, 8)), unet_inputs(pipe, ["desert"], size=(32, 32))
     plain = call(pipe, few)
-    with catome.patched(pipe, **amount):
+    with catome.patched(pipe, catome.PAPER, **amount):
         assert not torch.equal(call(pipe, few), plain)
         assert searches
     searches.clear()
-    with catome.patched(pipe, **amount, only_where_faster=True):
+    with catome.patched(pipe, catome.PAPER, **amount, only_where_faster=True):
         assert torch.equal(call(pipe, few), plain)
         assert not searches
         merged = call(pipe, many)
         assert searches
-    with catome.patched(pipe, **amount):
+    with catome.patched(pipe, catome.PAPER, **amount):
         assert torch.equal(merged, call(pipe, many))
 
 
@@ -45,15 +45,15 @@ def test_each_image_steps_aside_by_its_own_share(pipe, monkeypatch):
     """Between the shares of two images, one is merged as without the option and the other is left alone."""
     inputs = unet_inputs(pipe, ["desert", "volcano"])
     alone = {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-    with catome.patched(pipe, threshold=0.8):
+    with catome.patched(pipe, catome.PAPER, threshold=0.8):
         call(pipe, inputs)
         free = applied_patch(pipe).cached()[0]
     low, high = sorted(free.merged_share.tolist())
     assert 0 < low < high
     monkeypatch.setattr(
-        "catome.runtime.hooks.least_share", lambda *_, **given: (low + high) / 2 if given["interval"] == math.inf else 0
+        "catome.runtime.config.least_share", lambda *_, **given: (low + high) / 2 if given["interval"] == math.inf else 0
     )
-    with catome.patched(pipe, threshold=0.8, only_where_faster=True):
+    with catome.patched(pipe, catome.PAPER, threshold=0.8, only_where_faster=True):
         call(pipe, inputs)
         plan = applied_patch(pipe).cached()[0]
         call(pipe, alone)
@@ -96,11 +96,11 @@ def test_a_search_at_every_step_asks_for_a_larger_share():
     x = torch.zeros(1, 1024, 64)
     asked = {}
     for name, schedule in {"every step": None, "CONFIG_3": "CONFIG_3", "once": (0,)}.items():
-        config = catome.runtime.hooks.MergeConfig(0.7, None, catome.parse_schedule(schedule), only_where_faster=True)
+        config = catome.PAPER.changed(schedule=schedule, only_where_faster=True)
         asked[name] = config.least_share(x, matched=False)
         assert config.least_share(x, matched=True) == asked.setdefault("matched", config.least_share(x, matched=True))
     assert asked["every step"] > asked["CONFIG_3"] > asked["once"] == asked["matched"] > 0
-    assert catome.runtime.hooks.MergeConfig(0.7, None, None).least_share(x, matched=False) == 0
+    assert catome.PAPER.least_share(x, matched=False) == 0
 
 
 def test_rates_are_of_the_device_and_the_precision():
@@ -119,5 +119,5 @@ def test_rates_are_of_the_device_and_the_precision():
 )
 def test_wrong_arguments_are_named(pipe, arguments, error, names):
     with pytest.raises(error, match=names):
-        catome.apply_patch(pipe, **arguments)
+        catome.apply_patch(pipe, catome.PAPER, **arguments)
     assert applied_patch(pipe) is None

@@ -253,8 +253,16 @@ FAMILIES: tuple[Family, ...] = (
         sample="sample",
     ),
     Family(
+        # What runs beside a denoising model; `catome.models.registry` patches it where it is asked for alone.
         name="ControlNet",
-        classes=("ControlNetModel", "ControlNetUnionModel", "UNetControlNetXSModel"),
+        classes=("ControlNetModel", "ControlNetUnionModel", "SparseControlNetModel"),
+        attentions=spatial_attentions,
+        sample="sample",
+    ),
+    Family(
+        # A denoising model with a ControlNet inside.
+        name="ControlNet-XS",
+        classes=("UNetControlNetXSModel",),
         attentions=spatial_attentions,
         sample="sample",
     ),
@@ -265,7 +273,6 @@ FAMILIES: tuple[Family, ...] = (
             "UNet3DConditionModel",
             "UNetSpatioTemporalConditionModel",
             "I2VGenXLUNet",
-            "SparseControlNetModel",
         ),
         attentions=spatial_attentions,
         sample="sample",

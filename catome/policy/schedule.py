@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -137,8 +138,8 @@ def _of_shares(shares: list) -> Schedule:
         check_number("schedule", share, 0.0, 1.0)
         if share >= 1:
             raise ValueError(f"schedule={shown(shares)} has the share {shown(share)}: shares of a generation are below 1")
-    # half a part is added, for 1/3 of 51 calls must be call 17 although 1/3 is a little less as a float
-    return Schedule(_checked_steps("schedule", [int(share * _SHARES + 0.5) for share in shares], shares), _SHARES)
+    # rounded up, for 1/3 of 51 calls must be call 17 although 1/3 is a little less as a float
+    return Schedule(_checked_steps("schedule", [math.ceil(share * _SHARES) for share in shares], shares), _SHARES)
 
 
 def _named(name: str | bytes) -> Schedule | Auto:

@@ -105,6 +105,11 @@ class Patch(Hook):
         return getattr(self._local, "running", None)
 
     @property
+    def config(self) -> MergeConfig | None:
+        """What generations that begin merge by."""
+        return self.rule.config if self.rule is not None else None
+
+    @property
     def generations(self) -> list[Kept]:
         """What is kept of the generations that are under way, in all threads."""
         return [kept for kept in self._kept if not kept.over]
@@ -251,7 +256,7 @@ def _refuse_what_cannot_work(model: torch.nn.Module) -> None:
 
 def refuse_other_merging(model: torch.nn.Module) -> None:
     """Raise a RuntimeError where another package merges tokens in the same model."""
-    if hasattr(model, "_tome_info"):
+    if getattr(model, "_tome_info", {}).get("hooks"):  # empty where that package has been taken off again
         raise RuntimeError(
             f"{type(model).__name__} is patched by another token merging package (tomesd, or one made from it), and merging "
             "merged tokens would be neither's method: take that patch off first"
@@ -305,7 +310,7 @@ class ModuleHook(Hook):
         layout = self.layout(running, x.shape[1], x.shape[1])
         if layout is None or layout.tokens != x.shape[1] or running.too_few(tokens):
             return None
-        return running.plan(self.name, lambda: tokens, tokens, len(tokens), layout)
+        return running.plan(self.name, "block", lambda: tokens, tokens, len(tokens), layout)
 
     def layout(self, running: Running, queries: int, keys: int) -> Layout | None:
         """Where the image tokens are; None also where the grid has no whole window."""
@@ -325,6 +330,7 @@ class BlockHook(ModuleHook):
         if running is not None:
             running.inputs[self.name] = args[0] if args else kwargs["hidden_states"]
             running.used.pop(self.name, None)
+            running.times[self.name, "block"] += 1
 
     @_in_eager
     def after(self, module, args, kwargs, output):
@@ -526,9 +532,8 @@ class AtTheCall:
             size = {"images": len(key), "queries": query.shape[2], "keys": key.shape[2], "tokens": layout.tokens}
             hook.left_alone(running, "merging would take longer than it saves here", aloud=False, **size)
             return None, layout
-        # A module may call its attention several times; each call has a plan of its own.
-        name = hook.name if self.calls == 1 else f"{hook.name} call {self.calls}"
-        plan = running.plan(name, lambda: image.flatten(2), key, len(key), layout)
+        running.times[hook.name, "call"] += 1
+        plan = running.plan(hook.name, "call", lambda: image.flatten(2), key, len(key), layout)
         running.used[hook.name] = plan
         around = key.shape[2] - layout.tokens
         around_queries = query.shape[2] - layout.tokens

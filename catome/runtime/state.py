@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -72,6 +73,7 @@ class Running:
         active: whether tokens are merged at this step.
         inputs: what entered the blocks that are being run, by the name of their attention.
         used: the plans that this call merged by, by the name of the attention.
+        times: how often each place where tokens are compared has come by in this call, by attention and place.
     """
 
     call: ModelCall
@@ -80,6 +82,7 @@ class Running:
     active: bool = False
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
     used: dict[str, MergePlan] = field(default_factory=dict)
+    times: Counter = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.active = self.rule is not None and self._within()
@@ -117,6 +120,7 @@ class Running:
     def plan(
         self,
         name: str,
+        place: str,
         tokens: Callable[[], torch.Tensor],
         like: torch.Tensor,
         images: int,
@@ -126,13 +130,16 @@ class Running:
 
         Args:
             name: of the attention.
+            place: where tokens are compared, "block" or "call". A model may come by there several times in one call, and each
+                time has pairs of its own.
             tokens: gives the tokens to compare, ``[images, layout.tokens, C]``; called only where pairs are looked for.
             like: a tensor of the same dtype and device.
             images: rows of the batch.
             layout: where the image tokens are.
         """
         fits = (images, layout, like.dtype, like.device)
-        cached = self.condition.plans.get(name)
+        key = (name, place, self.times[name, place])
+        cached = self.condition.plans.get(key)
         step = self.generation.step
         if cached is None or cached.fits != fits or cached.made < self._due():
             x = tokens()
@@ -144,7 +151,7 @@ class Running:
             made = self._mended(cached, tokens, layout)
         if made is not cached:
             self.report.found(name, step)
-            self.condition.plans[name] = made
+            self.condition.plans[key] = made
         return made.plan
 
     def _mended(self, cached: Cached, tokens: Callable[[], torch.Tensor], layout: Layout) -> Cached:

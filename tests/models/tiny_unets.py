@@ -260,6 +260,20 @@ UNETS = (
         attentions=3,
     ),
     TinyModel(
+        # The second stage of IF attends to its own tokens in the middle alone.
+        name="unet-if-only-cross",
+        build=built(
+            "UNet2DConditionModel",
+            only_cross_attention=True,
+            mid_block_only_cross_attention=False,
+            cross_attention_dim=WIDTH,
+            **SIMPLE_BLOCKS,
+            **THREE_LEVELS,
+        ),
+        inputs=random_inputs({"sample": (4, 32, 48)}, PROMPT),
+        attentions=1,
+    ),
+    TinyModel(
         name="unet-kandinsky-2-2",
         build=built(
             "UNet2DConditionModel",
