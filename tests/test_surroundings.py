@@ -19,7 +19,9 @@ from diffusers import (
 
 import catome
 from catome import tiny
+from catome.models._torch import hooks_of
 from catome.patch import applied_patch
+from catome.runtime.hooks import Hook
 
 MERGING = dict(threshold=0.9, schedule=[0])
 
@@ -80,9 +82,9 @@ def test_model_offload(own, first):
 
 def test_a_copy_has_a_patch_of_its_own(own):
     catome.apply_patch(own, catome.PAPER, **MERGING)
+    assert np.array_equal(image(own, steps=10), image(copy.deepcopy(own), steps=10))
     merged = image(own)
     twin = copy.deepcopy(own)
-    assert np.array_equal(merged, image(twin))
     for weight in twin.unet.parameters():
         weight.data.zero_()
     assert torch.equal(call(twin.unet, *inputs()), torch.zeros(1, 4, 32, 32))
@@ -142,7 +144,7 @@ def test_one_step_models_never_see_an_old_plan(own):
         with catome.probe(own.unet) as record:
             image(own, steps=1)
             image(own, steps=1)
-        assert len(record.generations) == 2
+        assert sorted({seen.call for seen in record.generations[0]}) == [0, 1]  # nothing tells them apart but their order
     with catome.patched(own.unet, catome.PAPER, **MERGING):
         assert torch.equal(second, call(own.unet, *inputs(seed=2, timestep=999)))
 
@@ -159,7 +161,7 @@ def test_two_threads_on_one_unet(own):
         return pipe(
             prompt_embeds=positive,
             negative_prompt_embeds=negative,
-            num_inference_steps=3,
+            num_inference_steps=10,
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
         ).images
@@ -209,10 +211,22 @@ def test_topmost_is_where_attention_begins():
     assert torch.equal(plain, call(unet, *inputs(16)))
 
 
-def test_a_unet_without_transformer_blocks_is_refused():
+def test_a_unet_whose_attention_is_in_no_transformer_block():
+    """It is merged where its attention is called; the probe watches what enters blocks, and there are none."""
     unet = small_unet(("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D"), mid_block_type="UNetMidBlock2D")
+    plain = call(unet, *inputs(16))
+    with catome.patched(unet, threshold=-1.0):
+        assert not torch.equal(plain, call(unet, *inputs(16)))
+        assert catome.summary(unet).merged_share == 0.75
+    assert torch.equal(plain, call(unet, *inputs(16)))
+    with pytest.raises(TypeError, match="no transformer block"):
+        catome.probe(unet).__enter__()
+
+
+def test_a_unet_without_attention_is_refused():
+    unet = small_unet(("DownBlock2D", "DownBlock2D"), ("UpBlock2D", "UpBlock2D"), mid_block_type=None)
     for use in (catome.apply_patch, lambda unet: catome.probe(unet).__enter__()):
-        with pytest.raises(TypeError, match="no BasicTransformerBlock"):
+        with pytest.raises(TypeError, match="no self-attention over image tokens"):
             use(unet)
 
 
@@ -239,32 +253,42 @@ def test_autocast_does_not_touch_the_matching(own):
     assert torch.equal(exact.best, mixed.best)
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
-def test_another_hook_of_diffusers_stays(own, order):
-    config = PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2,
-        spatial_attention_timestep_skip_range=(100, 950),
-        current_timestep_callback=lambda: 500,
-    )
+@pytest.mark.parametrize("config", [catome.PAPER, catome.RECOMMENDED], ids=["PAPER", "RECOMMENDED"])
+def test_another_hook_of_diffusers_stays(own, config):
+    """One that keeps the outputs of attentions; catome merges around it or inside it, in either order."""
+
+    def broadcast(unet):
+        apply_pyramid_attention_broadcast(
+            unet,
+            PyramidAttentionBroadcastConfig(
+                spatial_attention_block_skip_range=2,
+                spatial_attention_timestep_skip_range=(100, 950),
+                current_timestep_callback=lambda: 500,
+            ),
+        )
+
     twin = copy.deepcopy(own)
-    apply_pyramid_attention_broadcast(twin.unet, config)
+    other = copy.deepcopy(own)
+    broadcast(twin.unet)
     expected = image(twin)
-    if order == "before":
-        apply_pyramid_attention_broadcast(own.unet, config)
-    catome.apply_patch(own, catome.PAPER, **MERGING)
-    if order == "after":
-        apply_pyramid_attention_broadcast(own.unet, config)
-    if order == "after":
-        assert not np.array_equal(expected, image(own))
-    else:  # what it keeps would not fit other merged tokens
-        with pytest.warns(UserWarning, match="Apply catome before it"):
-            assert np.array_equal(expected, image(own))
-    catome.remove_patch(own)
-    assert np.array_equal(expected, image(own))
-    assert not any(hooks_of(module, Hook) for module in own.unet.modules())
+    catome.apply_patch(twin, config, **MERGING)
+    catome.apply_patch(other, config, **MERGING)
+    broadcast(other.unet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        merged = image(twin)
+        assert np.array_equal(merged, image(other))
+    assert not np.array_equal(expected, merged)
+    assert 0 < catome.summary(twin).merged_share == catome.summary(other).merged_share
+    for patched in (twin, other):
+        catome.remove_patch(patched)
+        assert np.array_equal(expected, image(patched))
+        assert not any(hooks_of(module, Hook) for module in patched.unet.modules())
 
 
-def test_a_processor_that_may_look_across_the_batch(own):
+@pytest.mark.parametrize("config", [catome.PAPER, catome.RECOMMENDED], ids=["PAPER", "RECOMMENDED"])
+def test_a_processor_that_treats_parts_of_the_batch_differently(own, config):
+    """Perturbed attention guidance calls attention for two thirds of its rows: these are merged by their own keys."""
     guided = StableDiffusionPAGPipeline(**own.components, pag_applied_layers=["down_blocks.0"], requires_safety_checker=False)
     guided.set_progress_bar_config(disable=True)
 
@@ -273,11 +297,14 @@ def test_a_processor_that_may_look_across_the_batch(own):
         generators = [torch.Generator().manual_seed(i) for i in range(2)]
         return guided(prompts, num_inference_steps=2, generator=generators, output_type="np", **arguments).images
 
-    with catome.patched(guided, catome.PAPER, threshold=0.9), pytest.warns(UserWarning, match="merges nothing where PAG"):
-        assert np.isfinite(two()).all()
-    with catome.patched(guided, catome.PAPER, ratio=0.5), warnings.catch_warnings():
+    plain = two()
+    with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        assert np.isfinite(two()).all()
+        with catome.patched(guided, config, threshold=0.9):
+            assert not np.array_equal(plain, two())
+            assert all(attention.merged_share > 0 for attention in catome.summary(guided).attentions)
+        with catome.patched(guided, config, ratio=0.0):
+            assert np.allclose(plain, two(), atol=1e-6)
 
 
 @pytest.mark.parametrize("change", ["attention slicing", "channels last", "vae tiling", "fused projections", "half"])

@@ -346,6 +346,7 @@ _UNSEEN = (
     "it does not call torch.nn.functional.scaled_dot_product_attention (another attention backend, or a processor with "
     "attention of its own); set_attention_backend('native') or set_default_attn_processor() would let it merge"
 )
+_KEPT = "a hook inside gave the output of an earlier step"
 _SEVERAL = "queries cannot be merged in this call, in which keys lie elsewhere; keep_queries=True can merge its keys"
 
 
@@ -359,7 +360,7 @@ class AttentionHook(ModuleHook):
             return None
         way = self._by_tokens(running, module, args, kwargs)
         if way is None:
-            way = AtTheCall(self, running)
+            way = AtTheCall(self, running, _diffusers.keeps_outputs(module))
         self._ways().append(way)
         return way.enter(args, kwargs)
 
@@ -467,9 +468,11 @@ def replaced(args: tuple, kwargs: dict, tokens: torch.Tensor) -> tuple[tuple, di
 class AtTheCall:
     """Keys and values are merged where the module calls `F.scaled_dot_product_attention`."""
 
-    def __init__(self, hook: AttentionHook, running: Running) -> None:
+    def __init__(self, hook: AttentionHook, running: Running, keeps_outputs: bool) -> None:
+        """``keeps_outputs``: a hook of diffusers inside may give what it kept, and not call the attention at all."""
         self.hook = hook
         self.running = running
+        self.keeps_outputs = keeps_outputs
         self.mode = AttentionMode(self._attend)
         self.calls = 0
 
@@ -479,7 +482,8 @@ class AtTheCall:
     def leave(self, output):
         self.mode.leave()
         if output is not None and not self.calls:
-            self.hook.left_alone(self.running, _UNSEEN)
+            kept = self.keeps_outputs
+            self.hook.left_alone(self.running, _KEPT if kept else _UNSEEN, aloud=not kept)
         return output
 
     def _attend(self, function, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):

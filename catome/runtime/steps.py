@@ -12,8 +12,8 @@ What is known of a call is little: its timestep, its latents, its prompt. The ru
    value is read from the device.
 3. Other timesteps are compared by value. They fall in most models and rise in some; a turn begins a generation.
 
-Where a call does not continue the last one without a doubt (by rule 3, on a timetable of unknown origin, or after a jump on a
-timetable) the latents decide:
+Where a call does not continue the last one without a doubt (by rule 3, on a short timetable that is not the scheduler's, or
+after a jump on a timetable) the latents decide:
 those of one generation resemble each other from step to step, and those of different images do not. Rows of latents that do
 not continue the last ones get new pairs.
 """
@@ -33,9 +33,13 @@ _MOST_CONDITIONS = 128
 _MOST_GENERATIONS = 4
 """Timetables on which generations may run by turns in one thread."""
 
-_CONTINUES = 0.5
-"""The cosine similarity of latents from which on they continue those of the step before. Unrelated ones are near 0, and those
-of one generation above 0.8, but where a sampler adds much new noise; pairs are found afresh then, as they should be."""
+_CONTINUES = 0.8
+"""The cosine similarity of latents from which on they continue those of the step before. Unrelated ones are near 0 as long as
+there is noise, and those of one generation above 0.9 unless its steps are very large or add much new noise. Where they are, the
+check costs a search for pairs and no image."""
+
+_LONG = 9
+"""Numbers that fall or rise throughout are a timetable if there are so many of them: as many random ones do so once in 181,440."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,8 @@ class Timeline:
         """Whether the next place is the next step of the same generation, by the clock alone."""
         if key in ("values", "context"):
             return key == "context"
-        return _is_planned(self._held[key], facts)
+        timetable = self._held[key]
+        return timetable.nbytes() >= _LONG * facts.timestep.element_size() or _is_planned(timetable, facts)
 
     def _new(self, key, place, length: int | None, held) -> Generation:
         # Places on a timetable and numbers of steps rise; timesteps by value go where the first two of them go.
