@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
+from types import MethodType
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["HOOK_TABLES", "AttentionMode", "SdpaMode", "hooks_of", "leave_behind", "original", "remove_hooks"]
+__all__ = [
+    "HOOK_TABLES",
+    "AttentionMode",
+    "SdpaMode",
+    "hide_from_compiler",
+    "hooks_of",
+    "in_eager",
+    "leave_behind",
+    "original",
+    "remove_hooks",
+    "show_to_compiler",
+]
 
 HOOK_TABLES = (
     "_forward_pre_hooks",
@@ -43,6 +56,21 @@ def hooks_of(module: torch.nn.Module, kind: type) -> list:
     return found
 
 
+def show_to_compiler(module: torch.nn.Module) -> None:
+    """Make `torch.compile` look again at a module whose hooks have changed; it does not watch hooks, but does ``forward``.
+
+    The module gets its class's own forward as an attribute, which changes nothing else."""
+    if "forward" not in vars(module):
+        module.forward = MethodType(type(module).forward, module)
+
+
+def hide_from_compiler(module: torch.nn.Module) -> None:
+    """Undo `show_to_compiler`; a forward that somebody has put there since stays."""
+    own = vars(module).get("forward")
+    if isinstance(own, MethodType) and own.__self__ is module and own.__func__ is type(module).forward:
+        del module.forward
+
+
 def remove_hooks(module: torch.nn.Module, kind: type) -> None:
     """Take off the hooks that are methods of objects of class ``kind``, and no others."""
     for table in HOOK_TABLES[:2]:
@@ -51,6 +79,14 @@ def remove_hooks(module: torch.nn.Module, kind: type) -> None:
         for key in keys:
             for name in HOOK_TABLES:
                 getattr(module, name).pop(key, None)
+            hide_from_compiler(module)
+
+
+in_eager = partial(
+    torch.compiler.disable,
+    reason="catome decides in Python what to merge; compile with fullgraph=False, or call catome.remove_patch first",
+)
+"""Keeps a function out of what `torch.compile` makes; the reason is shown where a whole graph was asked for."""
 
 
 class SdpaMode(TorchFunctionMode):
@@ -90,14 +126,16 @@ class AttentionMode(SdpaMode):
         if self in torch.overrides._get_current_function_mode_stack()[-1:]:
             self.__exit__(None, None, None)
 
+    @in_eager
     def _under_way(self) -> bool:
+        """Whether the call of the module that the mode was entered in goes on."""
         frame = sys._getframe(1)
         while frame is not None and frame is not self._call:
             frame = frame.f_back
         return frame is not None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if self._under_way():
+        if func is torch.nn.functional.scaled_dot_product_attention and self._under_way():
             return super().__torch_function__(func, types, args, kwargs)
         return func(*args, **(kwargs or {}))
 

@@ -21,14 +21,13 @@ from __future__ import annotations
 import threading
 import warnings
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 from weakref import WeakSet, ref
 
 import torch
 
 from catome.models import _diffusers
-from catome.models._torch import AttentionMode, hooks_of, leave_behind, remove_hooks
+from catome.models._torch import AttentionMode, hooks_of, in_eager, leave_behind, remove_hooks, show_to_compiler
 from catome.models.base import Layout, ModelCall, SelfAttention, bound
 from catome.models.registry import family_of
 from catome.runtime.config import MergeConfig
@@ -37,11 +36,6 @@ from catome.runtime.state import Kept, Rule, Running
 from catome.runtime.steps import CallFacts, Timeline
 from catome.tensors.attention import attend, key_bias, padded, unpadded
 from catome.tensors.plan import MergePlan
-
-_in_eager = partial(
-    torch.compiler.disable,
-    reason="catome decides in Python what to merge; compile with fullgraph=False, or call catome.remove_patch first",
-)
 
 
 class Hook:
@@ -179,7 +173,7 @@ class Patch(Hook):
             if getattr(config, part) and module is not None and not hooks_of(module, kind):
                 kind(self, attention.name, part).put_on(module)
 
-    @_in_eager
+    @in_eager
     def before(self, model: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         """Find out where the call is."""
         leave_behind()
@@ -213,7 +207,7 @@ class Patch(Hook):
         """The scheduler of the pipeline that was patched; None without a pipeline, or where that is gone."""
         return getattr(self._pipe() if self._pipe is not None else None, "scheduler", None)
 
-    @_in_eager
+    @in_eager
     def after(self, model: torch.nn.Module, args: tuple, output) -> None:
         """End the call; one that failed ends its generation."""
         if output is None:
@@ -275,6 +269,7 @@ class ModuleHook(Hook):
     def put_on(self, module: torch.nn.Module) -> None:
         module.register_forward_pre_hook(self.before, with_kwargs=True)
         module.register_forward_hook(self.after, with_kwargs=True, always_call=True)
+        show_to_compiler(module)
 
     def before(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         raise TypeError("a ModuleHook says what it does before its module")
@@ -324,7 +319,7 @@ class ModuleHook(Hook):
 class BlockHook(ModuleHook):
     """Notes what enters a transformer block."""
 
-    @_in_eager
+    @in_eager
     def before(self, module, args, kwargs):
         running = self.running
         if running is not None:
@@ -332,7 +327,7 @@ class BlockHook(ModuleHook):
             running.used.pop(self.name, None)
             running.times[self.name, "block"] += 1
 
-    @_in_eager
+    @in_eager
     def after(self, module, args, kwargs, output):
         running = self.running
         if running is not None:
@@ -353,7 +348,7 @@ _SEVERAL = "queries cannot be merged in this call, in which keys lie elsewhere; 
 class AttentionHook(ModuleHook):
     """Merges in one self-attention."""
 
-    @_in_eager
+    @in_eager
     def before(self, module, args, kwargs):
         running = self.running
         if running is None:
@@ -364,7 +359,7 @@ class AttentionHook(ModuleHook):
         self._ways().append(way)
         return way.enter(args, kwargs)
 
-    @_in_eager
+    @in_eager
     def after(self, module, args, kwargs, output):
         ways = self._ways()
         if not ways:
@@ -560,7 +555,7 @@ def _uniform(mask: torch.Tensor, layout: Layout, running: Running, merged_querie
 class PartHook(ModuleHook):
     """Runs cross-attention or the MLP of a U-Net's block on merged tokens."""
 
-    @_in_eager
+    @in_eager
     def before(self, module, args, kwargs):
         running = self.running
         if running is None:
@@ -578,7 +573,7 @@ class PartHook(ModuleHook):
             return None
         return replaced(args, kwargs, padded(plan, plan.merge(x)))
 
-    @_in_eager
+    @in_eager
     def after(self, module, args, kwargs, output):
         plan = self.patch._local.__dict__.pop(("part", id(module)), None)
         if plan is None or output is None:
