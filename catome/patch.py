@@ -89,7 +89,7 @@ def patched(pipe, config: MergeConfig = RECOMMENDED, **changes) -> Iterator:
     """`apply_patch` with these arguments for the length of a ``with`` block; then what was there before is back.
 
     A generation that another thread is in the middle of, by another patch, keeps that."""
-    config = configured("patched", config, changes)
+    config = configured("apply_patch", config, changes)
     before = [(model, patch.rule if (patch := active_patch(model)) is not None else None) for model in find_models(pipe)]
     apply_patch(pipe, config)
     try:

@@ -116,11 +116,21 @@ PATCH = (
     (dict(only_where_faster="no"), "only_where_faster='no' must be True or False"),
     (
         dict(treshold=0.5),
-        "treshold=0.5 is no argument of apply_patch (did you mean 'threshold'?); it has pipe, threshold, ratio",
+        "treshold=0.5 is no argument of apply_patch (did you mean 'threshold'?); it has pipe, config, threshold, ratio",
     ),
     (dict(Ratio=0.5), "Ratio=0.5 is no argument of apply_patch (did you mean 'ratio'?)"),
     (dict(merge_self=True), "merge_self=True is no argument of apply_patch (did you mean 'merge_"),
-    (dict(sx=2), "sx=2 is no argument of apply_patch; it has pipe, threshold, ratio, schedule, stride, dst, seed, max_downs"),
+    (dict(sx=2), "sx=2 is no argument of apply_patch; it has pipe, config, threshold, ratio, schedule, keep_queries, weight"),
+    (dict(keep_queries="no"), "keep_queries='no' must be True or False"),
+    (dict(weighted=0), "weighted=0 must be True or False"),
+    (dict(across_frames=None), "across_frames=None must be True or False"),
+    (dict(compare="value"), "compare='value' must be 'input' or 'keys'"),
+    (dict(compare=None), "compare=None must be 'input' or 'keys'"),
+    (dict(start=-0.1), "start=-0.1 must be between 0 and 1"),
+    (dict(end="1"), "end='1' must be a number, not str"),
+    (dict(start=0.6, end=0.4), "start=0.6, end=0.4: merging must begin before it ends"),
+    (dict(schedule=[0, 0.5, 7]), "schedule=7 must be between 0 and 1"),
+    (dict(schedule="EVEN_0"), "schedule='EVEN_0' is not a named schedule"),
     (dict(merge_attn=False), "merge_attn=False, merge_crossattn=False, merge_mlp=False: at least one of them must be True"),
 )
 
@@ -143,7 +153,7 @@ def test_the_patch_refuses_and_what_was_there_stays(pipe, what, says):
 
 
 @cases(
-    (lambda pipe: None, "pipe=NoneType must be a diffusers pipeline with a UNet2DConditionModel"),
+    (lambda pipe: None, "pipe=NoneType must be a diffusers pipeline with a denoising model that catome knows"),
     (lambda pipe: "stable-diffusion-v1-5", "pipe=str must be a diffusers pipeline"),
     (lambda pipe: pipe.vae, "pipe=AutoencoderKL must be a diffusers pipeline"),
     (lambda pipe: type(pipe.unet), "pipe=type must be a diffusers pipeline"),
@@ -304,7 +314,7 @@ def test_splitting_refuses(what, says):
     refused(what, *says)
 
 
-@pytest.mark.parametrize("function", [catome.apply_patch, catome.probe, catome.match, catome.make_plan, split_tokens])
+@pytest.mark.parametrize("function", [catome.probe, catome.match, catome.make_plan, split_tokens])
 def test_what_names_its_arguments_still_shows_them(function):
     own = function.__wrapped__
     assert signature(function) == signature(own)

@@ -164,7 +164,9 @@ def _checked_steps(name: str, steps: list, written: list | None = None) -> tuple
             )
         if step < 0:
             raise ValueError(f"{name}={shown(written)} has the negative step {step}: steps count from 0")
+    as_written = written is not steps
     steps = [int(step) for step in steps]
+    written = written if as_written else steps
     repeated = sorted({step for step in steps if steps.count(step) > 1})
     if repeated:
         raise ValueError(f"{name}={shown(written)} repeats step {repeated[0]}: name each step once")
