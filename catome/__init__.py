@@ -6,7 +6,7 @@ model, and `match` works on plain tensors.
 
 from catome.merge_keys import merge_keys
 from catome.patch import apply_patch, is_patched, new_generation, patched, remove_patch
-from catome.policy.schedule import SCHEDULES, Auto, Schedule, evenly, parse_schedule
+from catome.policy.schedule import SCHEDULES, Auto, Schedule, derive, evenly, parse_schedule
 from catome.probe import Observation, Record, probe
 from catome.runtime.config import FAST, PAPER, RECOMMENDED, TOME, MergeConfig
 from catome.summary import Summary, summary
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "apply_patch",
     "best_matches",
+    "derive",
     "evenly",
     "is_patched",
     "make_plan",

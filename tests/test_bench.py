@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from catome import hooks, patch, worth
+from catome import patch
 from catome.bench import main
+from catome.policy import cost_model
+from catome.runtime import state
 from catome.study import bench, methods
 from catome.study.bench import BENCH, Call, Contender, Options, Point, ratio, summary, take_turns, targets
 from catome.study.store import Store
@@ -50,7 +52,7 @@ def small(monkeypatch):
 @pytest.fixture
 def merging_pays(monkeypatch):
     """Also for so few tokens: reading, writing and starting are free."""
-    monkeypatch.setitem(worth.RATES, ("cpu", 4), worth.Rates(1.0, math.inf, 0.0))
+    monkeypatch.setitem(cost_model.RATES, ("cpu", 4), cost_model.Rates(1.0, math.inf, 0.0))
 
 
 def logging(log, *names, **more):
@@ -193,8 +195,8 @@ def test_only_a_checkpoint_step_matches(monkeypatch):
 def matching_takes_a_second(monkeypatch):
     """A clock by which a call takes 1 s if it finds pairs, else 0.1 s."""
     found = []
-    real = hooks.best_matches
-    monkeypatch.setattr(hooks, "best_matches", lambda *a, **k: found.append(1) or real(*a, **k))
+    real = state.best_matches
+    monkeypatch.setattr(state, "best_matches", lambda *a, **k: found.append(1) or real(*a, **k))
 
     def clock(run, times):
         found.clear()
@@ -211,7 +213,7 @@ def test_cached_methods_are_averaged_over_13_checkpoints_and_38_cached_calls(mat
     assert (seconds["min"] == seconds["max"]).all()
     mean = (13 * 1.0 + 38 * 0.1) / 51
     expected = {"unmerged": 0.1, "tomesd": 0.1, "ToDo": 0.1, "free merging": 0.1}
-    for name in ("catome", "batch maximum"):
+    for name in ("catome", "merged keys", "batch maximum"):
         expected |= {name: mean, f"{name} checkpoint call": 1.0, f"{name} cached call": 0.1}
     assert seconds["min"].to_dict() == {name: pytest.approx(value) for name, value in expected.items()}
     assert (rows["note"] == "").all()
