@@ -61,7 +61,7 @@ def merge_keys(grid: tuple[int, int], first: int = 0, config: MergeConfig = RECO
     (height, width), _ = checks.check_windows(grid, config.stride)
     first = checks.check_integer("first", first, 0)
     tokens = height * width
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator("cpu").manual_seed(config.seed)
     seen = MergedKeys()
 
     def merging(function, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):

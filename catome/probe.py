@@ -162,7 +162,7 @@ def probe(
 
     def begin() -> _Watching:
         record.generations.append([])
-        return _Watching(record.generations[-1], torch.Generator().manual_seed(seed))
+        return _Watching(record.generations[-1], torch.Generator("cpu").manual_seed(seed))
 
     timeline = Timeline(begin)
     now: dict[str, Any] = {}

@@ -17,6 +17,7 @@ __all__ = [
     "hooks_of",
     "in_eager",
     "leave_behind",
+    "mend_replica",
     "original",
     "remove_hooks",
     "show_to_compiler",
@@ -61,21 +62,42 @@ def show_to_compiler(module: torch.nn.Module) -> None:
 
     The module gets its class's own forward as an attribute, which changes nothing else."""
     if "forward" not in vars(module):
-        module.forward = MethodType(type(module).forward, module)
+        module.forward = MethodType(_forward_of_class, module)
+
+
+def _forward_of_class(module: torch.nn.Module, *args, **kwargs):
+    """What ``module.forward`` does without the attribute; packages may give a module another class meanwhile."""
+    return type(module).forward(module, *args, **kwargs)
+
+
+def _is_shown(module: torch.nn.Module) -> bool:
+    """Whether a module has the attribute of `show_to_compiler`, also if it came from a pickle, as the class's own forward."""
+    own = vars(module).get("forward")
+    if not isinstance(own, MethodType):
+        return False
+    return own.__func__ in (_forward_of_class, *(vars(kind).get("forward") for kind in type(module).__mro__))
+
+
+def mend_replica(model: torch.nn.Module) -> None:
+    """Give the modules of a replica (`torch.nn.DataParallel`) a forward of their own: they have copies of attributes, and
+    `show_to_compiler` left one that belongs to the original."""
+    for module in model.modules():
+        if _is_shown(module) and vars(module)["forward"].__self__ is not module:
+            module.forward = MethodType(_forward_of_class, module)
 
 
 def hide_from_compiler(module: torch.nn.Module) -> None:
     """Undo `show_to_compiler`; a forward that somebody has put there since stays."""
-    own = vars(module).get("forward")
-    if isinstance(own, MethodType) and own.__self__ is module and own.__func__ is type(module).forward:
+    if _is_shown(module) and vars(module)["forward"].__self__ is module:
         del module.forward
 
 
-def remove_hooks(module: torch.nn.Module, kind: type) -> None:
-    """Take off the hooks that are methods of objects of class ``kind``, and no others."""
+def remove_hooks(module: torch.nn.Module, kind: type, but: tuple = ()) -> None:
+    """Take off the hooks that are methods of objects of class ``kind``, and no others; nor those of the objects ``but``."""
     for table in HOOK_TABLES[:2]:
         hooks = getattr(module, table)
-        keys = [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), kind)]
+        owners = {key: getattr(hook, "__self__", None) for key, hook in hooks.items()}
+        keys = [key for key, owner in owners.items() if isinstance(owner, kind) and owner not in but]
         for key in keys:
             for name in HOOK_TABLES:
                 getattr(module, name).pop(key, None)
@@ -152,6 +174,6 @@ def _call_of_module():
 def leave_behind() -> None:
     """Take modes off that an interrupted call has left in this thread."""
     for mode in reversed(torch.overrides._get_current_function_mode_stack()):
-        if not isinstance(mode, AttentionMode):
+        if not isinstance(mode, AttentionMode) or mode._under_way():
             break
         mode.leave()

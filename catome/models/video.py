@@ -46,17 +46,6 @@ def _frame(call: ModelCall) -> tuple[int, int, int] | None:
     return None if grid is None else (1, grid[1], grid[2])
 
 
-def _mochi(call: ModelCall, queries: int, keys: int) -> Layout | None:
-    """The video, then the prompt's own tokens. Attention is called for each video of the batch on its own.
-
-    With several of them in the batch nothing is told, since the calls do not say whose they are.
-    """
-    sample = call.arguments.get("hidden_states")
-    if queries != keys or sample is None or sample.shape[0] != 1:
-        return None
-    return placed(0, _VIDEO(call), keys)
-
-
 def _allegro(call: ModelCall, queries: int, keys: int) -> Layout | None:
     """The video alone. A mask of its pixels makes keys differ that merging would treat alike."""
     if call.arguments.get("attention_mask") is not None:
@@ -172,7 +161,12 @@ FAMILIES: tuple[Family, ...] = (
             Stack("single_transformer_blocks", ("attn",), _motif),
         ),
     ),
-    Family("Mochi", ("MochiTransformer3DModel",), attentions_of(Stack("transformer_blocks", ("attn1",), _mochi))),
+    # each video's attention is a call of its own, with the tokens that its own prompt has
+    Family(
+        "Mochi",
+        ("MochiTransformer3DModel",),
+        attentions_of(Stack("transformer_blocks", ("attn1",), image_first(_VIDEO))),
+    ),
     Family(
         "Allegro",
         ("AllegroTransformer3DModel",),

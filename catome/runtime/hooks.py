@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet, ref
@@ -27,7 +28,15 @@ from weakref import WeakSet, ref
 import torch
 
 from catome.models import _diffusers
-from catome.models._torch import AttentionMode, hooks_of, in_eager, leave_behind, remove_hooks, show_to_compiler
+from catome.models._torch import (
+    AttentionMode,
+    hooks_of,
+    in_eager,
+    leave_behind,
+    mend_replica,
+    remove_hooks,
+    show_to_compiler,
+)
 from catome.models.base import Layout, ModelCall, SelfAttention, bound
 from catome.models.registry import family_of
 from catome.runtime.config import MergeConfig
@@ -52,13 +61,13 @@ class Patch(Hook):
 
     def _begin_afresh(self) -> None:
         self._local = threading.local()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._kept = WeakSet()  # of the generations of all threads; gone when their thread is
         self.attentions: dict[str, SelfAttention] | None = None
         self.covered: dict[int, frozenset[str]] = {}  # names of the attentions, by max_downsample
         self._warned: set[str] = set()
         self.last: Report | None = None
-        self.leave_when_idle: torch.nn.Module | None = None
+        self.leave_when_idle: Callable[[], None] | None = None
 
     def __getstate__(self) -> dict:
         return {"rule": self.rule}
@@ -72,7 +81,8 @@ class Patch(Hook):
     def change(self, rule: Rule | None, pipe: Any = None) -> None:
         """Have generations that begin go by another rule, and this thread at once."""
         self.reset()
-        self.rule = rule
+        with self._lock:
+            self.rule = rule
         if pipe is not None:
             self._pipe = ref(pipe)
         self._warned.clear()
@@ -89,8 +99,9 @@ class Patch(Hook):
         return found
 
     def _begin(self) -> Kept:
-        kept = Kept(self.rule)
-        self._kept.add(kept)
+        with self._lock:  # either this generation has no rule, or who takes the patch off knows of it
+            kept = Kept(self.rule)
+            self._kept.add(kept)
         return kept
 
     @property
@@ -106,7 +117,8 @@ class Patch(Hook):
     @property
     def generations(self) -> list[Kept]:
         """What is kept of the generations that are under way, in all threads."""
-        return [kept for kept in self._kept if not kept.over]
+        with self._lock:
+            return [kept for kept in self._kept if not kept.over]
 
     @property
     def in_use(self) -> bool:
@@ -132,10 +144,16 @@ class Patch(Hook):
             generation.payload.over = True  # an exception's traceback may still hold it
         self.timeline.clear()
         self._local.__dict__.clear()
-        model = self.leave_when_idle
-        if model is not None and not self.in_use:
-            for module in model.modules():
-                remove_hooks(module, Hook)
+        self._leave_if_idle()
+
+    def _leave_if_idle(self) -> bool:
+        """Take a patch off that was removed while it was in use, and tell whether that was done."""
+        leave = self.leave_when_idle
+        if leave is None or self.in_use:
+            return False
+        self.leave_when_idle = None
+        leave()
+        return True
 
     def warn(self, reason: str) -> None:
         """Say once for each patch why something is not merged."""
@@ -146,37 +164,41 @@ class Patch(Hook):
     # The hooks of the model
 
     def settle(self, model: torch.nn.Module) -> None:
-        """Put hooks on the attentions of the model; on a copy of a patched model this replaces those of the original."""
+        """Put hooks on the attentions of the model, and take off what no rule asks for any more.
+
+        Those that are wanted stay where they are: another thread may be inside their module."""
         with self._lock:
             rules = [self.rule, *(kept.rule for kept in self.generations)]  # those of other threads stay as they are
             configs = [rule.config for rule in rules if rule is not None]
-            for module in model.modules():
-                remove_hooks(module, ModuleHook)
             deepest = max((config.max_downsample for config in configs), default=1)
             declared = family_of(model).attentions(model, deepest)
             self.attentions = {attention.name: attention for attention in declared}
+            wanted = []
             for config in configs:
                 attentions = family_of(model).attentions(model, config.max_downsample)
                 self.covered[config.max_downsample] = frozenset(attention.name for attention in attentions)
                 for attention in attentions:
-                    self._put_on(attention, config)
+                    wanted += [self._hook(*where) for where in _places(attention, config)]
+            for module in model.modules():
+                remove_hooks(module, ModuleHook, tuple(wanted))
 
-    def _put_on(self, attention: SelfAttention, config: MergeConfig) -> None:
-        block = attention.block
-        wanted = [(AttentionHook, attention.module, "merge_attn")]
-        if block is not None:
-            wanted.append((PartHook, getattr(block, "attn2", None), "merge_crossattn"))
-            wanted.append((PartHook, getattr(block, "ff", None), "merge_mlp"))
-            if not hooks_of(block, BlockHook):
-                BlockHook(self, attention.name).put_on(block)
-        for kind, module, part in wanted:
-            if getattr(config, part) and module is not None and not hooks_of(module, kind):
-                kind(self, attention.name, part).put_on(module)
+    def _hook(self, kind: type[ModuleHook], module: torch.nn.Module, name: str, part: str | None) -> ModuleHook:
+        """The hook of a kind that is on a module, put there now if it is not."""
+        for hook in hooks_of(module, kind):
+            if (hook.patch, hook.name, hook.part) == (self, name, part):
+                return hook
+        hook = kind(self, name, part)
+        hook.put_on(module)
+        return hook
 
     @in_eager
     def before(self, model: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         """Find out where the call is."""
         leave_behind()
+        if self._leave_if_idle():
+            return
+        if getattr(model, "_is_replica", False):
+            mend_replica(model)
         _refuse_what_cannot_work(model)
         if self.attentions is None:
             self.settle(model)
@@ -224,6 +246,21 @@ class Patch(Hook):
             yield
         finally:
             self._local.context = before
+
+
+def _places(attention: SelfAttention, config: MergeConfig) -> list[tuple]:
+    """Where an attention needs hooks: the kind, the module, the attention's name and the field that asks for it."""
+    places = []
+    block = attention.block
+    if block is not None:
+        places.append((BlockHook, block, attention.name, None))
+    if config.merge_attn:
+        places.append((AttentionHook, attention.module, attention.name, "merge_attn"))
+    for field, part in (("merge_crossattn", "attn2"), ("merge_mlp", "ff")):
+        module = getattr(block, part, None)
+        if getattr(config, field) and module is not None:
+            places.append((PartHook, module, attention.name, field))
+    return places
 
 
 def _length_by(scheduler) -> int | None:

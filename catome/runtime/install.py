@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -109,7 +110,7 @@ def uninstall(model: torch.nn.Module) -> None:
         return
     patch.change(None)
     if patch.in_use:
-        patch.leave_when_idle = model
+        patch.leave_when_idle = partial(take_off, model)
         return
     take_off(model)
 

@@ -40,7 +40,7 @@ class Kept:
 
     def __init__(self, rule: Rule | None) -> None:
         self.rule = rule
-        self.generator = torch.Generator().manual_seed(rule.config.seed if rule is not None else 0)
+        self.generator = torch.Generator("cpu").manual_seed(rule.config.seed if rule is not None else 0)
         self.report = Report()
         self.over = False
 
@@ -105,7 +105,8 @@ class Running:
     def _within(self) -> bool:
         """Whether the step lies between the configuration's start and end."""
         length = self.generation.length or LENGTH
-        return self.config.start * length <= self.generation.step < self.config.end * length
+        over = self.config.end < 1.0 and self.generation.step >= self.config.end * length
+        return self.config.start * length <= self.generation.step and not over
 
     def _due(self) -> int:
         """The step of the last checkpoint: plans that are older are found afresh."""
@@ -156,7 +157,7 @@ class Running:
 
     def _mended(self, cached: Cached, tokens: Callable[[], torch.Tensor], layout: Layout) -> Cached:
         """The cached plan, with new pairs for the images whose old ones no longer hold."""
-        rows = self._changed_rows(len(cached.plan.lengths))
+        rows = self._of_other_images(cached)
         online = isinstance(self.config.schedule, Auto)
         if online:
             x = tokens()
@@ -174,13 +175,15 @@ class Running:
             floor = floor.index_copy(0, images, weakest_pair(plan, x)[images])
         return Cached(plan, cached.fits, self.generation.step, floor)
 
-    def _changed_rows(self, images: int) -> torch.Tensor | None:
-        """The rows of a plan whose latents belong to another image than at the step before; None where all continue."""
-        changed = self.condition.changed
-        if changed is None:
+    def _of_other_images(self, cached: Cached) -> torch.Tensor | None:
+        """The rows of a plan that were made for the latents of another image; None where all were made for these."""
+        since = self.condition.since
+        if since is None:
             return None
+        changed = since > cached.made
+        images = len(cached.plan.lengths)
         if images % len(changed):
-            return torch.ones(images, dtype=torch.bool)
+            return changed.any().expand(images)
         return changed.repeat_interleave(images // len(changed))  # a video's frames are rows behind each other
 
     def _floor(self, plan: MergePlan, x: torch.Tensor, layout: Layout) -> torch.Tensor | float | None:

@@ -12,10 +12,9 @@ What is known of a call is little: its timestep, its latents, its prompt. The ru
    value is read from the device.
 3. Other timesteps are compared by value. They fall in most models and rise in some; a turn begins a generation.
 
-Where a call does not continue the last one without a doubt (by rule 3, on a short timetable that is not the scheduler's, or
-after a jump on a timetable) the latents decide:
-those of one generation resemble each other from step to step, and those of different images do not. Rows of latents that do
-not continue the last ones get new pairs.
+Where a call does not continue the last one without a doubt (by rule 3, on a timetable that is not the scheduler's, after a
+jump, or where several conditions have the same prompt) the latents decide: those of one generation resemble each other from
+step to step, and those of different images do not. Rows of latents that do not continue the last ones get new pairs.
 """
 
 from __future__ import annotations
@@ -37,9 +36,6 @@ _CONTINUES = 0.8
 """The cosine similarity of latents from which on they continue those of the step before. Unrelated ones are near 0 as long as
 there is noise, and those of one generation above 0.9 unless its steps are very large or add much new noise. Where they are, the
 check costs a search for pairs and no image."""
-
-_LONG = 9
-"""Numbers that fall or rise throughout are a timetable if there are so many of them: as many random ones do so once in 181,440."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class CallFacts:
     planned: torch.Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Condition:
     """One of the calls that each place on the timetable takes, and the pairs that serve it.
 
@@ -76,16 +72,16 @@ class Condition:
         sample: its latents at the last step.
         place: the last place at which it was called.
         plans: its merge plans, by attention; see `catome.runtime.state`.
-        changed: ``[B]`` bool on the CPU: the rows whose latents do not continue those of the last step; None if all do.
+        since: ``[B]`` int64 on the CPU: the step at which each row's image began; None where all began with the condition.
     """
 
     name: str | None
     shape: tuple
-    prompt: torch.Tensor | None = None
+    prompt: torch.Tensor | list | None = None
     sample: torch.Tensor | list | None = None
     place: float | None = None
     plans: dict = field(default_factory=dict)
-    changed: torch.Tensor | None = None
+    since: torch.Tensor | None = None
 
 
 class Generation:
@@ -144,26 +140,28 @@ class Timeline:
         generation = self._generations.get(key)
         if generation is None or generation.turns_at(place):
             generation = self._new(key, place, length, held)
-        condition = _condition(generation, facts, place)
-        if condition is not None:
-            sure = self._is_sure(key, facts) and place == condition.place + 1
-            continues = None if sure else _continues(condition.sample, facts.sample)
-            if continues is None or continues.all():
-                condition.changed = None
-            elif continues.any():
-                condition.changed = ~continues
-            elif generation.place != place:
+        sure = key != "values" and (key == "context" or _is_planned(self._held[key], facts))
+        candidates = _candidates(generation, facts, place)
+        condition = None
+        changed = None
+        if len(candidates) == 1 and sure and place == candidates[0].place + 1:
+            condition = candidates[0]
+        elif candidates:
+            condition, changed = _continued(candidates, facts.sample)
+        if candidates and condition is None:
+            if generation.place == place or (key != "values" and place == generation.place + 1):
+                generation.conditions.remove(candidates[0])  # another image in its place, in the same generation
+            else:
                 # Another image altogether: a generation that was given up, or a loop over images.
                 generation = self._new(key, place, length, held)
-                condition = None
-            else:
-                generation.conditions.remove(condition)
-                condition = None
         if generation.place != place:
             generation.step = _step(generation, key, place)
             generation.go_to(place)
         if condition is None:
             condition = _new_condition(generation, facts)
+        if changed is not None:
+            before = torch.zeros_like(changed, dtype=torch.int64) if condition.since is None else condition.since
+            condition.since = torch.where(changed, generation.step, before)
         condition.place = place
         condition.sample = _copy(facts.sample)
         self._generations.move_to_end(key)
@@ -179,14 +177,9 @@ class Timeline:
             return "values", _value(facts.timestep), facts.length, None
         place = facts.timestep.storage_offset()
         length = timetable.nbytes() // facts.timestep.element_size() - place
-        return timetable.data_ptr(), place, facts.length or length, timetable
-
-    def _is_sure(self, key, facts: CallFacts) -> bool:
-        """Whether the next place is the next step of the same generation, by the clock alone."""
-        if key in ("values", "context"):
-            return key == "context"
-        timetable = self._held[key]
-        return timetable.nbytes() >= _LONG * facts.timestep.element_size() or _is_planned(timetable, facts)
+        if _is_planned(timetable, facts) and facts.length is not None:
+            length = facts.length
+        return timetable.data_ptr(), place, length, timetable
 
     def _new(self, key, place, length: int | None, held) -> Generation:
         # Places on a timetable and numbers of steps rise; timesteps by value go where the first two of them go.
@@ -203,7 +196,7 @@ class Timeline:
 
 def timetable_of(timestep) -> torch.UntypedStorage | None:
     """The memory of the longer tensor that ``timestep`` is one number of, or None."""
-    if not isinstance(timestep, torch.Tensor) or any(timestep.stride()):
+    if not isinstance(timestep, torch.Tensor) or (timestep.numel() != 1 and any(timestep.stride())):
         return None
     storage = timestep.untyped_storage()
     return storage if storage.nbytes() > timestep.element_size() else None
@@ -237,30 +230,41 @@ def _step(generation: Generation, key, place) -> int:
     return place - generation.first
 
 
-def _condition(generation: Generation, facts: CallFacts, place) -> Condition | None:
-    """The condition that a call continues, or None for a new one."""
+def _candidates(generation: Generation, facts: CallFacts, place) -> list[Condition]:
+    """The conditions that a call may continue, the likeliest first; none for a new one.
+
+    Several fit where a prompt serves more than one, as it does for the views of a panorama."""
     shape = _shape(facts.sample)
-    named = [c for c in generation.conditions if c.name == facts.context and c.shape == shape]
-    waiting = [condition for condition in named if condition.place != place]
-    if not waiting:
-        return None
-    same = [condition for condition in waiting if _same_memory(condition.prompt, facts.prompt)]
-    if same:
-        return same[0]
-    if len(named) == 1 or not isinstance(facts.prompt, torch.Tensor):
-        return waiting[0]
-    # Several conditions, whose prompts are made anew for each call: only a look at them tells which one this is.
-    equal = [condition for condition in waiting if _equal(condition.prompt, facts.prompt)]
-    if equal:
-        return equal[0]
+    waiting = [
+        condition
+        for condition in generation.conditions
+        if condition.name == facts.context and condition.shape == shape and condition.place != place
+    ]
+    if not waiting or not _tensors(facts.prompt):
+        return waiting
+    for same in (_same_memory, torch.equal):  # the second is a look at the device, where prompts are made anew for each call
+        found = [condition for condition in waiting if _alike(condition.prompt, facts.prompt, same)]
+        if found:
+            return found
     # A new prompt in the place of an old one: the first that waits makes room.
     generation.conditions.remove(waiting[0])
-    return None
+    return []
+
+
+def _continued(candidates: list[Condition], sample) -> tuple[Condition | None, torch.Tensor | None]:
+    """The first condition whose latents a call continues, and which rows do not, if that is only true of some."""
+    partly = None
+    for condition in candidates:
+        continues = _continues(condition.sample, sample)
+        if continues.all():
+            return condition, None
+        if partly is None and continues.any():
+            partly = condition, ~continues
+    return partly or (None, None)
 
 
 def _new_condition(generation: Generation, facts: CallFacts) -> Condition:
-    prompt = facts.prompt.detach() if isinstance(facts.prompt, torch.Tensor) else None
-    condition = Condition(facts.context, _shape(facts.sample), prompt)
+    condition = Condition(facts.context, _shape(facts.sample), [part.detach() for part in _tensors(facts.prompt)])
     if len(generation.conditions) < _MOST_CONDITIONS:
         generation.conditions.append(condition)
     return condition
@@ -272,16 +276,24 @@ def _shape(sample) -> tuple:
     return tuple(sample.shape) if isinstance(sample, torch.Tensor) else ()
 
 
-def _same_memory(a, b) -> bool:
-    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-        return False
-    return (a.data_ptr(), a.shape, a.dtype) == (b.data_ptr(), b.shape, b.dtype) and a.device == b.device
+def _tensors(prompt) -> list[torch.Tensor]:
+    """The tensors of a prompt, which is one or a list of them."""
+    if isinstance(prompt, (list, tuple)):
+        return [tensor for part in prompt for tensor in _tensors(part)]
+    return [prompt] if isinstance(prompt, torch.Tensor) else []
 
 
-def _equal(a, b) -> bool:
-    if not isinstance(a, torch.Tensor) or a.shape != b.shape or a.device != b.device:
+def _alike(a, b, same: Callable[[torch.Tensor, torch.Tensor], bool]) -> bool:
+    a = _tensors(a)
+    b = _tensors(b)
+    if len(a) != len(b):
         return False
-    return bool(torch.equal(a, b))
+    fit = all((x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device) for x, y in zip(a, b, strict=True))
+    return fit and all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
 
 
 def _copy(sample):
@@ -296,9 +308,11 @@ def _continues(before, now) -> torch.Tensor:
 
     A row that is not finite tells nothing, and counts as continued."""
     if isinstance(now, (list, tuple)):
-        return torch.cat([_continues(a[None], b[None]) for a, b in zip(before, now, strict=True)])
+        pairs = zip(before, now, strict=True)
+        rows = [_continues(a[None], b[None]) if isinstance(b, torch.Tensor) else _continues(a, b) for a, b in pairs]
+        return torch.stack([row.all() for row in rows])
     if not isinstance(now, torch.Tensor) or not isinstance(before, torch.Tensor):
-        return torch.ones(1, dtype=torch.bool)
+        return torch.ones(1, dtype=torch.bool, device="cpu")
     before = before.to(now.device).flatten(1).float()
     now = now.flatten(1).float()
     alike = torch.nn.functional.cosine_similarity(before, now, dim=1)

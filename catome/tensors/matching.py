@@ -74,7 +74,7 @@ def split_tokens(
     device = checks.check_device("device", device)
     windows = (height // sy) * (width // sx)
     if checks.check_dst(dst) == "random":
-        return _split((height, width), (sy, sx), torch.randint(sy * sx, (windows,), generator=generator), device)
+        return _split((height, width), (sy, sx), torch.randint(sy * sx, (windows,), generator=generator, device="cpu"), device)
     return _top_left((height, width), (sy, sx), device)
 
 
@@ -82,7 +82,8 @@ def split_tokens(
 def _top_left(grid: tuple[int, int], stride: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Kept, for each copy to a GPU would make it wait; not as inference tensors, which autograd refuses later."""
     with torch.inference_mode(False):
-        return _split(grid, stride, torch.zeros((grid[0] // stride[0]) * (grid[1] // stride[1]), dtype=torch.int64), device)
+        windows = (grid[0] // stride[0]) * (grid[1] // stride[1])
+        return _split(grid, stride, torch.zeros(windows, dtype=torch.int64, device="cpu"), device)
 
 
 def _split(grid, stride, within: torch.Tensor, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,12 +91,12 @@ def _split(grid, stride, within: torch.Tensor, device) -> tuple[torch.Tensor, to
     height, width = grid
     sy, sx = stride
     columns = width // sx
-    window = torch.arange(len(within))
+    window = torch.arange(len(within), device="cpu")
     y = window // columns * sy + within // sx
     x = window % columns * sx + within % sx
-    is_dst = torch.zeros(height * width, dtype=torch.bool)
+    is_dst = torch.zeros(height * width, dtype=torch.bool, device="cpu")
     is_dst[y * width + x] = True
-    tokens = torch.arange(height * width)
+    tokens = torch.arange(height * width, device="cpu")
     return tokens[~is_dst].to(device), tokens[is_dst].to(device)
 
 
@@ -180,8 +181,9 @@ def _duplicates(tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> t
     Hashes in integers, which add up to the same in any order, find the candidate; the tokens themselves decide."""
     tokens = tokens + 0.0  # -0 becomes 0
     bits = tokens.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tokens.element_size()])
-    generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**63), 2**63 - 1, (tokens.shape[-1],), generator=generator).to(tokens.device)
+    generator = torch.Generator("cpu").manual_seed(0)
+    channels = tokens.shape[-1]
+    factors = torch.randint(-(2**63), 2**63 - 1, (channels,), generator=generator, device="cpu").to(tokens.device)
     hashes = (bits.long() * factors).sum(-1)
     ordered, order = hashes[:, dst].sort(dim=1, stable=True)
     place = torch.searchsorted(ordered, hashes[:, src].contiguous()).clamp(max=len(dst) - 1)

@@ -37,7 +37,7 @@ class MergePlan:
     @property
     def merged_share(self) -> torch.Tensor:
         """``[B]`` float32 on the CPU: the share of each image's tokens that are merged away."""
-        return 1 - torch.tensor(self.lengths, dtype=torch.float32) / self.slot.shape[1]
+        return 1 - torch.tensor(self.lengths, dtype=torch.float32, device="cpu") / self.slot.shape[1]
 
     @property
     def ragged(self) -> bool:
