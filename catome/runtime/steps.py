@@ -141,10 +141,10 @@ class Timeline:
         if generation is None or generation.turns_at(place):
             generation = self._new(key, place, length, held)
         sure = key != "values" and (key == "context" or _is_planned(self._held[key], facts))
-        candidates = _candidates(generation, facts, place)
+        candidates, several = _candidates(generation, facts, place)
         condition = None
         changed = None
-        if len(candidates) == 1 and sure and place == candidates[0].place + 1:
+        if candidates and sure and not several and place == candidates[0].place + 1:
             condition = candidates[0]
         elif candidates:
             condition, changed = _continued(candidates, facts.sample)
@@ -230,25 +230,26 @@ def _step(generation: Generation, key, place) -> int:
     return place - generation.first
 
 
-def _candidates(generation: Generation, facts: CallFacts, place) -> list[Condition]:
-    """The conditions that a call may continue, the likeliest first; none for a new one.
-
-    Several fit where a prompt serves more than one, as it does for the views of a panorama."""
+def _candidates(generation: Generation, facts: CallFacts, place) -> tuple[list[Condition], bool]:
+    """The conditions that a call may continue, none for a new one; and whether the prompt serves several conditions, as it
+    does for the views of a panorama, so that it does not tell which one this is."""
     shape = _shape(facts.sample)
-    waiting = [
-        condition
-        for condition in generation.conditions
-        if condition.name == facts.context and condition.shape == shape and condition.place != place
-    ]
-    if not waiting or not _tensors(facts.prompt):
-        return waiting
-    for same in (_same_memory, torch.equal):  # the second is a look at the device, where prompts are made anew for each call
-        found = [condition for condition in waiting if _alike(condition.prompt, facts.prompt, same)]
-        if found:
-            return found
-    # A new prompt in the place of an old one: the first that waits makes room.
-    generation.conditions.remove(waiting[0])
-    return []
+    found = [condition for condition in generation.conditions if (condition.name, condition.shape) == (facts.context, shape)]
+    waiting = [condition for condition in found if condition.place != place]
+    if waiting and _tensors(facts.prompt):
+        # where prompts are made anew for each call, only a look at them tells
+        for same in (_same_memory, torch.equal):
+            found = [condition for condition in generation.conditions if _fits(condition, facts, shape, same)]
+            if found:
+                break
+        else:
+            # A new prompt in the place of an old one: the first that waits makes room.
+            generation.conditions.remove(waiting[0])
+    return [condition for condition in found if condition.place != place], len(found) > 1
+
+
+def _fits(condition: Condition, facts: CallFacts, shape: tuple, same) -> bool:
+    return (condition.name, condition.shape) == (facts.context, shape) and _alike(condition.prompt, facts.prompt, same)
 
 
 def _continued(candidates: list[Condition], sample) -> tuple[Condition | None, torch.Tensor | None]:
@@ -306,14 +307,14 @@ def _copy(sample):
 def _continues(before, now) -> torch.Tensor:
     """Which rows of the latents continue those of the step before: ``[B]`` bool on the CPU.
 
-    A row that is not finite tells nothing, and counts as continued."""
+    What is not finite tells nothing, and is left out."""
     if isinstance(now, (list, tuple)):
         pairs = zip(before, now, strict=True)
         rows = [_continues(a[None], b[None]) if isinstance(b, torch.Tensor) else _continues(a, b) for a, b in pairs]
         return torch.stack([row.all() for row in rows])
     if not isinstance(now, torch.Tensor) or not isinstance(before, torch.Tensor):
         return torch.ones(1, dtype=torch.bool, device="cpu")
-    before = before.to(now.device).flatten(1).float()
-    now = now.flatten(1).float()
+    before = before.to(now.device).flatten(1).float().nan_to_num(0.0, 0.0, 0.0)
+    now = now.flatten(1).float().nan_to_num(0.0, 0.0, 0.0)
     alike = torch.nn.functional.cosine_similarity(before, now, dim=1)
-    return (~(alike < _CONTINUES) | (before == now).all(1)).cpu()
+    return ((alike >= _CONTINUES) | (before == now).all(1)).cpu()
