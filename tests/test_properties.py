@@ -10,10 +10,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import catome
-from catome.models.unet import StepCounter
 from catome.policy.refresh import broken_share, weakest_pair
 from catome.policy.schedule import parse_schedule
 from catome.policy.staleness import derive, total_staleness
+from catome.runtime.steps import CallFacts, Timeline
 from catome.tensors.matching import split_tokens
 from catome.tensors.plan import pack
 
@@ -426,33 +426,76 @@ def test_a_schedule_without_the_first_step_is_refused(steps, collection):
         parse_schedule(collection([step for step in steps if step]))
 
 
+class Counted:
+    """Calls of a model, and whether each begins a generation."""
+
+    def __init__(self):
+        self.timeline = Timeline()
+        self.generation = None
+        self.step = -1
+
+    def advance(self, timestep, sample=None):
+        generation, _ = self.timeline.locate(CallFacts(timestep, sample))
+        began = generation is not self.generation
+        self.generation = generation
+        self.step = generation.step
+        return began
+
+
+def latents(image, step):
+    """Those of one image are alike from step to step, and those of different images are not."""
+    generator = torch.Generator().manual_seed(image)
+    noise = torch.randn(1, 256, generator=torch.Generator().manual_seed(1000 * (image + 1) + step))
+    return torch.randn(1, 256, generator=generator) + 0.1 * noise
+
+
+some_generations = st.lists(st.lists(st.integers(1, 999), min_size=1, max_size=8, unique=True), min_size=1, max_size=6)
+
+
 @some
-@given(st.lists(st.lists(st.integers(1, 999), min_size=1, max_size=8, unique=True), min_size=1, max_size=6), st.booleans())
-@example([[7], [7], [7, 5], [6, 3]], False)
-def test_steps_are_counted_from_zero_in_each_generation(generations, as_tensors):
-    """Of falling timesteps that are plain numbers or tensors of their own: one that rises begins a generation, and so does
-    the same one after a generation of a single step."""
-    counter, last, single = StepCounter(), -1, False
-    for timesteps in (sorted(timesteps, reverse=True) for timesteps in generations):
-        assume(timesteps[0] > last or (single and timesteps[0] == last))
+@given(some_generations, st.booleans(), st.booleans())
+@example([[7], [7], [7, 5], [6, 3]], False, False)
+@example([[9], [8], [9, 8], [7], [5]], False, True)
+def test_steps_are_counted_from_zero_in_each_generation(generations, as_tensors, rising):
+    """Of timesteps that are plain numbers or tensors of their own: another image begins a generation wherever it begins, but
+    for the very timestep of the last call, at which it is one more image of the same step."""
+    counted = Counted()
+    last = None
+    for image, timesteps in enumerate(sorted(timesteps, reverse=not rising) for timesteps in generations):
         for step, timestep in enumerate(timesteps):
-            assert counter.advance(torch.tensor(timestep) if as_tensors else timestep) == (step == 0)
-            assert counter.step == step
-        last, single = timesteps[-1], len(timesteps) == 1
+            assume(step or timestep != last)
+            given = torch.tensor(timestep) if as_tensors else timestep
+            assert counted.advance(given, latents(image, step)) == (step == 0)
+            assert counted.step == step
+        last = timesteps[-1]
+
+
+@some
+@given(some_generations, st.booleans(), st.booleans())
+def test_timesteps_that_turn_begin_a_generation_of_whatever_image(generations, as_tensors, rising):
+    counted = Counted()
+    timesteps = [sorted(timesteps, reverse=not rising) for timesteps in generations if len(timesteps) > 1]
+    turns = [after[0] - before[-1] for before, after in itertools.pairwise(timesteps)]
+    assume(all(turn < 0 if rising else turn > 0 for turn in turns))
+    for generation in timesteps:
+        for step, timestep in enumerate(generation):
+            given = torch.tensor(timestep) if as_tensors else timestep
+            assert counted.advance(given, latents(0, 0)) == (step == 0)
+            assert counted.step == step
 
 
 @some
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.booleans())
 def test_views_of_a_timetable_count_steps_whichever_way_it_runs(lengths, rising):
     """A timetable set anew begins a generation, and so does an earlier place in the same one."""
-    counter = StepCounter()
+    counted = Counted()
     for length in lengths:
         timetable = torch.arange(10, 10 + length + 1)
         timetable = timetable if rising else timetable.flip(0)
         for _ in range(2):
             for step, timestep in enumerate(timetable):
-                assert counter.advance(timestep) == (step == 0)
-                assert counter.step == step
+                assert counted.advance(timestep, latents(0, 0)) == (step == 0)
+                assert counted.step == step
 
 
 @pytest.mark.parametrize("stride", [(1, 2), (1, 3), (3, 1), (2, 3), (1, 7), (7, 1), (5, 7)])

@@ -21,44 +21,6 @@ from catome.models import _diffusers
 from catome.models.base import Family, Layout, ModelCall, SelfAttention
 
 
-class StepCounter:
-    """Counts the U-Net calls of a generation from 0, and notices where a generation begins.
-
-    A pipeline hands out its timesteps as views of one tensor, its timetable: another timetable, or an earlier place in the
-    same one, begins a generation (no value is read from the device). Timesteps that are numbers of their own begin one when
-    they rise, or when the first is repeated; PLMS repeats its second."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """The next call begins a generation."""
-        self.step, self._timetable, self._place, self._value = -1, None, 0, None
-
-    def advance(self, timestep) -> bool:
-        """Count a U-Net call at ``timestep``; returns whether it begins a generation."""
-        timetable = _timetable(timestep)
-        if timetable is not None:
-            place = timestep.storage_offset()
-            same = self._timetable is not None and self._timetable.data_ptr() == timetable.data_ptr()
-            began = not same or place < self._place
-            self._timetable, self._place, self._value = timetable, place, None
-        else:
-            value = float(timestep.flatten()[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
-            began = self._value is None or value > self._value or (value == self._value and self.step == 0)
-            self._timetable, self._value = None, value
-        self.step = 0 if began else self.step + 1
-        return began
-
-
-def _timetable(timestep) -> torch.UntypedStorage | None:
-    """The memory of the longer tensor that ``timestep`` is one number of, or None; holding it keeps its address its own."""
-    if not isinstance(timestep, torch.Tensor) or any(timestep.stride()):
-        return None
-    storage = timestep.untyped_storage()
-    return storage if storage.nbytes() > timestep.element_size() else None
-
-
 def token_grid(
     x: torch.Tensor, size: tuple[int, int] | None, max_downsample: int, stride: tuple[int, int]
 ) -> tuple[int, int] | None:
@@ -73,20 +35,6 @@ def token_grid(
         if math.prod(grid) == x.shape[1] and grid[0] >= stride[0] and grid[1] >= stride[1]:
             return grid
     return None
-
-
-def find_unet(pipe) -> UNet2DConditionModel:
-    """The U-Net of a diffusers pipeline, or the U-Net itself.
-
-    Raises:
-        TypeError: if there is none.
-    """
-    unet = getattr(pipe, "unet", pipe)
-    if not isinstance(unet, UNet2DConditionModel):
-        raise TypeError(
-            f"pipe={type(pipe).__name__} must be a diffusers pipeline with a UNet2DConditionModel as its unet, or such a U-Net"
-        )
-    return unet
 
 
 def transformer_blocks(unet: UNet2DConditionModel) -> dict[str, BasicTransformerBlock]:
