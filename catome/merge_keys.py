@@ -23,7 +23,8 @@ class MergedKeys:
     Attributes:
         calls: how many calls of the attention there were.
         merged_calls: in how many of them keys were merged.
-        keys, keys_left: image tokens among the keys of all calls and images, and how many were left of them.
+        keys: image tokens among the keys, of all calls and images.
+        keys_left: how many were left of them.
     """
 
     calls: int = 0

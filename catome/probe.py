@@ -26,14 +26,15 @@ class Observation:
     """One transformer block in one U-Net call.
 
     Attributes:
-        step: the U-Net call within its generation, from 0.
+        step: the place within its generation, from 0.
         timestep: the scheduler's timestep.
         block: module name of the block.
         matches: `catome.Matches` of the block's input, on the CPU; the rows of a pipeline with classifier-free guidance are
             all unconditional images, then all conditional ones.
         plan: the plan by which parts of the block ran on merged tokens; None if none did.
         tokens: the block's input ``[B, N, C]``, if it was asked for.
-        call: which of the model's calls at this step it is, from 0, where guidance or views take several.
+        call: which of the model's calls at this step it is, from 0, where guidance or views take several;
+            None beyond those that are told apart.
     """
 
     step: int

@@ -43,7 +43,8 @@ class Summary:
         steps: of the generation.
         length: what the schedule took the generation's length for.
         length_known: whether something told that length; else the paper's 51 calls were assumed.
-        merged_share, scores_left: over all these attentions.
+        merged_share: over all these attentions.
+        scores_left: likewise.
         left_out: how many other self-attentions the model has, which the configuration does not touch.
         remarks: what a user should know, in sentences.
     """
@@ -90,7 +91,8 @@ def summary(pipe) -> Summary:
     if not reports:
         raise ValueError(f"pipe={type(pipe).__name__} is not patched: call catome.apply_patch(pipe) first")
     if left_out:
-        remarks.append(f"{left_out} more self-attentions, on smaller grids, are not touched: max_downsample includes them")
+        others = "1 more self-attention" if left_out == 1 else f"{left_out} more self-attentions"
+        remarks.append(f"{others} on smaller grids not touched: max_downsample includes them")
     entries = [entry for report, _ in reports for entry in report.entries.values()]
     lengths = [report.length for report, _ in reports if report.length is not None]
     return Summary(
@@ -130,7 +132,7 @@ def _remarks(report: Report, config, names: list[str]) -> list[str]:
         return ["nothing has been generated since the patch was put on, in this thread"]
     remarks = []
     reasons = {reason for entry in report.entries.values() for reason in entry.reasons}
-    remarks += [f"some attentions were left as they are: {reason}" for reason in sorted(reasons)]
+    remarks += [f"an attention was left as it is because {reason}" for reason in sorted(reasons)]
     unseen = [name for name in names if name not in report.entries] if config.merge_attn else []
     active = config.start == 0.0 and config.end == 1.0
     if unseen and active:
@@ -146,7 +148,7 @@ def _remarks(report: Report, config, names: list[str]) -> list[str]:
 
 def _lines(found: Summary) -> list[str]:
     width = max((len(attention.name) for attention in found.attentions), default=9)
-    lines = [f"{'attention':{width}}  merged  scores left  pairs found at"]
+    lines = [f"{'attention':{width}}  merged  scores left  found at"]
     for attention in found.attentions:
         at = " ".join(map(str, attention.found_at)) or "-"
         numbers = f"{attention.merged_share:6.0%}  {attention.scores_left:11.0%}"

@@ -250,14 +250,14 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 REFUSED: dict[str, str] = {
-    "ControlNetXSAdapter": "ControlNetXSAdapter never runs alone: give the UNetControlNetXSModel around it.",
-    "MotionAdapter": "MotionAdapter has no spatial attention: give the UNetMotionModel that it is in.",
-    "MultiControlNetModel": "MultiControlNetModel is several ControlNets: give each of its nets.",
-    "MultiControlNetUnionModel": "MultiControlNetUnionModel is several ControlNets: give each of its nets.",
-    "UNet1DModel": "UNet1DModel has no image grid: its tokens lie along one axis.",
-    "UNetFlatConditionModel": "UNetFlatConditionModel has no image grid: its tokens are a text's.",
-    "UVit2DModel": "UVit2DModel is called without a timestep: nothing tells the steps of a generation.",
-    "WuerstchenDiffNeXt": "WuerstchenDiffNeXt is deprecated in diffusers; StableCascadeUNet came after it.",
-    "WuerstchenPrior": "WuerstchenPrior is deprecated in diffusers; StableCascadeUNet came after it.",
+    "ControlNetXSAdapter": "it never runs alone: give the UNetControlNetXSModel around it",
+    "MotionAdapter": "it has no spatial attention: give the UNetMotionModel that it is in",
+    "MultiControlNetModel": "it is several ControlNets: give each of its nets",
+    "MultiControlNetUnionModel": "it is several ControlNets: give each of its nets",
+    "UNet1DModel": "it has no image grid: its tokens lie along one axis",
+    "UNetFlatConditionModel": "it has no image grid: its tokens are a text's",
+    "UVit2DModel": "it is called without a timestep: nothing tells the steps of a generation",
+    "WuerstchenDiffNeXt": "it is deprecated in diffusers; StableCascadeUNet came after it",
+    "WuerstchenPrior": "it is deprecated in diffusers; StableCascadeUNet came after it",
 }
 """Why a U-Net is no family, by the name of its class."""

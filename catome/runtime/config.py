@@ -38,11 +38,14 @@ class MergeConfig:
         seed: of that generator; each generation begins with it.
         compare: "input" compares what enters a block, as the paper does, where the model has such a place (U-Nets), and keys
             elsewhere; "keys" compares the keys of the attention everywhere.
-        start, end: the part of a generation in which tokens are merged, as shares in [0, 1].
+        start: where in a generation merging begins, as a share in [0, 1].
+        end: where it ends, likewise.
         across_frames: in videos, let tokens merge with tokens of other frames, too.
         max_downsample: U-Nets: merge in blocks downsampled at most this much against the topmost blocks that have attention
             (1: in those only, which in SDXL are themselves downsampled by 2).
-        merge_attn, merge_crossattn, merge_mlp: U-Nets: which parts of a block run on merged tokens.
+        merge_attn: merge in self-attention.
+        merge_crossattn: U-Nets: run cross-attention on merged tokens, too.
+        merge_mlp: U-Nets: run the MLP on merged tokens, too.
         only_where_faster: leave blocks and images as they are where so few tokens, or so small a share of them, would be
             merged that it costs more time than it saves, by the model of `catome.policy.cost_model`; not with
             ``schedule="auto"``.
@@ -153,13 +156,13 @@ def configured(function: str, config, changes: dict) -> MergeConfig:
 
 
 RECOMMENDED = MergeConfig()
-"""Keys and values merged where tokens are at least 0.8 similar, each counted, pairs found at 13 of 51 steps."""
+"""Keys and values merged where tokens are at least 0.8 similar, each group counted, and pairs found at 13 steps."""
 
 FAST = MergeConfig(threshold=0.7, stride=(4, 4))
-"""About a quarter of the scores: keys and values merged in 4x4 windows where tokens are at least 0.7 similar, each counted."""
+"""Keys and values merged in 4x4 windows where tokens are at least 0.7 similar, which leaves about a quarter of the scores."""
 
 PAPER = MergeConfig(threshold=0.7, schedule="CONFIG_3", keep_queries=False, weighted=False)
-"""CA-ToMe as in the headline of arXiv 2501.00946: threshold 0.7, CONFIG_3."""
+"""CA-ToMe with threshold 0.7 and CONFIG_3, the headline of arXiv 2501.00946."""
 
 TOME = MergeConfig(threshold=None, ratio=0.5, schedule=None, keep_queries=False, weighted=False)
-"""ToMe for Stable Diffusion (arXiv 2303.17604): half of the tokens, found afresh at every step, the top-left token as dst."""
+"""ToMe for Stable Diffusion (arXiv 2303.17604) with half of the tokens, found afresh at every step, and top-left dst tokens."""

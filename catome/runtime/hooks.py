@@ -80,13 +80,13 @@ class Patch(Hook):
 
     def change(self, rule: Rule | None, pipe: Any = None) -> None:
         """Have generations that begin go by another rule, and this thread at once."""
+        self.leave_when_idle = None  # or the end of this thread's generation would take off what is being put on
         self.reset()
         with self._lock:
             self.rule = rule
         if pipe is not None:
             self._pipe = ref(pipe)
         self._warned.clear()
-        self.leave_when_idle = None
 
     # The state of this thread
 
@@ -95,7 +95,7 @@ class Patch(Hook):
         """The generations of this thread."""
         found = getattr(self._local, "timeline", None)
         if found is None:
-            found = self._local.timeline = Timeline(self._begin)
+            found = self._local.timeline = Timeline(self._begin, Kept.end)
         return found
 
     def _begin(self) -> Kept:
@@ -140,8 +140,6 @@ class Patch(Hook):
         running = self.running
         if running is not None and running.report.calls:
             self.last = running.report
-        for generation in self.timeline.generations:
-            generation.payload.over = True  # an exception's traceback may still hold it
         self.timeline.clear()
         self._local.__dict__.clear()
         self._leave_if_idle()

@@ -44,6 +44,10 @@ class Kept:
         self.report = Report()
         self.over = False
 
+    def end(self) -> None:
+        """Note that the generation has ended; something may hold this longer, such as an exception's traceback."""
+        self.over = True
+
 
 @dataclass(frozen=True)
 class Cached:

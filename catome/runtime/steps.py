@@ -118,9 +118,10 @@ class Generation:
 class Timeline:
     """The generations that run in one thread."""
 
-    def __init__(self, begin: Callable[[], Any] = lambda: None) -> None:
-        """``begin()`` makes the payload of each new generation."""
+    def __init__(self, begin: Callable[[], Any] = lambda: None, end: Callable[[Any], None] = lambda payload: None) -> None:
+        """``begin()`` makes the payload of each new generation, and ``end(payload)`` is told when it is over."""
         self.begin = begin
+        self.end = end
         self._generations: OrderedDict[Any, Generation] = OrderedDict()
         self._held: dict[Any, Any] = {}  # what keeps a timetable's address its own
 
@@ -131,8 +132,8 @@ class Timeline:
 
     def clear(self) -> None:
         """Forget everything: the next call begins a generation."""
-        self._generations.clear()
-        self._held.clear()
+        for key in list(self._generations):
+            self._over(key)
 
     def locate(self, facts: CallFacts) -> tuple[Generation, Condition]:
         """The generation and the condition of a call, which counts as made now."""
@@ -183,15 +184,20 @@ class Timeline:
 
     def _new(self, key, place, length: int | None, held) -> Generation:
         # Places on a timetable and numbers of steps rise; timesteps by value go where the first two of them go.
+        if key in self._generations:
+            self._over(key)
         generation = Generation(self.begin(), 0 if key == "values" else 1)
         generation.first = place
         generation.length = length
         self._generations[key] = generation
         self._held[key] = held
         while len(self._generations) > _MOST_GENERATIONS:
-            old, _ = self._generations.popitem(last=False)
-            self._held.pop(old, None)
+            self._over(next(iter(self._generations)))
         return generation
+
+    def _over(self, key) -> None:
+        self._held.pop(key, None)
+        self.end(self._generations.pop(key).payload)
 
 
 def timetable_of(timestep) -> torch.UntypedStorage | None:
@@ -234,22 +240,17 @@ def _candidates(generation: Generation, facts: CallFacts, place) -> tuple[list[C
     """The conditions that a call may continue, none for a new one; and whether the prompt serves several conditions, as it
     does for the views of a panorama, so that it does not tell which one this is."""
     shape = _shape(facts.sample)
-    found = [condition for condition in generation.conditions if (condition.name, condition.shape) == (facts.context, shape)]
-    waiting = [condition for condition in found if condition.place != place]
-    if waiting and _tensors(facts.prompt):
-        # where prompts are made anew for each call, only a look at them tells
-        for same in (_same_memory, torch.equal):
-            found = [condition for condition in generation.conditions if _fits(condition, facts, shape, same)]
-            if found:
-                break
-        else:
-            # A new prompt in the place of an old one: the first that waits makes room.
-            generation.conditions.remove(waiting[0])
-    return [condition for condition in found if condition.place != place], len(found) > 1
-
-
-def _fits(condition: Condition, facts: CallFacts, shape: tuple, same) -> bool:
-    return (condition.name, condition.shape) == (facts.context, shape) and _alike(condition.prompt, facts.prompt, same)
+    named = [condition for condition in generation.conditions if (condition.name, condition.shape) == (facts.context, shape)]
+    waiting = [condition for condition in named if condition.place != place]
+    if not waiting or not _tensors(facts.prompt):
+        return waiting, len(named) > 1
+    for same in (_same_memory, torch.equal):  # where prompts are made anew for each call, only a look at them tells
+        fitting = [condition for condition in named if _alike(condition.prompt, facts.prompt, same)]
+        if fitting:
+            return [condition for condition in fitting if condition.place != place], len(fitting) > 1
+    # A new prompt in the place of an old one: the first that waits makes room.
+    generation.conditions.remove(waiting[0])
+    return [], False
 
 
 def _continued(candidates: list[Condition], sample) -> tuple[Condition | None, torch.Tensor | None]:
