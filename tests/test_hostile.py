@@ -21,13 +21,21 @@ from catome.patch import applied_patch
 from catome.runtime.hooks import Hook
 from catome.tensors.matching import _top_left, split_tokens
 
-MERGING = dict(threshold=0.6, schedule=[0])
+COUNTED = dict(keep_queries=True, weighted=True)  # as the recommended configuration
 AMOUNTS = {
     "threshold": dict(threshold=0.6, schedule=[0]),
     "ratio": dict(ratio=0.5, schedule=[0]),
     "auto": dict(threshold=0.6, schedule="auto"),
     "everything": dict(threshold=0.6, schedule=[0], merge_crossattn=True, merge_mlp=True),
+    "keys and values": dict(threshold=0.6, schedule=[0], **COUNTED),
+    "keys compared": dict(threshold=0.6, schedule=[0], compare="keys", **COUNTED),
 }
+
+
+@pytest.fixture(params=["threshold", "keys and values", "keys compared"])
+def merging(request):
+    """The ways to merge: what enters the attention, its context, and at the call inside."""
+    return AMOUNTS[request.param]
 
 
 @pytest.fixture
@@ -93,10 +101,10 @@ def files_in(folder):
 # Files
 
 
-def test_a_patched_pipeline_saves_the_same_bytes_and_loads_unpatched(own, tmp_path):
+def test_a_patched_pipeline_saves_the_same_bytes_and_loads_unpatched(own, tmp_path, merging):
     plain = drawn(own)
     own.save_pretrained(tmp_path / "plain")
-    with catome.patched(own, catome.PAPER, **MERGING):
+    with catome.patched(own, catome.PAPER, **merging):
         merged = drawn(own)
         own.save_pretrained(tmp_path / "patched")
     files = files_in(tmp_path / "patched")
@@ -109,14 +117,14 @@ def test_a_patched_pipeline_saves_the_same_bytes_and_loads_unpatched(own, tmp_pa
     assert not torch.equal(plain, merged)
 
 
-def test_weights_are_loaded_into_a_patched_unet(own):
+def test_weights_are_loaded_into_a_patched_unet(own, merging):
     """A state dict from before the patch fits, and the patch merges what the new weights make of the tokens."""
     weights = {name: 1.1 * value for name, value in own.unet.state_dict().items()}
     twin = copy.deepcopy(own)
     twin.unet.load_state_dict(weights)
-    with catome.patched(twin, catome.PAPER, **MERGING):
+    with catome.patched(twin, catome.PAPER, **merging):
         expected = drawn(twin)
-    with catome.patched(own, catome.PAPER, **MERGING):
+    with catome.patched(own, catome.PAPER, **merging):
         assert not torch.equal(expected, drawn(own))
         assert own.unet.state_dict().keys() == weights.keys()
         own.unet.load_state_dict(weights)
@@ -403,13 +411,13 @@ def test_ten_thousand_calls_do_not_grow(only_new):
     assert not traces(unet)
 
 
-def test_patching_again_and_again_keeps_nothing(only_new):
+def test_patching_again_and_again_keeps_nothing(only_new, merging):
     unet = small_unet()
     expected = call(unet, sample(), 900)
 
     def rounds(count):
         for _ in range(count):
-            catome.apply_patch(unet, catome.PAPER, **MERGING)
+            catome.apply_patch(unet, catome.PAPER, **merging)
             call(unet, sample(), 900)
         catome.remove_patch(unet)
 
@@ -422,7 +430,7 @@ def test_patching_again_and_again_keeps_nothing(only_new):
     assert torch.equal(expected, call(unet, sample(), 900))
 
 
-def test_threads_that_come_and_go_leave_nothing_behind(light):
+def test_threads_that_come_and_go_leave_nothing_behind(light, merging):
     """Generations that end well, that are stopped and that fail in the U-Net, each in a thread of its own."""
     positive, negative = light.encode_prompt(tiny.prompt("volcano"), "cpu", 1, True)
     ends, everybody = {}, threading.Barrier(6)
@@ -453,7 +461,7 @@ def test_threads_that_come_and_go_leave_nothing_behind(light):
             ends[number] = type(error).__name__
 
     plain = drawn(light)
-    with catome.patched(light, catome.PAPER, **MERGING):
+    with catome.patched(light, catome.PAPER, **merging):
         merged = drawn(light)
         handle = light.unet.conv_out.register_forward_pre_hook(fail)
         threads = [threading.Thread(target=work, args=(number,), name=f"kind {number % 3}") for number in range(6)]
@@ -570,14 +578,14 @@ def test_half_precision_merges_what_float64_finds_similar(own, how):
     assert not torch.equal(plain, merged)
 
 
-def test_inference_mode_changes_no_bit_and_spoils_nothing_for_autograd(own):
+def test_inference_mode_changes_no_bit_and_spoils_nothing_for_autograd(own, merging):
     _top_left.cache_clear()  # or its indices may stem from another test
     with torch.inference_mode():
-        catome.apply_patch(own, catome.PAPER, **MERGING)
+        catome.apply_patch(own, catome.PAPER, **merging)
         inside = drawn(own)
         drawn(own, steps=1)
     assert torch.equal(inside, drawn(own))
-    catome.apply_patch(own, catome.PAPER, **MERGING)
+    catome.apply_patch(own, catome.PAPER, **merging)
     with torch.inference_mode():
         assert torch.equal(inside, drawn(own))
     x = torch.randn(1, 4, 16, 16, requires_grad=True)
