@@ -8,6 +8,12 @@ from torch._dynamo.utils import counters
 import catome
 
 STEPS = 4
+WAYS = {
+    "ratio": dict(config=catome.PAPER, ratio=0.5),
+    "threshold": dict(config=catome.PAPER, threshold=0.8),
+    "keys and values": dict(config=catome.RECOMMENDED, threshold=0.8),
+    "keys compared": dict(config=catome.RECOMMENDED, compare="keys", threshold=0.8),
+}
 TIMES = torch.arange(50, 0, -1) * 20
 
 
@@ -33,14 +39,16 @@ def generation(unet, inputs):
     return [unet(inputs["sample"], TIMES[step], inputs["encoder_hidden_states"]).sample for step in range(STEPS)]
 
 
-@pytest.mark.parametrize("amount", [dict(ratio=0.5), dict(threshold=0.8)])
-def test_a_compiled_unet_gives_the_same_and_compiles_nothing_at_cached_steps(pipe, amount, graphs):
+@pytest.mark.parametrize("way", WAYS)
+def test_a_compiled_unet_gives_the_same_and_compiles_nothing_at_cached_steps(pipe, way, graphs):
     handed, backend = graphs
     inputs = unet_inputs(pipe, ["desert", "volcano"])
     plain = generation(pipe.unet, inputs)
-    catome.apply_patch(pipe, catome.PAPER, **amount, schedule=(0, 2))
+    catome.apply_patch(pipe, **WAYS[way], schedule=(0, 2))
     expected = generation(pipe.unet, inputs)
-    unet, outputs, known = torch.compile(pipe.unet, backend=backend), [], []
+    unet = torch.compile(pipe.unet, backend=backend)
+    outputs = []
+    known = []
     with torch.no_grad():
         for step in range(STEPS):
             outputs.append(unet(inputs["sample"], TIMES[step], inputs["encoder_hidden_states"]).sample)
@@ -56,10 +64,11 @@ def test_a_compiled_unet_gives_the_same_and_compiles_nothing_at_cached_steps(pip
         assert "catome decides in Python what to merge" in reason
 
 
-def test_blocks_can_be_compiled_by_themselves(pipe, graphs):
+@pytest.mark.parametrize("way", ["threshold", "keys and values", "keys compared"])
+def test_blocks_can_be_compiled_by_themselves(pipe, way, graphs):
     handed, backend = graphs
     inputs = unet_inputs(pipe, ["desert", "volcano"])
-    catome.apply_patch(pipe, catome.PAPER, threshold=0.8, schedule=(0,))
+    catome.apply_patch(pipe, **WAYS[way], schedule=(0,))
     expected = generation(pipe.unet, inputs)
     pipe.unet.compile_repeated_blocks(backend=backend)
     try:
@@ -75,15 +84,17 @@ def test_blocks_can_be_compiled_by_themselves(pipe, graphs):
         torch.testing.assert_close(output, same, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("way", ["ratio", "keys and values", "keys compared"])
 @torch.no_grad()
-def test_a_patch_may_come_and_go_after_compiling(pipe, graphs):
+def test_a_patch_may_come_and_go_after_compiling(pipe, way, graphs):
     _, backend = graphs
     inputs = unet_inputs(pipe, ["desert"])
     plain = generation(pipe.unet, inputs)
     unet = torch.compile(pipe.unet, backend=backend)
     generation(unet, inputs)
-    catome.apply_patch(pipe, catome.PAPER, ratio=0.5)
+    catome.apply_patch(pipe, **WAYS[way])
     expected = generation(pipe.unet, inputs)
+    assert not torch.allclose(expected[0], plain[0], atol=1e-4)
     for output, same in zip(generation(unet, inputs), expected, strict=True):
         torch.testing.assert_close(output, same, atol=1e-5, rtol=1e-5)
     catome.remove_patch(pipe)

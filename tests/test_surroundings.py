@@ -24,6 +24,12 @@ from catome.patch import applied_patch
 from catome.runtime.hooks import Hook
 
 MERGING = dict(threshold=0.9, schedule=[0])
+WAYS = {
+    "PAPER": catome.PAPER,
+    "RECOMMENDED": catome.RECOMMENDED,
+    "keys compared": catome.RECOMMENDED.changed(compare="keys"),
+}
+every_way = pytest.mark.parametrize("config", WAYS.values(), ids=WAYS)
 
 
 @pytest.fixture
@@ -53,21 +59,24 @@ def call(unet, *args):
     return unet(*args).sample
 
 
-@pytest.mark.parametrize("first", ["offload", "patch"])
-def test_model_offload(own, first):
+@pytest.mark.parametrize(
+    ("first", "config"),
+    [("offload", WAYS["PAPER"]), ("patch", WAYS["PAPER"]), ("offload", WAYS["RECOMMENDED"]), ("patch", WAYS["keys compared"])],
+)
+def test_model_offload(own, first, config):
     """Offloading takes the U-Net's forward away and puts it back after each generation."""
     plain = image(own)
-    with catome.patched(own, catome.PAPER, **MERGING):
+    with catome.patched(own, config, **MERGING):
         merged = image(own)
     assert not np.array_equal(plain, merged)
     if first == "offload":
         own.enable_model_cpu_offload(device="cpu")
-    catome.apply_patch(own, catome.PAPER, **MERGING)
+    catome.apply_patch(own, config, **MERGING)
     if first == "patch":
         own.enable_model_cpu_offload(device="cpu")
     for _ in range(3):
         assert np.array_equal(merged, image(own))
-    catome.apply_patch(own, catome.PAPER, **MERGING)
+    catome.apply_patch(own, config, **MERGING)
     assert np.array_equal(merged, image(own))
     catome.remove_patch(own)
     seen = []
@@ -80,8 +89,9 @@ def test_model_offload(own, first):
         assert np.array_equal(plain, image(own))
 
 
-def test_a_copy_has_a_patch_of_its_own(own):
-    catome.apply_patch(own, catome.PAPER, **MERGING)
+@every_way
+def test_a_copy_has_a_patch_of_its_own(own, config):
+    catome.apply_patch(own, config, **MERGING)
     assert np.array_equal(image(own, steps=10), image(copy.deepcopy(own), steps=10))
     merged = image(own)
     twin = copy.deepcopy(own)
@@ -98,7 +108,8 @@ def test_a_copy_has_a_patch_of_its_own(own):
         assert not np.array_equal(merged, image(late))
 
 
-def test_a_loop_over_one_timetable_begins_anew_at_its_start(own):
+@every_way
+def test_a_loop_over_one_timetable_begins_anew_at_its_start(own, config):
     own.scheduler = DDIMScheduler.from_config(own.scheduler.config)
     own.scheduler.set_timesteps(4)
     text = torch.randn(1, 16, 64, generator=torch.Generator().manual_seed(9))
@@ -110,14 +121,15 @@ def test_a_loop_over_one_timetable_begins_anew_at_its_start(own):
             x = own.scheduler.step(own.unet(x, t, text).sample, t, x).prev_sample
         return x
 
-    with catome.patched(own, catome.PAPER, **MERGING):
+    with catome.patched(own, config, **MERGING):
         loop(1)
         after_another = loop(7)
-    with catome.patched(own, catome.PAPER, **MERGING):
+    with catome.patched(own, config, **MERGING):
         assert torch.equal(loop(7), after_another)
 
 
-def test_a_second_pipeline_on_the_same_unet(own):
+@every_way
+def test_a_second_pipeline_on_the_same_unet(own, config):
     other = StableDiffusionImg2ImgPipeline(**{**own.components, "scheduler": DDIMScheduler.from_config(own.scheduler.config)})
     other.set_progress_bar_config(disable=True)
     start = torch.from_numpy(tiny.render("volcano", 1)).permute(2, 0, 1)[None] / 255
@@ -128,28 +140,30 @@ def test_a_second_pipeline_on_the_same_unet(own):
     def redrawn(strength, **more):
         return image(other, image=start, strength=strength, steps=4, **more)
 
-    with catome.patched(own, catome.PAPER, **MERGING):
+    with catome.patched(own, config, **MERGING):
         expected = redrawn(0.5)
-    with catome.patched(own, catome.PAPER, **MERGING):
+    with catome.patched(own, config, **MERGING):
         image(own)
         with pytest.raises(KeyboardInterrupt):
             redrawn(1.0, callback_on_step_end=interrupt)
         assert np.array_equal(expected, redrawn(0.5))
 
 
-def test_one_step_models_never_see_an_old_plan(own):
-    with catome.patched(own.unet, catome.PAPER, **MERGING):
+@every_way
+def test_one_step_models_never_see_an_old_plan(own, config):
+    with catome.patched(own.unet, config, **MERGING):
         call(own.unet, *inputs(seed=1, timestep=999))
         second = call(own.unet, *inputs(seed=2, timestep=999))
         with catome.probe(own.unet) as record:
             image(own, steps=1)
             image(own, steps=1)
         assert sorted({seen.call for seen in record.generations[0]}) == [0, 1]  # nothing tells them apart but their order
-    with catome.patched(own.unet, catome.PAPER, **MERGING):
+    with catome.patched(own.unet, config, **MERGING):
         assert torch.equal(second, call(own.unet, *inputs(seed=2, timestep=999)))
 
 
-def test_two_threads_on_one_unet(own):
+@every_way
+def test_two_threads_on_one_unet(own, config):
     other = StableDiffusionPipeline(
         **{**own.components, "scheduler": type(own.scheduler).from_config(own.scheduler.config)}, requires_safety_checker=False
     )
@@ -166,7 +180,7 @@ def test_two_threads_on_one_unet(own):
             output_type="np",
         ).images
 
-    with catome.patched(own, catome.PAPER, threshold=0.9, schedule=[0, 2]):
+    with catome.patched(own, config, threshold=0.9, schedule=[0, 2]):
         expected = [drawn(own, seed) for seed in range(4)]
         found = {}
 
@@ -253,7 +267,7 @@ def test_autocast_does_not_touch_the_matching(own):
     assert torch.equal(exact.best, mixed.best)
 
 
-@pytest.mark.parametrize("config", [catome.PAPER, catome.RECOMMENDED], ids=["PAPER", "RECOMMENDED"])
+@every_way
 def test_another_hook_of_diffusers_stays(own, config):
     """One that keeps the outputs of attentions; catome merges around it or inside it, in either order."""
 
@@ -286,7 +300,7 @@ def test_another_hook_of_diffusers_stays(own, config):
         assert not any(hooks_of(module, Hook) for module in patched.unet.modules())
 
 
-@pytest.mark.parametrize("config", [catome.PAPER, catome.RECOMMENDED], ids=["PAPER", "RECOMMENDED"])
+@every_way
 def test_a_processor_that_treats_parts_of_the_batch_differently(own, config):
     """Perturbed attention guidance calls attention for two thirds of its rows: these are merged by their own keys."""
     guided = StableDiffusionPAGPipeline(**own.components, pag_applied_layers=["down_blocks.0"], requires_safety_checker=False)
@@ -308,7 +322,8 @@ def test_a_processor_that_treats_parts_of_the_batch_differently(own, config):
 
 
 @pytest.mark.parametrize("change", ["attention slicing", "channels last", "vae tiling", "fused projections", "half"])
-def test_other_ways_to_run(own, change):
+@pytest.mark.parametrize("config", [catome.PAPER, catome.RECOMMENDED], ids=["PAPER", "RECOMMENDED"])
+def test_other_ways_to_run(own, change, config):
     if change == "attention slicing":
         own.enable_attention_slicing(1)
     elif change == "channels last":
@@ -320,7 +335,7 @@ def test_other_ways_to_run(own, change):
     else:
         own.to(torch.bfloat16)
     plain = image(own)
-    with catome.patched(own, catome.PAPER, **MERGING):
+    with catome.patched(own, config, **MERGING):
         merged = image(own)
         assert np.isfinite(merged).all()
         assert not np.array_equal(plain, merged)
@@ -328,9 +343,10 @@ def test_other_ways_to_run(own, change):
     assert np.array_equal(plain, image(own))
 
 
-def test_nan_in_the_latents_stays_in_its_image(own):
+@every_way
+def test_nan_in_the_latents_stays_in_its_image(own, config):
     sample, timestep, text = inputs(batch=2)
-    with catome.patched(own, catome.PAPER, threshold=0.9):
+    with catome.patched(own, config, threshold=0.9):
         healthy = call(own.unet, sample, timestep, text)
         sample[0, :, 3, 3] = float("nan")
         sick = call(own.unet, sample, timestep, text)

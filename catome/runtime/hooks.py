@@ -43,7 +43,7 @@ from catome.runtime.config import MergeConfig
 from catome.runtime.report import Report
 from catome.runtime.state import Kept, Rule, Running
 from catome.runtime.steps import CallFacts, Timeline
-from catome.tensors.attention import attend, key_bias, padded, unpadded
+from catome.tensors.attention import attend, key_bias, padded, unexpanded, unpadded
 from catome.tensors.plan import MergePlan
 
 
@@ -371,6 +371,7 @@ class BlockHook(ModuleHook):
 
 _NOT_IMAGE = "its queries and keys are not the image tokens that were expected there"
 _MASKED = "it has a mask that treats image tokens differently"
+_MASKED_QUERIES = "queries cannot be merged in this call, whose mask has a row for each; keep_queries=True can merge its keys"
 _CAUSAL = "it is causal"
 _UNSEEN = (
     "it does not call torch.nn.functional.scaled_dot_product_attention (another attention backend, or a processor with "
@@ -550,8 +551,10 @@ class AtTheCall:
         keep_queries = running.config.keep_queries
         if is_causal:
             hook.left_alone(running, _CAUSAL, **size)
-        elif mask is not None and not _uniform(mask, layout, running, queries if not keep_queries else 0):
+        elif mask is not None and not _uniform(mask, layout, running):
             hook.left_alone(running, _MASKED, **size)
+        elif mask is not None and not keep_queries and unexpanded(mask).shape[-2] > 1:
+            hook.left_alone(running, _MASKED_QUERIES, **size)
         elif not keep_queries and queries not in (keys, layout.tokens):
             hook.left_alone(running, _SEVERAL, **size)
         else:
@@ -575,14 +578,12 @@ class AtTheCall:
         return plan, layout
 
 
-def _uniform(mask: torch.Tensor, layout: Layout, running: Running, merged_queries: int) -> bool:
+def _uniform(mask: torch.Tensor, layout: Layout, running: Running) -> bool:
     """Whether a mask treats all image tokens alike; asked of the device once for each mask of a call of the model."""
-    if merged_queries and mask.shape[-2] > 1:
-        return False
-    key = ("uniform", mask.data_ptr(), mask.shape, layout)
+    key = ("uniform", mask.data_ptr(), mask.shape, mask.stride(), layout)
     memo = running.call.memo
     if key not in memo:
-        image = mask[..., layout.first : layout.first + layout.tokens]
+        image = unexpanded(mask)[..., layout.first : layout.first + layout.tokens]
         memo[key] = (bool((image == image[..., :1]).all()), mask)  # held, so that its place in memory stays its own
     return memo[key][0]
 

@@ -65,6 +65,14 @@ def key_bias(plan: MergePlan, weighted: bool, dtype: torch.dtype) -> torch.Tenso
     return counted.log().to(dtype)  # minus infinity where there is no key
 
 
+def unexpanded(mask: torch.Tensor) -> torch.Tensor:
+    """A mask without the heads, queries and rows of the batch that `torch.Tensor.expand` has repeated."""
+    for dim in range(mask.ndim - 1):
+        if mask.shape[dim] > 1 and mask.stride(dim) == 0:
+            mask = mask.narrow(dim, 0, 1)
+    return mask
+
+
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -138,6 +146,7 @@ def _mask(
         bias = F.pad(bias, (kept, 0))[:, None, None]
     if given is None:
         return bias
+    given = unexpanded(given)  # or copies of it would take the room of all scores
     if given.dtype == torch.bool:
         given = torch.zeros(given.shape, dtype=dtype, device=given.device).masked_fill(~given, -math.inf)
     tokens = plan.slot.shape[1]
