@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from functools import cache
 
+import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 from tiny_models import TINY_TRANSFORMERS
 from tiny_unets import TINY_UNETS
 from torch.overrides import TorchFunctionMode
