@@ -39,7 +39,7 @@ def merge_keys(grid: tuple[int, int], first: int = 0, config: MergeConfig = RECO
 
     Pairs are found in the keys of each call; nothing is kept from one call to the next. A call counts as a self-attention over
     the image where it has as many queries as keys, or as image tokens, and its keys include the grid. Others are left as they
-    are, and so are calls that are causal or have a mask over image tokens.
+    are, and so are calls that are causal or have a mask.
 
     >>> with merge_keys(grid=(14, 14), first=1, threshold=0.9) as seen:  # a vision transformer with a class token
     ...     logits = model(pixels)
@@ -68,7 +68,8 @@ def merge_keys(grid: tuple[int, int], first: int = 0, config: MergeConfig = RECO
     def merging(function, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
         seen.calls += 1
         count = key.shape[-2]
-        fits = query.ndim == 4 and first + tokens <= count and query.shape[2] in (count, tokens)
+        fits = query.ndim == key.ndim == 4 and len(query) == len(key) == len(value)
+        fits = fits and first + tokens <= count and query.shape[2] in (count, tokens)
         if not fits or is_causal or attn_mask is not None:
             return function(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **rest)
         image = key[:, :, first : first + tokens].transpose(1, 2).flatten(2)

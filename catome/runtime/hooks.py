@@ -82,6 +82,7 @@ class Patch(Hook):
         """Have generations that begin go by another rule, and this thread at once."""
         self.leave_when_idle = None  # or the end of this thread's generation would take off what is being put on
         self.reset()
+        self.last = None  # it was merged by the old rule
         with self._lock:
             self.rule = rule
         if pipe is not None:

@@ -216,10 +216,11 @@ def _is_planned(timetable: torch.UntypedStorage, facts: CallFacts) -> bool:
 
 
 def _one_way(timetable: torch.UntypedStorage, timestep: torch.Tensor) -> bool:
-    """Whether the numbers of a timetable fall or rise throughout; those that a training loop draws do not."""
+    """Whether the numbers of a timetable fall or rise throughout; those that a training loop draws do not, nor do those of one
+    step for each image of a batch."""
     numbers = torch.empty(0, dtype=timestep.dtype, device=timestep.device).set_(timetable)
     steps = numbers.diff()
-    return bool((steps <= 0).all() | (steps >= 0).all())
+    return bool(((steps <= 0).all() | (steps >= 0).all()) & (steps != 0).any())
 
 
 def _value(timestep) -> float:
