@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 import warnings
 from functools import cache
 
@@ -368,6 +370,41 @@ def test_removing_leaves_nothing_behind(name, model):
         assert not hooks_of(module, Hook)
         assert vars(module).keys() == attributes[path]
     assert same(answer(name), plain)
+
+
+def test_a_generation_that_another_has_replaced_does_not_keep_the_patch_on():
+    model = built("flux")
+    catome.apply_patch(model, threshold=MIDDLE)
+    answer("flux", timestep=900.0)
+    answer("flux", timestep=500.0)
+    held = patch_of(model).timeline.generations
+    answer("flux", timestep=900.0)
+    assert held[0] not in patch_of(model).timeline.generations
+    catome.remove_patch(model)
+    assert not any(hooks_of(module, Hook) for module in model.modules())
+
+
+def test_a_patch_that_is_put_on_while_an_old_one_waits_to_leave_stays():
+    """The old one waits for a generation of another thread, which never ends it."""
+    model = built("flux")
+    plain = answer("flux")
+    catome.apply_patch(model, threshold=MIDDLE)
+    merged = answer("flux")
+    thread = threading.Thread(target=answer, args=("flux",))
+    patch_of(model).reset()
+    thread.start()
+    thread.join()
+    held = [*patch_of(model).generations, object()]  # as if the thread went on
+    catome.remove_patch(model)
+    assert not catome.is_patched(model)
+    assert same(answer("flux"), plain)
+    held.clear()
+    gc.collect()
+    catome.apply_patch(model, threshold=MIDDLE)
+    assert catome.is_patched(model)
+    assert same(answer("flux"), merged)
+    catome.remove_patch(model)
+    assert not any(hooks_of(module, Hook) for module in model.modules())
 
 
 def test_every_class_of_every_family_is_here():
