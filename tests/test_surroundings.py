@@ -175,26 +175,27 @@ def test_two_threads_on_one_unet(own, config):
         return pipe(
             prompt_embeds=positive,
             negative_prompt_embeds=negative,
-            num_inference_steps=10,
+            num_inference_steps=3,
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
         ).images
 
+    work_of_each = ((own, (0, 1)), (other, (2, 3)))
     with catome.patched(own, config, threshold=0.9, schedule=[0, 2]):
-        expected = [drawn(own, seed) for seed in range(4)]
+        expected = {seed: drawn(pipe, seed) for pipe, seeds in work_of_each for seed in seeds}
         found = {}
 
         def work(pipe, seeds):
             for seed in seeds:
                 found[seed] = drawn(pipe, seed)
 
-        threads = [threading.Thread(target=work, args=part) for part in ((own, (0, 1)), (other, (2, 3)))]
+        threads = [threading.Thread(target=work, args=part) for part in work_of_each]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert not applied_patch(own).generations  # nothing is kept of a thread that has ended
-    for seed, image_alone in enumerate(expected):
+    for seed, image_alone in expected.items():
         assert np.array_equal(image_alone, found[seed])
 
 
@@ -351,4 +352,6 @@ def test_nan_in_the_latents_stays_in_its_image(own, config):
         sample[0, :, 3, 3] = float("nan")
         sick = call(own.unet, sample, timestep, text)
     assert sick[0].isnan().any()
-    assert torch.equal(sick[1], healthy[1])
+    # keys are padded to those of the image that keeps most, which may round differently
+    rounding = 1e-5 if config.keep_queries else 0.0
+    torch.testing.assert_close(sick[1], healthy[1], atol=rounding, rtol=0)
