@@ -17,9 +17,9 @@ __all__ = [
     "hooks_of",
     "in_eager",
     "leave_behind",
-    "mend_replica",
     "original",
     "remove_hooks",
+    "renew_shown",
     "show_to_compiler",
 ]
 
@@ -62,28 +62,23 @@ def show_to_compiler(module: torch.nn.Module) -> None:
 
     The module gets its class's own forward as an attribute, which changes nothing else."""
     if "forward" not in vars(module):
-        module.forward = MethodType(_forward_of_class, module)
-
-
-def _forward_of_class(module: torch.nn.Module, *args, **kwargs):
-    """What ``module.forward`` does without the attribute; packages may give a module another class meanwhile."""
-    return type(module).forward(module, *args, **kwargs)
+        module.forward = MethodType(type(module).forward, module)
 
 
 def _is_shown(module: torch.nn.Module) -> bool:
-    """Whether a module has the attribute of `show_to_compiler`, also if it came from a pickle, as the class's own forward."""
+    """Whether a module has the attribute of `show_to_compiler`, be it of a class that the module had then."""
     own = vars(module).get("forward")
-    if not isinstance(own, MethodType):
-        return False
-    return own.__func__ in (_forward_of_class, *(vars(kind).get("forward") for kind in type(module).__mro__))
+    return isinstance(own, MethodType) and own.__func__ in [vars(kind).get("forward") for kind in type(module).__mro__]
 
 
-def mend_replica(model: torch.nn.Module) -> None:
-    """Give the modules of a replica (`torch.nn.DataParallel`) a forward of their own: they have copies of attributes, and
-    `show_to_compiler` left one that belongs to the original."""
-    for module in model.modules():
-        if _is_shown(module) and vars(module)["forward"].__self__ is not module:
-            module.forward = MethodType(_forward_of_class, module)
+def renew_shown(module: torch.nn.Module) -> None:
+    """Give a module the right attribute of `show_to_compiler` again, if it has one.
+
+    It is of another class where a package has given the module a class of its own since, and of another module in the replicas
+    of `torch.nn.DataParallel`, which have copies of all attributes."""
+    own = vars(module).get("forward")
+    if _is_shown(module) and (own.__self__ is not module or own.__func__ is not type(module).forward):
+        module.forward = MethodType(type(module).forward, module)
 
 
 def hide_from_compiler(module: torch.nn.Module) -> None:

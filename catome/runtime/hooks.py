@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet, ref
@@ -33,8 +33,8 @@ from catome.models._torch import (
     hooks_of,
     in_eager,
     leave_behind,
-    mend_replica,
     remove_hooks,
+    renew_shown,
     show_to_compiler,
 )
 from catome.models.base import Layout, ModelCall, SelfAttention, bound
@@ -196,11 +196,11 @@ class Patch(Hook):
         leave_behind()
         if self._leave_if_idle():
             return
-        if getattr(model, "_is_replica", False):
-            mend_replica(model)
         _refuse_what_cannot_work(model)
         if self.attentions is None:
             self.settle(model)
+        for module in self._shown(model):
+            renew_shown(module)
         call = ModelCall(model, bound(model, args, kwargs))
         facts = self._facts(call)
         generation, condition = self.timeline.locate(facts)
@@ -209,6 +209,16 @@ class Patch(Hook):
         running.report.steps = generation.step + 1
         running.report.length = generation.length
         self._local.running = running
+
+    def _shown(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+        """The modules that may have hooks of catome, or in a replica (`torch.nn.DataParallel`) all modules."""
+        if getattr(model, "_is_replica", False):
+            yield from model.modules()
+            return
+        for attention in self.attentions.values():
+            yield attention.module
+            if attention.block is not None:
+                yield attention.block
 
     def _facts(self, call: ModelCall) -> CallFacts:
         family = family_of(call.model)

@@ -14,7 +14,8 @@ What is known of a call is little: its timestep, its latents, its prompt. The ru
 
 Where a call does not continue the last one without a doubt (by rule 3, on a timetable that is not the scheduler's, after a
 jump, or where several conditions have the same prompt) the latents decide: those of one generation resemble each other from
-step to step, and those of different images do not. Rows of latents that do not continue the last ones get new pairs.
+step to step, and those of different images do not. The next place of a timetable makes it likely that they do, so that less
+will do. Rows of latents that do not continue the last ones get new pairs.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ _CONTINUES = 0.8
 """The cosine similarity of latents from which on they continue those of the step before. Unrelated ones are near 0 as long as
 there is noise, and those of one generation above 0.9 unless its steps are very large or add much new noise. Where they are, the
 check costs a search for pairs and no image."""
+
+_LIKELY = 0.25
+"""The same at the next place of a long timetable. The steps of samplers that add noise, or are few, come down to about 0.3."""
+
+_LONG = 9
+"""Numbers that fall or rise throughout are a long timetable from here on: as many random ones do so once in 181,440."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +152,12 @@ class Timeline:
         candidates, several = _candidates(generation, facts, place)
         condition = None
         changed = None
-        if candidates and sure and not several and place == candidates[0].place + 1:
+        next_place = bool(candidates) and not several and place == candidates[0].place + 1
+        if next_place and sure:
             condition = candidates[0]
         elif candidates:
-            condition, changed = _continued(candidates, facts.sample)
+            likely = next_place and key != "values" and self._held[key].nbytes() >= _LONG * facts.timestep.element_size()
+            condition, changed = _continued(candidates, facts.sample, _LIKELY if likely else _CONTINUES)
         if candidates and condition is None:
             if generation.place == place or (key != "values" and place == generation.place + 1):
                 generation.conditions.remove(candidates[0])  # another image in its place, in the same generation
@@ -254,11 +263,11 @@ def _candidates(generation: Generation, facts: CallFacts, place) -> tuple[list[C
     return [], False
 
 
-def _continued(candidates: list[Condition], sample) -> tuple[Condition | None, torch.Tensor | None]:
+def _continued(candidates: list[Condition], sample, least: float) -> tuple[Condition | None, torch.Tensor | None]:
     """The first condition whose latents a call continues, and which rows do not, if that is only true of some."""
     partly = None
     for condition in candidates:
-        continues = _continues(condition.sample, sample)
+        continues = _continues(condition.sample, sample, least)
         if continues.all():
             return condition, None
         if partly is None and continues.any():
@@ -306,17 +315,20 @@ def _copy(sample):
 
 
 @torch.no_grad()
-def _continues(before, now) -> torch.Tensor:
-    """Which rows of the latents continue those of the step before: ``[B]`` bool on the CPU.
+def _continues(before, now, least: float) -> torch.Tensor:
+    """Which rows of the latents continue those of the step before, by a cosine of ``least``: ``[B]`` bool on the CPU.
 
     What is not finite tells nothing, and is left out."""
     if isinstance(now, (list, tuple)):
         pairs = zip(before, now, strict=True)
-        rows = [_continues(a[None], b[None]) if isinstance(b, torch.Tensor) else _continues(a, b) for a, b in pairs]
-        return torch.stack([row.all() for row in rows])
+        return torch.stack([_continues(*_as_batches(a, b), least).all() for a, b in pairs])
     if not isinstance(now, torch.Tensor) or not isinstance(before, torch.Tensor):
         return torch.ones(1, dtype=torch.bool, device="cpu")
     before = before.to(now.device).flatten(1).float().nan_to_num(0.0, 0.0, 0.0)
     now = now.flatten(1).float().nan_to_num(0.0, 0.0, 0.0)
     alike = torch.nn.functional.cosine_similarity(before, now, dim=1)
-    return ((alike >= _CONTINUES) | (before == now).all(1)).cpu()
+    return ((alike >= least) | (before == now).all(1)).cpu()
+
+
+def _as_batches(before, now) -> tuple:
+    return (before[None], now[None]) if isinstance(now, torch.Tensor) else (before, now)
