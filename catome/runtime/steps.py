@@ -55,7 +55,7 @@ class CallFacts:
         prompt: the prompt's embedding, or None.
         context: name of the condition that `cache_context` gave, or None.
         step_index: the step that `cache_context` gave, or None.
-        length: number of steps that `cache_context` or the pipeline's scheduler gave, or None.
+        length: number of steps that `cache_context` or the pipeline's scheduler gave, or None; a timetable has its own.
         planned: the timesteps of the pipeline's scheduler, or None.
     """
 
@@ -186,10 +186,10 @@ class Timeline:
         if timetable is None or not (known or _is_planned(timetable, facts) or _one_way(timetable, facts.timestep)):
             return "values", _value(facts.timestep), facts.length, None
         place = facts.timestep.storage_offset()
-        length = timetable.nbytes() // facts.timestep.element_size() - place
-        if _is_planned(timetable, facts) and facts.length is not None:
-            length = facts.length
-        return timetable.data_ptr(), place, length, timetable
+        end = timetable.nbytes() // facts.timestep.element_size()
+        if _is_planned(timetable, facts):
+            end = facts.planned.storage_offset() + facts.planned.numel()
+        return timetable.data_ptr(), place, end - place, timetable
 
     def _new(self, key, place, length: int | None, held) -> Generation:
         # Places on a timetable and numbers of steps rise; timesteps by value go where the first two of them go.
