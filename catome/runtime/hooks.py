@@ -528,6 +528,7 @@ class AtTheCall:
             self.hook.left_alone(self.running, _KEPT if kept else _UNSEEN, aloud=not kept)
         return output
 
+    @in_eager
     def _attend(self, function, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
         self.calls += 1
         plan, layout = self._plan(query, key, attn_mask, is_causal)
