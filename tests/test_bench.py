@@ -433,7 +433,7 @@ def test_rows_are_kept_with_their_provenance(tmp_path, capsys, merging_pays):
     store = Store(BENCH, tmp_path, None)
     rows = store.find()
     assert rows.groupby(["suite", "share", "method"]).size().unique().tolist() == [2]
-    assert len(rows) == 2 * 2 * (5 + 10)
+    assert len(rows) == 2 * 2 * (5 + 13)
     assert (rows["seconds"] > 0).all()
     assert (rows["note"] == "").all()
     assert set(rows["kind"]) == {"cpu"}

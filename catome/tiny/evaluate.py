@@ -90,7 +90,7 @@ def merging_cost(pipe, steps: int, guidance: float, thresholds=(0.95, 0.9, 0.8, 
     plain = sample(pipe, list(CLASSES), seeds, steps, guidance) / 255
     result = {}
     for threshold in thresholds:
-        with catome.patched(pipe, threshold=threshold, schedule=None):
+        with catome.patched(pipe, catome.PAPER, threshold=threshold, schedule=None):
             result[f"{threshold:g}"] = psnr(sample(pipe, list(CLASSES), seeds, steps, guidance) / 255, plain).mean().item()
     return result
 
