@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from types import MethodType
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -62,13 +63,24 @@ def show_to_compiler(module: torch.nn.Module) -> None:
 
     The module gets its class's own forward as an attribute, which changes nothing else."""
     if "forward" not in vars(module):
-        module.forward = MethodType(type(module).forward, module)
+        _show(module)
+
+
+_SHOWN = WeakKeyDictionary()  # the forward that `_show` has given each module
+
+
+def _show(module: torch.nn.Module) -> None:
+    _SHOWN[module] = type(module).forward
+    module.forward = MethodType(type(module).forward, module)
 
 
 def _is_shown(module: torch.nn.Module) -> bool:
-    """Whether a module has the attribute of `show_to_compiler`, be it of a class that the module had then."""
+    """Whether a module has the attribute of `show_to_compiler`; copies of a module have it, too."""
     own = vars(module).get("forward")
-    return isinstance(own, MethodType) and own.__func__ in [vars(kind).get("forward") for kind in type(module).__mro__]
+    if not isinstance(own, MethodType):
+        return False
+    known = [vars(kind).get("forward") for kind in type(module).__mro__]
+    return own.__func__ in known or own.__func__ is _SHOWN.get(module)
 
 
 def renew_shown(module: torch.nn.Module) -> None:
@@ -78,7 +90,7 @@ def renew_shown(module: torch.nn.Module) -> None:
     of `torch.nn.DataParallel`, which have copies of all attributes."""
     own = vars(module).get("forward")
     if _is_shown(module) and (own.__self__ is not module or own.__func__ is not type(module).forward):
-        module.forward = MethodType(type(module).forward, module)
+        _show(module)
 
 
 def hide_from_compiler(module: torch.nn.Module) -> None:
