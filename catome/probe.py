@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from catome import checks
+from catome.models._torch import in_eager
 from catome.models.base import ModelCall, SelfAttention, bound
 from catome.models.registry import family_of, find_models
 from catome.runtime.hooks import patch_of
@@ -168,6 +169,7 @@ def probe(
     timeline = Timeline(begin)
     now: dict[str, Any] = {}
 
+    @in_eager
     def before_model(module, args, kwargs):
         arguments = bound(module, args, kwargs)
         timestep = arguments[family.timestep]
@@ -184,6 +186,7 @@ def probe(
         now["arguments"] = ModelCall(module, arguments)
 
     def after_block(attention: SelfAttention):
+        @in_eager
         @torch.no_grad()
         def look(module, args, kwargs, output):
             x = args[0] if args else kwargs["hidden_states"]

@@ -152,6 +152,7 @@ class AttentionMode(SdpaMode):
     def leave(self) -> None:
         """Stop watching, if that has not been done."""
         self._call = None
+        self.attend = None  # which often knows the mode: tensors would wait for the garbage collector
         if self in torch.overrides._get_current_function_mode_stack()[-1:]:
             self.__exit__(None, None, None)
 
