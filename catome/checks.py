@@ -200,16 +200,12 @@ def check_tokens(tokens, grid, frames: int = 1) -> tuple[int, int]:
     return height, width
 
 
-def check_values(name: str, x, slot: torch.Tensor, norm=None) -> None:
-    """``x`` must be ``[B, N, C]`` for a plan of ``slot`` ``[B, N]``, and ``norm`` a LayerNorm over C alone, or None."""
+def check_values(name: str, x, slot: torch.Tensor) -> None:
+    """``x`` must be ``[B, N, C]`` for a plan of ``slot`` ``[B, N]``."""
     _check_tensor(name, x)
     if x.ndim != 3 or x.shape[:2] != slot.shape:
         raise ValueError(f"{name} of shape {list(x.shape)} does not fit this plan: it is for {[*slot.shape, 'C']}")
     _check_place(name, x, slot.device)
-    if norm is not None:
-        check_kind("norm", norm, torch.nn.LayerNorm, "a torch.nn.LayerNorm, or None")
-        if norm.normalized_shape != x.shape[2:]:
-            raise ValueError(f"norm={shown(norm)} must be over the {x.shape[2]} channels of {name} alone")
 
 
 def check_packed(name: str, y, rows: int, device: torch.device | None = None) -> None:

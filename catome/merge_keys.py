@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from catome import checks
-from catome.models._torch import SdpaMode
+from catome.models._torch import SdpaMode, in_eager
 from catome.runtime.config import RECOMMENDED, MergeConfig, configured
-from catome.tensors.attention import attend
+from catome.tensors.attention import attend, joined
 from catome.tensors.matching import best_matches
 from catome.tensors.plan import make_plan
 
@@ -37,7 +37,7 @@ class MergedKeys:
 def merge_keys(grid: tuple[int, int], first: int = 0, config: MergeConfig = RECOMMENDED, **changes) -> Iterator[MergedKeys]:
     """Merge the keys and values of image tokens in every self-attention that runs within a ``with`` block, in this thread.
 
-    Pairs are found in the keys of each call; nothing is kept from one call to the next. A call counts as a self-attention over
+    Pairs are found in the keys and values of each call; nothing is kept from one call to the next. A call counts as a self-attention over
     the image where it has as many queries as keys, or as image tokens, and its keys include the grid. Others are left as they
     are, and so are calls that are causal or have a mask.
 
@@ -49,7 +49,7 @@ def merge_keys(grid: tuple[int, int], first: int = 0, config: MergeConfig = RECO
     Args:
         grid: ``(height, width)`` of the image in tokens.
         first: where in the sequence the image tokens begin.
-        config, changes: as in `catome.apply_patch`; ``threshold`` or ``ratio``, ``stride``, ``dst``, ``seed``,
+        config, changes: as in `catome.apply_patch`; ``threshold`` or ``ratio``, ``measure``, ``stride``, ``dst``, ``seed``,
             ``keep_queries`` and ``weighted`` count.
 
     Returns:
@@ -65,6 +65,7 @@ def merge_keys(grid: tuple[int, int], first: int = 0, config: MergeConfig = RECO
     generator = torch.Generator("cpu").manual_seed(config.seed)
     seen = MergedKeys()
 
+    @in_eager
     def merging(function, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
         seen.calls += 1
         count = key.shape[-2]
@@ -72,8 +73,11 @@ def merge_keys(grid: tuple[int, int], first: int = 0, config: MergeConfig = RECO
         fits = fits and first + tokens <= count and query.shape[2] in (count, tokens)
         if not fits or is_causal or attn_mask is not None:
             return function(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **rest)
-        image = key[:, :, first : first + tokens].transpose(1, 2).flatten(2)
-        matches = best_matches(image, (height, width), config.stride, config.dst, generator, config.threshold == 1.0)
+        keys, values = (x[:, :, first : first + tokens].transpose(1, 2).flatten(2) for x in (key, value))
+        duplicates = config.threshold == 1.0
+        matches = best_matches(
+            joined(keys, values), (height, width), config.stride, config.dst, generator, duplicates, measure=config.measure
+        )
         plan = make_plan(matches, config.threshold, config.ratio)
         seen.keys += plan.slot.numel()
         seen.keys_left += sum(plan.lengths)

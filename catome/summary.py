@@ -63,7 +63,7 @@ class Summary:
 
 
 def summary(pipe) -> Summary:
-    """Say what the patch on ``pipe`` merged in the generation that runs or the last one that ended, in this thread.
+    """Say what the patch on ``pipe`` merged in the generation that runs in this thread, else in the last one that ended.
 
     Of a pipeline with several denoising models, all are put together.
 
@@ -129,7 +129,7 @@ def _left(left: int, scores: int) -> float:
 def _remarks(report: Report, config, names: list[str]) -> list[str]:
     """What a user should know of one model's generation."""
     if not report.calls:
-        return ["nothing has been generated since the patch was put on, in this thread"]
+        return ["nothing has been generated since the patch was put on"]
     remarks = []
     reasons = {reason for entry in report.entries.values() for reason in entry.reasons}
     remarks += [f"an attention was left as it is because {reason}" for reason in sorted(reasons)]

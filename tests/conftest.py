@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -8,14 +9,30 @@ import torch
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the threads: more of them only get in each other's way
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+os.environ["CATOME_CACHE"] = str(Path(__file__).parent / "no rates are kept here")  # nor read: tests go by the estimates
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the kernels are tested on the interpreter; read when they are imported
 
 from catome import tiny
 from catome.models._torch import hooks_of
+from catome.policy import rates
 from catome.runtime.hooks import Hook
 
 ROOT = Path(__file__).resolve().parents[1]
+
+ESTIMATES = dict(rates.ESTIMATES)
+for kind in ESTIMATES:  # the models of most tests are so small that no merging would pay by the real ones
+    rates.ESTIMATES[kind] = rates.Rates(1e12, math.inf, 0.0)
+
+
+@pytest.fixture
+def estimates(monkeypatch):
+    """The rates of devices as they are, for tests of where merging pays."""
+    for kind, own in ESTIMATES.items():
+        monkeypatch.setitem(rates.ESTIMATES, kind, own)
+    rates._rates.cache_clear()
+    yield
+    rates._rates.cache_clear()
 
 
 def pytest_configure(config):

@@ -14,12 +14,23 @@ def cosine(a, b):
     return dot / (math.sqrt(sum(p * p for p in a)) * math.sqrt(sum(q * q for q in b)))
 
 
-def pairs_above(tokens, height, width, threshold, sy=2, sx=2):
+def nearness(tokens, lowest=-1.0):
+    """How near two tokens of an image lie: 1 less their squared distance over twice the mean square about the mean."""
+    mean = [sum(column) / len(tokens) for column in zip(*tokens, strict=True)]
+    variance = sum((x - m) ** 2 for token in tokens for x, m in zip(token, mean, strict=True)) / len(tokens)
+
+    def similarity(a, b):
+        return max(lowest, 1 - sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) / (2 * variance))
+
+    return similarity
+
+
+def pairs_above(tokens, height, width, threshold, sy=2, sx=2, similarity=cosine):
     """``tokens``: one image as a list of lists of floats. Returns [(src, dst), ...] and every src token's best similarity."""
     src, dst = split(height, width, sy, sx)
     pairs, best = [], {}
     for s in src:
-        similarities = [cosine(tokens[s], tokens[d]) for d in dst]
+        similarities = [similarity(tokens[s], tokens[d]) for d in dst]
         best[s] = max(similarities)
         if best[s] >= threshold:
             pairs.append((s, dst[similarities.index(best[s])]))

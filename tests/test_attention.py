@@ -1,6 +1,7 @@
 """Attention over merged keys: exact where keys are equal, within the stated bound elsewhere, whatever surrounds the image."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catome.tensors import attention
-from catome.tensors.attention import attend, key_bias, padded, unpadded
+import catome
+from catome.runtime import hooks
+from catome.tensors import attention, kernels
+from catome.tensors.attention import attend, key_bias, padded, unpadded, way_for, weighted_attention
 from catome.tensors.matching import best_matches
 from catome.tensors.plan import make_plan, match
 
@@ -237,3 +240,101 @@ def test_a_video_merges_within_its_frames_or_across_them():
     assert (everywhere >= best - 1e-6).all()
     assert (across.similarity >= within.similarity.view(2, -1) - 1e-6).all()
     assert (across.similarity > within.similarity.view(2, -1) + 1e-3).any()
+
+
+# The ways to weigh keys
+
+WAYS = ("bias", "channel", "values")
+
+
+def weighed(query, key, value, log_weights, scale=None):
+    """The definition, in float64."""
+    scores = query.double() @ key.double().mT * (scale or 1 / math.sqrt(query.shape[-1])) + log_weights[:, None, None].double()
+    return scores.softmax(-1) @ value.double()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("channels", [8, 40, 64, 13])
+@pytest.mark.parametrize("scale", [None, 0.05])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_way_weighs_alike(way, channels, scale, dtype):
+    query, key, value = (drawn(2, 3, 20, channels, seed=seed).to(dtype) for seed in range(3))
+    sizes = torch.randint(1, 200, (2, 20), generator=torch.Generator().manual_seed(3)).float()
+    sizes[0, :2] = 4096
+    sizes[1, -5:] = 0  # no keys at all
+    value[1, :, -5:] = 0
+    found = weighted_attention(query, key, value, sizes.log(), way=way, scale=scale)
+    rounding = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    torch.testing.assert_close(found.double(), weighed(query, key, value, sizes.log(), scale), atol=rounding, rtol=rounding)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_has_the_same_gradients(way):
+    inputs = [drawn(1, 2, 12, 8, seed=seed).double().requires_grad_() for seed in range(3)]
+    log_weights = torch.arange(1.0, 13.0)[None].double().log()
+    weighed(*inputs, log_weights).square().sum().backward()
+    expected = [x.grad.clone() for x in inputs]
+    for x in inputs:
+        x.grad = None
+    weighted_attention(*inputs, log_weights, way=way).square().sum().backward()
+    for x, gradient in zip(inputs, expected, strict=True):
+        torch.testing.assert_close(x.grad, gradient)
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_a_mask_needs_the_bias(way):
+    query = drawn(1, 2, 12, 8)
+    with pytest.raises(ValueError, match=f"way='{way}' cannot go with a mask"):
+        weighted_attention(query, query, query, torch.zeros(1, 12), torch.zeros(12, 12), way=way)
+
+
+def test_the_way_is_chosen_by_device_dtype_and_head():
+    def way(channels, dtype=torch.float16, device="cuda", mask=None, trained=False):
+        query = SimpleNamespace(
+            dtype=dtype, is_cuda=device == "cuda", requires_grad=trained, shape=torch.Size([2, 8, 64, channels])
+        )
+        return way_for(query, mask)
+
+    assert [way(channels) for channels in (40, 80, 120)] == ["channel"] * 3, "their widths have room"
+    assert [way(channels) for channels in (32, 64, 96, 128, 256)] == ["bias"] * 5, "a wider head would take longer"
+    assert way(40, torch.float32) == way(40, device="cpu") == way(40, mask=torch.zeros(1)) == way(40, trained=True) == "bias"
+
+
+@pytest.mark.parametrize("way", ["bias", "channel"])
+@pytest.mark.parametrize(("first", "behind"), [(0, 0), (3, 2)])
+@pytest.mark.parametrize("amount", [{"threshold": 0.25}, {"ratio": 0.5}])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_what_a_gpu_does_is_what_the_words_say(monkeypatch, way, first, behind, amount, weighted):
+    """Keys and values merged by the kernel, images padded, each way; on the interpreter."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(kernels, "usable", lambda x: x.dtype in kernels.DTYPES)
+    monkeypatch.setattr(attention, "way_for", lambda query, mask=None: way)
+    monkeypatch.setattr(attention, "_pads", lambda query: True)
+    length = first + TOKENS + behind
+    query, key, value = (drawn(2, 2, length, 8, seed=seed) for seed in range(3))
+    value = value.transpose(2, 3).contiguous().transpose(2, 3)  # of other strides
+    plan = match(key[:, :, first : first + TOKENS].transpose(1, 2).flatten(2), GRID, **amount)
+    found = attend(query, key, value, plan, first, weighted=weighted)
+    expected = looped(query, key, value, plan, first, weighted)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("amount", [{"threshold": 0.7}, {"ratio": 0.5}])
+def test_a_unet_whose_keys_are_weighed_without_a_mask(monkeypatch, pipe, generate, amount):
+    """As CUDA does it in half precision, against the mask."""
+    with catome.patched(pipe, schedule=(0,), **amount):
+        expected = generate(["desert", "lighthouse"], steps=2, height=64, width=64)
+    seen = []
+    real = attention.weighted_attention
+
+    def watched(query, key, value, log_weights, attn_mask=None, **rest):
+        assert attn_mask is None
+        seen.append(query.shape)
+        return real(query, key, value, log_weights, attn_mask, way="channel", **rest)
+
+    monkeypatch.setattr(hooks, "avoids_masks", lambda x: True)
+    monkeypatch.setattr(hooks, "weighted_attention", watched)
+    with catome.patched(pipe, schedule=(0,), **amount):
+        found = generate(["desert", "lighthouse"], steps=2, height=64, width=64)
+    assert len(seen) == 3 * 5, "calls and attentions"
+    assert abs(found - expected).max() < 1e-4

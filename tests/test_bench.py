@@ -12,7 +12,7 @@ import torch
 
 from catome import patch
 from catome.bench import main
-from catome.policy import cost_model
+from catome.policy import rates
 from catome.runtime import state
 from catome.study import bench, methods
 from catome.study.bench import BENCH, Call, Contender, Options, Point, ratio, summary, take_turns, targets
@@ -50,9 +50,12 @@ def small(monkeypatch):
 
 
 @pytest.fixture
-def merging_pays(monkeypatch):
+def merging_pays(monkeypatch, estimates):
     """Also for so few tokens: reading, writing and starting are free."""
-    monkeypatch.setitem(cost_model.RATES, ("cpu", 4), cost_model.Rates(1.0, math.inf, 0.0))
+    monkeypatch.setitem(rates.ESTIMATES, ("cpu", 4), rates.Rates(1.0, math.inf, 0.0))
+    rates._rates.cache_clear()
+    yield
+    rates._rates.cache_clear()
 
 
 def logging(log, *names, **more):

@@ -12,7 +12,7 @@ WAYS = {
     "ratio": dict(config=catome.PAPER, ratio=0.5),
     "threshold": dict(config=catome.PAPER, threshold=0.8),
     "keys and values": dict(config=catome.RECOMMENDED, threshold=0.8),
-    "keys compared": dict(config=catome.RECOMMENDED, compare="keys", threshold=0.8),
+    "input compared": dict(config=catome.RECOMMENDED, compare="input", threshold=0.8),
 }
 TIMES = torch.arange(50, 0, -1) * 20
 
@@ -64,7 +64,7 @@ def test_a_compiled_unet_gives_the_same_and_compiles_nothing_at_cached_steps(pip
         assert "catome decides in Python what to merge" in reason
 
 
-@pytest.mark.parametrize("way", ["threshold", "keys and values", "keys compared"])
+@pytest.mark.parametrize("way", ["threshold", "keys and values", "input compared"])
 def test_blocks_can_be_compiled_by_themselves(pipe, way, graphs):
     handed, backend = graphs
     inputs = unet_inputs(pipe, ["desert", "volcano"])
@@ -84,7 +84,7 @@ def test_blocks_can_be_compiled_by_themselves(pipe, way, graphs):
         torch.testing.assert_close(output, same, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("way", ["ratio", "keys and values", "keys compared"])
+@pytest.mark.parametrize("way", ["ratio", "keys and values", "input compared"])
 @torch.no_grad()
 def test_a_patch_may_come_and_go_after_compiling(pipe, way, graphs):
     _, backend = graphs

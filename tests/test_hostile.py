@@ -28,11 +28,11 @@ AMOUNTS = {
     "auto": dict(threshold=0.6, schedule="auto"),
     "everything": dict(threshold=0.6, schedule=[0], merge_crossattn=True, merge_mlp=True),
     "keys and values": dict(threshold=0.6, schedule=[0], **COUNTED),
-    "keys compared": dict(threshold=0.6, schedule=[0], compare="keys", **COUNTED),
+    "input compared": dict(threshold=0.6, schedule=[0], compare="input", **COUNTED),
 }
 
 
-@pytest.fixture(params=["threshold", "keys and values", "keys compared"])
+@pytest.fixture(params=["threshold", "keys and values", "input compared"])
 def merging(request):
     """The ways to merge: what enters the attention, its context, and at the call inside."""
     return AMOUNTS[request.param]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import catome
-from catome.tensors.matching import split_tokens
+from catome.tensors.matching import MEASURES, split_tokens
 
 
 def smooth_tokens(batch, height, width, channels=6, seed=0, noise=0.3):
@@ -20,15 +20,21 @@ def smooth_tokens(batch, height, width, channels=6, seed=0, noise=0.3):
     return x.flatten(2).transpose(1, 2).contiguous()
 
 
+by_measure = pytest.mark.parametrize("measure", MEASURES)
+
+
+@by_measure
 @pytest.mark.parametrize(("height", "width", "stride"), [(6, 8, (2, 2)), (7, 5, (2, 2)), (6, 9, (3, 2)), (4, 4, (4, 4))])
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.7, 0.95])
-def test_threshold_equals_the_naive_reference(height, width, stride, threshold):
+def test_threshold_equals_the_naive_reference(height, width, stride, threshold, measure):
     tokens = smooth_tokens(2, height, width).double()
-    plan = catome.match(tokens, (height, width), threshold=threshold, stride=stride)
+    plan = catome.match(tokens, (height, width), threshold=threshold, stride=stride, measure=measure)
     x = torch.randn(2, height * width, 4, generator=torch.Generator().manual_seed(1)).double()
     result = plan.unmerge(torch.tanh(plan.merge(x)))
     for image in range(2):
-        pairs, _ = reference.pairs_above(tokens[image].tolist(), height, width, threshold, *stride)
+        rows = tokens[image].tolist()
+        similarity = reference.cosine if measure == "cosine" else reference.nearness(rows)
+        pairs, _ = reference.pairs_above(rows, height, width, threshold, *stride, similarity)
         assert plan.pairs(image).tolist() == [list(pair) for pair in pairs]
 
         def tanh(rows):
@@ -75,25 +81,58 @@ def test_any_plan_is_consistent(height, width, batch, stride, amount, dst, seed)
     assert [len(part) for part in plan.split(packed)] == list(plan.lengths)
 
 
-def test_an_image_does_not_depend_on_its_neighbours():
+@by_measure
+def test_an_image_does_not_depend_on_its_neighbours(measure):
     """The rule of the authors' code, the batch's maximum count, would merge pairs below the threshold here."""
     calm, rough = smooth_tokens(1, 8, 8, noise=0.01), smooth_tokens(1, 8, 8, noise=2.0, seed=5)
-    together = catome.match(torch.cat([calm, rough]), (8, 8), threshold=0.9)
+    together = catome.match(torch.cat([calm, rough]), (8, 8), threshold=0.9, measure=measure)
     assert together.lengths[0] < together.lengths[1]
     for image, tokens in enumerate((calm, rough)):
-        alone = catome.match(tokens, (8, 8), threshold=0.9)
+        alone = catome.match(tokens, (8, 8), threshold=0.9, measure=measure)
         assert torch.equal(alone.pairs(0), together.pairs(image))
         x = torch.randn(1, 64, 5)
         both = torch.cat([x, x])
         assert torch.equal(alone.merge(x), together.split(together.merge(both))[image])
 
 
-def test_one_merges_exact_duplicates_only():
+@by_measure
+def test_one_merges_exact_duplicates_only(measure):
     tokens = torch.randn(1, 64, 8)
     tokens[0, 9] = tokens[0, 36]  # src, equal to a dst far away
     tokens[0, 1] = 3 * tokens[0, 0]  # same direction, not the same token
     tokens[0, 3] = tokens[0, 2] * (1 + 1e-6)
-    assert catome.match(tokens, (8, 8), threshold=1.0).pairs(0).tolist() == [[9, 36]]
+    assert catome.match(tokens, (8, 8), threshold=1.0, measure=measure).pairs(0).tolist() == [[9, 36]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_distance_is_the_same_from_wherever_it_is_seen(dtype):
+    """A vector that all tokens have in common, another unit of length, a rotation: no pair changes. Cosines do."""
+    tokens = smooth_tokens(2, 8, 8).to(dtype)
+    common = torch.randn(6, generator=torch.Generator().manual_seed(3)).to(dtype)
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(4)).double())[0].to(dtype)
+    found = catome.best_matches(tokens, (8, 8), measure="distance")
+    moved = catome.best_matches(5 * (tokens + 3 * common) @ rotation, (8, 8), measure="distance")
+    torch.testing.assert_close(moved.similarity, found.similarity, atol=1e-4, rtol=0)
+    assert torch.equal(moved.best, found.best)
+    before, after = (catome.best_matches(x, (8, 8)).similarity for x in (tokens, tokens + 3 * common))
+    assert (after - before).abs().mean() > 0.05
+
+
+def test_two_tokens_at_random_are_not_similar_by_distance():
+    """The scale of an image: 0 on average over all pairs of its tokens, 1 for equal ones."""
+    tokens = smooth_tokens(1, 8, 8).double()[0] + 4
+    similarity = reference.nearness(tokens.tolist(), lowest=-math.inf)
+    rows = tokens.tolist()
+    assert sum(similarity(a, b) for a in rows for b in rows) == pytest.approx(0, abs=1e-9)
+    assert similarity(rows[3], rows[3]) == 1
+
+
+def test_an_image_of_one_colour_is_all_alike_by_distance():
+    tokens = torch.full((2, 64, 8), 0.3)
+    tokens[1] = smooth_tokens(1, 8, 8, channels=8)[0]
+    plan = catome.match(tokens, (8, 8), threshold=0.999, measure="distance")
+    assert plan.lengths[0] == 16
+    assert plan.lengths[1] > 50
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -110,23 +149,25 @@ def test_an_exact_duplicate_is_found_among_parallel_tokens(dtype):
         assert plan.pairs(1).tolist() == [[11, 50], [13, 50]]
 
 
+@by_measure
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_dst_token_that_is_not_finite_is_nobodys_partner(bad):
+def test_a_dst_token_that_is_not_finite_is_nobodys_partner(bad, measure):
     tokens = torch.randn(2, 256, 8, generator=torch.Generator().manual_seed(0))
-    healthy = catome.best_matches(tokens, (16, 16))
+    healthy = catome.best_matches(tokens, (16, 16), measure=measure)
     tokens[0, 0] = bad
-    found = catome.best_matches(tokens, (16, 16))
+    found = catome.best_matches(tokens, (16, 16), measure=measure)
     others = healthy.best[0] != 0
     assert torch.equal(found.best[0][others], healthy.best[0][others])
     assert not (found.best[0] == 0).any()
     assert torch.equal(found.best[1], healthy.best[1])
     for amount in (dict(ratio=0.5), dict(threshold=-1.0)):
-        pairs = catome.match(tokens, (16, 16), **amount).pairs(0)
-        assert len(pairs) == (128 if "ratio" in amount else 192)
-        assert not (pairs == 0).any()
+        tokens[0, 7] = bad  # a src token: it merges with none by a threshold
+        pairs = catome.match(tokens, (16, 16), **amount, measure=measure).pairs(0)
+        assert len(pairs) == (128 if "ratio" in amount else 191)
+        assert not ((pairs == 0) | (pairs == 7)).any()
     nowhere = tokens.clone()
     nowhere[0, healthy.dst] = bad
-    assert len(catome.match(nowhere, (16, 16), threshold=-1.0).pairs(0)) == 0
+    assert len(catome.match(nowhere, (16, 16), threshold=-1.0, measure=measure).pairs(0)) == 0
 
 
 def test_not_finite_and_zero_tokens_stay_alone():
@@ -139,11 +180,12 @@ def test_not_finite_and_zero_tokens_stay_alone():
     assert not {1, 4} & set(by_ratio.pairs(0)[:, 0].tolist())
 
 
-def test_chunks_give_what_the_whole_matrix_gives(monkeypatch):
+@by_measure
+def test_chunks_give_what_the_whole_matrix_gives(monkeypatch, measure):
     tokens = smooth_tokens(2, 16, 16)
-    whole = catome.best_matches(tokens, (16, 16))
+    whole = catome.best_matches(tokens, (16, 16), measure=measure)
     monkeypatch.setattr("catome.tensors.matching._CHUNK_ELEMENTS", 1000)
-    pieces = catome.best_matches(tokens, (16, 16))
+    pieces = catome.best_matches(tokens, (16, 16), measure=measure)
     assert torch.equal(whole.best, pieces.best)
     torch.testing.assert_close(whole.similarity, pieces.similarity)
 
@@ -229,14 +271,15 @@ def test_a_plan_refuses_what_does_not_fit_it():
         plan.unmerge(torch.randn(99, 4))
 
 
+@by_measure
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_where_an_image_lies_in_the_batch_does_not_matter(dtype):
+def test_where_an_image_lies_in_the_batch_does_not_matter(dtype, measure):
     """Whole numbers have many equal cosines, and an odd size begins each image at another alignment in memory."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(300):
         tokens = torch.randint(-1, 3, (3, 25, 5), generator=generator).to(dtype)
-        found = catome.best_matches(tokens, (5, 5), (2, 1))
+        found = catome.best_matches(tokens, (5, 5), (2, 1), measure=measure)
         for image in range(3):
-            alone = catome.best_matches(tokens[image : image + 1].clone(), (5, 5), (2, 1))
+            alone = catome.best_matches(tokens[image : image + 1].clone(), (5, 5), (2, 1), measure=measure)
             assert torch.equal(alone.best[0], found.best[image])
             assert torch.equal(alone.similarity[0], found.similarity[image])

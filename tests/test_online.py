@@ -17,19 +17,24 @@ def smooth(batch, seed, size=16, channels=16):
     return grid.flatten(2).transpose(1, 2) + 0.1 * torch.randn(batch, size * size, channels, generator=generator)
 
 
-def test_broken_pairs_are_those_below_the_floor():
+@pytest.mark.parametrize("measure", ["cosine", "distance"])
+def test_broken_pairs_are_those_below_the_floor(measure):
     before = smooth(3, 0)
     now = 0.8 * before + 0.2 * smooth(3, 1)
     now[2] = before[2]
-    plan = catome.match(before, (16, 16), threshold=0.9)
-    found = broken_share(plan, now, 0.9)
+    plan = catome.match(before, (16, 16), threshold=0.9, measure=measure)
+    found = broken_share(plan, now, 0.9, measure)
     for image in range(3):
         pairs = plan.pairs(image)
-        similarity = torch.nn.functional.cosine_similarity(now[image][pairs[:, 0]], now[image][pairs[:, 1]], dim=-1)
+        a, b = now[image][pairs[:, 0]], now[image][pairs[:, 1]]
+        similarity = torch.nn.functional.cosine_similarity(a, b, dim=-1)
+        if measure == "distance":
+            similarity = 1 - (a - b).square().sum(-1) / (2 * now[image].var(0, correction=0).sum())
         assert found[image].item() == pytest.approx((similarity < 0.9).float().mean().item(), abs=1e-6)
     assert 0 < found[0] < 1
     assert found[2] == 0
-    assert torch.equal(broken_share(plan, now, torch.tensor([0.9, -1.0, 0.9])), torch.stack([found[0], found[2], found[2]]))
+    apart = broken_share(plan, now, torch.tensor([0.9, -1.0, 0.9]), measure)
+    assert torch.equal(apart, torch.stack([found[0], found[2], found[2]]))
 
 
 def test_a_plan_without_pairs_has_nothing_to_reuse():
@@ -43,13 +48,14 @@ def test_a_plan_without_pairs_has_nothing_to_reuse():
     assert broken_share(everything, tokens, -1.0)[0] > 0  # a token that is not finite is similar to none
 
 
-def test_the_floor_of_a_fixed_share_is_its_weakest_pair():
+@pytest.mark.parametrize("measure", ["cosine", "distance"])
+def test_the_floor_of_a_fixed_share_is_its_weakest_pair(measure):
     tokens = smooth(2, 0)
-    plan = catome.match(tokens, (16, 16), ratio=0.5)
-    matches = catome.best_matches(tokens, (16, 16))
+    plan = catome.match(tokens, (16, 16), ratio=0.5, measure=measure)
+    matches = catome.best_matches(tokens, (16, 16), measure=measure)
     expected = matches.similarity.topk(128, dim=1).values[:, -1]
-    torch.testing.assert_close(weakest_pair(plan, tokens), expected, atol=1e-5, rtol=0)
-    assert broken_share(plan, tokens, expected).tolist() == [0, 0]
+    torch.testing.assert_close(weakest_pair(plan, tokens, measure), expected, atol=1e-5, rtol=0)
+    assert broken_share(plan, tokens, expected, measure).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("amount", [dict(threshold=0.8), dict(ratio=0.5)])

@@ -166,16 +166,6 @@ def test_any_assignment_of_tokens_to_kept_ones_is_merged_group_by_group(batch, k
     assert torch.equal(plan.unmerge(packed), packed[plan.slot])
 
 
-@some
-@given(st.data())
-def test_a_norm_handed_to_the_merge_is_that_norm_before_it(data):
-    _, _, plan = random_plan(data)
-    norm = torch.nn.LayerNorm(5).double().requires_grad_(False)
-    norm.weight.uniform_(0.5, 2), norm.bias.normal_()
-    x = values(plan, channels=5)
-    close(plan.merge(x, norm), plan.merge(norm(x)))
-
-
 # The images of a batch
 
 

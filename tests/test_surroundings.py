@@ -27,7 +27,7 @@ MERGING = dict(threshold=0.9, schedule=[0])
 WAYS = {
     "PAPER": catome.PAPER,
     "RECOMMENDED": catome.RECOMMENDED,
-    "keys compared": catome.RECOMMENDED.changed(compare="keys"),
+    "input compared": catome.RECOMMENDED.changed(compare="input"),
 }
 every_way = pytest.mark.parametrize("config", WAYS.values(), ids=WAYS)
 
@@ -61,7 +61,7 @@ def call(unet, *args):
 
 @pytest.mark.parametrize(
     ("first", "config"),
-    [("offload", WAYS["PAPER"]), ("patch", WAYS["PAPER"]), ("offload", WAYS["RECOMMENDED"]), ("patch", WAYS["keys compared"])],
+    [("offload", WAYS["PAPER"]), ("patch", WAYS["PAPER"]), ("offload", WAYS["RECOMMENDED"]), ("patch", WAYS["input compared"])],
 )
 def test_model_offload(own, first, config):
     """Offloading takes the U-Net's forward away and puts it back after each generation."""
@@ -95,6 +95,7 @@ def test_a_copy_has_a_patch_of_its_own(own, config):
     assert np.array_equal(image(own, steps=10), image(copy.deepcopy(own), steps=10))
     merged = image(own)
     twin = copy.deepcopy(own)
+    assert applied_patch(twin)._scheduler is twin.scheduler is not own.scheduler
     for weight in twin.unet.parameters():
         weight.data.zero_()
     assert torch.equal(call(twin.unet, *inputs()), torch.zeros(1, 4, 32, 32))

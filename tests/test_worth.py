@@ -1,14 +1,20 @@
 import math
+import re
+import warnings
 
 import pytest
 import torch
+from conftest import ESTIMATES
 from test_patch import call, counted_matches, unet_inputs
 
 import catome
 from catome.patch import applied_patch
-from catome.policy.cost_model import RATES, Rates, gain, least_share, rates_of
+from catome.policy import rates as rates_room
+from catome.policy.cost_model import gain, least_share
+from catome.policy.rates import Rates, calibrate, kept, rates_of
 
-CPU = RATES["cpu", 4]
+pytestmark = pytest.mark.usefixtures("estimates")
+CPU = ESTIMATES["cpu", 4]
 
 
 def test_nothing_to_merge_changes_no_bit(pipe):
@@ -73,20 +79,26 @@ def test_the_model_is_what_its_words_say():
     assert gain(tokens, channels, 0.5, rates, 4) == saved
     assert gain(tokens, channels, 0.5, rates, 4, interval=4) == saved - 0.375 * tokens**2 * channels / 4
     assert gain(tokens, channels, 0.5, rates, 4, parts=(False, True, True)) == 28 * tokens * channels**2 * 0.5
-    assert gain(tokens, channels, 0.5, Rates(math.inf, 1.0, 0.0), 2) == -3 * tokens * channels * 2
+    keys = 4 * tokens**2 * channels * 0.5
+    assert gain(tokens, channels, 0.5, rates, 4, keep_queries=True) == keys + 4 * tokens * channels**2 * 0.5
+    assert gain(tokens, channels, 0.5, rates, 4, keep_queries=True, at_the_call=True) == keys
+    moving = Rates(math.inf, 1.0, 0.0)
+    assert gain(tokens, channels, 0.5, moving, 2) == -3 * tokens * channels * 2
+    assert gain(tokens, channels, 0.5, moving, 2, keep_queries=True) == -1.5 * tokens * channels * 2
+    assert gain(tokens, channels, 0.5, moving, 2, keep_queries=True, at_the_call=True) == -3 * tokens * channels * 2
     assert gain(tokens, channels, 0.5, Rates(math.inf, math.inf, 2.0), 2, parts=(True, True, True)) == -18
 
 
 def test_the_least_share_is_where_the_gain_begins():
     for tokens in (256, 1024, 4096, 16384):
-        for rates, itemsize in ((CPU, 4), (RATES["cuda", 2], 2)):
+        for rates, itemsize in ((CPU, 4), (ESTIMATES["cuda", 2], 2)):
             share = least_share(tokens, 320, rates, itemsize, interval=4.0)
             if share == math.inf:
                 assert gain(tokens, 320, 0.75, rates, itemsize, interval=4.0) <= 0
                 continue
             assert gain(tokens, 320, share, rates, itemsize, interval=4.0) > 0
             assert gain(tokens, 320, share - 0.01, rates, itemsize, interval=4.0) <= 0
-    shares = [least_share(tokens, 320, RATES["cuda", 2], 2) for tokens in (256, 1024, 4096, 16384)]
+    shares = [least_share(tokens, 320, ESTIMATES["cuda", 2], 2) for tokens in (256, 1024, 4096, 16384)]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == math.inf
     assert shares[-1] < 0.1
@@ -105,8 +117,8 @@ def test_a_search_at_every_step_asks_for_a_larger_share():
 
 def test_rates_are_of_the_device_and_the_precision():
     assert rates_of(torch.zeros(1)) is CPU
-    assert rates_of(torch.zeros(1).half()) is RATES["cpu", 2]
-    assert rates_of(torch.zeros(1, device="meta").bfloat16()) is RATES["cpu", 2]
+    assert rates_of(torch.zeros(1).half()) is ESTIMATES["cpu", 2]
+    assert rates_of(torch.zeros(1, device="meta").bfloat16()) is ESTIMATES["cpu", 2]
 
 
 @pytest.mark.parametrize(
@@ -114,10 +126,77 @@ def test_rates_are_of_the_device_and_the_precision():
     [
         (dict(only_where_faster="yes"), TypeError, "only_where_faster='yes'"),
         (dict(only_where_faster=1), TypeError, "only_where_faster=1"),
-        (dict(only_where_faster=True, schedule="auto"), ValueError, "schedule='auto'"),
     ],
 )
 def test_wrong_arguments_are_named(pipe, arguments, error, names):
     with pytest.raises(error, match=names):
         catome.apply_patch(pipe, catome.PAPER, **arguments)
     assert applied_patch(pipe) is None
+
+
+# Measured rates
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder of its own, and no rates in memory."""
+    monkeypatch.setenv("CATOME_CACHE", str(tmp_path / "cache"))
+    rates_room._rates.cache_clear()
+    yield tmp_path / "cache"
+    rates_room._rates.cache_clear()
+
+
+def test_measured_rates_take_the_place_of_estimates(cache):
+    x = torch.zeros(1, 4, 4)
+    assert rates_of(x) is CPU
+    measured = calibrate()
+    assert rates_of(x) == measured != CPU
+    rates_room._rates.cache_clear()
+    assert rates_of(x) == measured, "as another process reads it"
+    assert rates_of(x.half()) is ESTIMATES["cpu", 2], "of another dtype nothing is known"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert rates_of(x) is CPU, "nor of another number of threads"
+    finally:
+        torch.set_num_threads(threads)
+    assert 1e9 < measured.flops < 1e14
+    assert 1e8 < measured.bytes < 1e13
+    assert 1e-7 < measured.launch < 1e-2
+
+
+def test_rates_of_several_kinds_are_kept_beside_each_other(cache):
+    one = calibrate()
+    other = calibrate(dtype=torch.bfloat16)
+    assert set(kept().values()) == {one, other}
+    assert [path.name for path in cache.iterdir()] == ["rates.json"]
+
+
+@pytest.mark.parametrize(
+    "broken", ["", "[]", '{"a": 1}', '{"a": {"flops": 1}}', '{"a": {"flops": "x", "bytes": 1, "launch": 1}}']
+)
+def test_a_broken_file_of_rates_is_said_and_not_used(cache, broken):
+    cache.mkdir()
+    (cache / "rates.json").write_text(broken)
+    if broken:
+        with pytest.warns(UserWarning, match="rates.json cannot be read"):
+            assert kept() == {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        measured = calibrate()
+        assert kept() == {rates_room.key_of(torch.device("cpu"), 4): measured}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        (dict(device="nowhere"), ValueError, "device='nowhere'"),
+        (dict(dtype=torch.int32), TypeError, "dtype=torch.int32 must be a floating-point type"),
+        (dict(dtype="float32"), TypeError, "dtype='float32' must be a floating-point type"),
+        (dict(dtype=torch.float8_e4m3fn), TypeError, "of at least 16 bits"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_named(cache, arguments, error, says):
+    with pytest.raises(error, match=re.escape(says)):
+        calibrate(**arguments)
+    assert not cache.exists()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+import torch
+
 __all__ = [
     "ATTENTIONS",
     "CASCADE_BLOCKS",
@@ -26,6 +28,7 @@ __all__ = [
     "classes",
     "is_plain",
     "keeps_outputs",
+    "keys_and_values",
 ]
 
 
@@ -147,6 +150,12 @@ def is_plain(module, kwargs: dict) -> bool:
     if module.residual_connection or module.to_k is None:
         return False
     return all(kwargs.get(name) is None for name in ("encoder_hidden_states", "attention_mask"))
+
+
+@torch.no_grad()
+def keys_and_values(module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a plain attention module makes of tokens ``[B, N, C]``: two ``[B, N, heads * head size]``."""
+    return module.to_k(x), module.to_v(x)
 
 
 def calls_sdpa(module) -> bool:

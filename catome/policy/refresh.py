@@ -11,43 +11,56 @@ import torch
 import torch.nn.functional as F
 
 from catome.checks import check_values
+from catome.tensors.matching import Measure, centre, within_range
 from catome.tensors.plan import MergePlan
 
-_ROUNDING = 1e-5  # two computations of one cosine may differ by this much
+_ROUNDING = 1e-5  # two computations of one similarity may differ by this much
 
 
 @torch.no_grad()
-def pair_similarity(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
-    """Cosine similarity, in float32 at least, of every token of ``tokens`` ``[B, N, C]`` and its target: ``[B, N]``.
+def pair_similarity(plan: MergePlan, tokens: torch.Tensor, measure: Measure = "cosine") -> torch.Tensor:
+    """Similarity, in float32 at least, of every token of ``tokens`` ``[B, N, C]`` and its target: ``[B, N]``.
 
-    1 for tokens that are not merged; NaN where a token is not finite. Raises a ValueError if the tokens do not fit the plan."""
+    ``measure`` is that of `catome.best_matches`. 1 for tokens that are not merged; NaN where a token is not finite. Raises a
+    ValueError if the tokens do not fit the plan."""
     check_values("tokens", tokens, plan.target)
     exact = tokens.to(torch.promote_types(tokens.dtype, torch.float32)).contiguous()
     with torch.autocast(tokens.device.type, enabled=False):
-        unit = F.normalize(exact, dim=-1)
-        partner = unit.gather(1, plan.target[..., None].expand_as(unit))
-        similarity = (unit * partner).sum(-1)
+        if measure == "cosine":
+            unit = F.normalize(exact, dim=-1)
+            similarity = (unit * _partners(plan, unit)).sum(-1)
+        else:
+            centred, variance = centre(exact)
+            similarity = 1 - (centred - _partners(plan, centred)).square().sum(-1) / (2 * variance)
+            similarity = torch.where(similarity.isfinite(), within_range(similarity), torch.nan)
     return torch.where(_merged(plan), similarity, 1.0)
 
 
-def weakest_pair(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
+def _partners(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
+    return tokens.gather(1, plan.target[..., None].expand_as(tokens))
+
+
+def weakest_pair(plan: MergePlan, tokens: torch.Tensor, measure: Measure = "cosine") -> torch.Tensor:
     """The lowest similarity of an image's pairs, ``[B]``; 1 for an image without pairs."""
-    return pair_similarity(plan, tokens).amin(1)
+    return pair_similarity(plan, tokens, measure).amin(1)
 
 
 @torch.no_grad()
-def broken_share(plan: MergePlan, tokens: torch.Tensor, floor: torch.Tensor | float) -> torch.Tensor:
+def broken_share(
+    plan: MergePlan, tokens: torch.Tensor, floor: torch.Tensor | float, measure: Measure = "cosine"
+) -> torch.Tensor:
     """The share of an image's cached pairs whose similarity has fallen below ``floor``: ``[B]`` float32.
 
     Args:
         plan: made for ``[B, N, C]`` tokens at an earlier step.
         tokens: ``[B, N, C]``, as they are now.
-        floor: a cosine, or one for each image ``[B]``.
+        floor: a similarity, or one for each image ``[B]``.
+        measure: of similarity, as in `catome.best_matches`.
 
     Returns:
         A share in [0, 1]; 1 for an image that has no pairs, and so nothing to reuse.
     """
-    similarity = pair_similarity(plan, tokens)
+    similarity = pair_similarity(plan, tokens, measure)
     merged = _merged(plan)
     least = torch.as_tensor(floor, dtype=similarity.dtype, device=tokens.device).reshape(-1, 1) - _ROUNDING
     pairs = merged.sum(1)

@@ -10,8 +10,10 @@ from typing import Literal
 import torch
 
 from catome import checks
-from catome.policy.cost_model import least_share, rates_of
+from catome.policy.cost_model import least_share
+from catome.policy.rates import rates_of
 from catome.policy.schedule import Auto, Schedule, parse_schedule
+from catome.tensors.matching import MEASURES, Measure
 
 Compare = Literal["input", "keys"]
 
@@ -25,8 +27,8 @@ class MergeConfig:
     Without arguments it is the recommended configuration, `catome.RECOMMENDED`.
 
     Attributes:
-        threshold: merge every src token whose best cosine similarity is at least this, in [-1, 1]; 1.0 merges exact
-            duplicates only. None where ``ratio`` is given.
+        threshold: merge every src token whose best similarity is at least this, in [-1, 1]; 1.0 merges exact duplicates
+            only. None where ``ratio`` is given.
         ratio: merge this share of all tokens instead, in [0, 1 - 1/(sy*sx)]; exactly one of the two.
         schedule: the steps at which pairs are found afresh: a name of the paper's Table II, fitted to the length of the
             generation; a collection of steps counted from 0; a collection of shares of the generation in [0, 1); a
@@ -36,8 +38,11 @@ class MergeConfig:
         stride: ``(vertical, horizontal)`` size in tokens of the window that has one dst token.
         dst: "top_left" (the paper) or "random" token of each window, drawn from a generator of its own.
         seed: of that generator; each generation begins with it.
-        compare: "input" compares what enters a block, as the paper does, where the model has such a place (U-Nets), and keys
-            elsewhere; "keys" compares the keys of the attention everywhere.
+        measure: of similarity (`catome.tensors.matching`): "distance" is how near two tokens lie on the scale of their image;
+            "cosine", the paper's, is the cosine of the angle between them.
+        compare: "keys" compares the keys and values of each attention, the values half as much; "input" compares what enters
+            the block that it is in, as the paper does, where the model has such a place (U-Nets), and keys and values
+            elsewhere. Pairs for cross-attention and the MLP are always found by the input.
         start: where in a generation merging begins, as a share in [0, 1].
         end: where it ends, likewise.
         across_frames: in videos, let tokens merge with tokens of other frames, too.
@@ -47,14 +52,14 @@ class MergeConfig:
         merge_crossattn: U-Nets: run cross-attention on merged tokens, too.
         merge_mlp: U-Nets: run the MLP on merged tokens, too.
         only_where_faster: leave blocks and images as they are where so few tokens, or so small a share of them, would be
-            merged that it costs more time than it saves, by the model of `catome.policy.cost_model`; not with
-            ``schedule="auto"``.
+            merged that it costs more time than it saves, by the model of `catome.policy.cost_model` and the rates that
+            `catome.calibrate` has measured, else estimates.
 
     Raises:
         TypeError, ValueError: naming the field, its value and what is allowed.
     """
 
-    threshold: float | None = 0.8
+    threshold: float | None = 0.7
     ratio: float | None = None
     schedule: str | Auto | Schedule | Iterable[int] | Iterable[float] | None = "EVEN_13"
     keep_queries: bool = True
@@ -62,7 +67,8 @@ class MergeConfig:
     stride: tuple[int, int] = (2, 2)
     dst: checks.Dst = "top_left"
     seed: int = 0
-    compare: Compare = "input"
+    measure: Measure = "distance"
+    compare: Compare = "keys"
     start: float = 0.0
     end: float = 1.0
     across_frames: bool = False
@@ -70,7 +76,7 @@ class MergeConfig:
     merge_attn: bool = True
     merge_crossattn: bool = False
     merge_mlp: bool = False
-    only_where_faster: bool = False
+    only_where_faster: bool = True
 
     def __post_init__(self) -> None:
         stride = checks.check_stride(self.stride)
@@ -82,6 +88,7 @@ class MergeConfig:
             "schedule": parse_schedule(self.schedule),
             "dst": checks.check_dst(self.dst),
             "seed": checks.check_seed(self.seed),
+            "measure": checks.check_choice("measure", self.measure, MEASURES),
             "compare": checks.check_choice("compare", self.compare, ("input", "keys")),
             "start": checks.check_number("start", self.start, 0.0, 1.0),
             "end": checks.check_number("end", self.end, 0.0, 1.0),
@@ -104,10 +111,6 @@ class MergeConfig:
             raise ValueError(
                 "dst='random' draws other dst tokens at each checkpoint, and schedule='auto' compares old with new"
             )
-        if isinstance(self.schedule, Auto) and self.only_where_faster:
-            raise ValueError(
-                "only_where_faster=True needs to know how often pairs are looked for; schedule='auto' does not say"
-            )
 
     def changed(self, **changes) -> MergeConfig:
         """This configuration with some fields changed; a threshold takes the place of a ratio, and the other way round.
@@ -120,8 +123,10 @@ class MergeConfig:
             changes["ratio" if given == {"threshold"} else "threshold"] = None
         return replace(self, **changes)
 
-    def least_share(self, x: torch.Tensor, matched: bool) -> float:
-        """The least share of the tokens ``x`` ``[B, N, C]`` that is worth merging, with or without the search for pairs."""
+    def least_share(self, x: torch.Tensor, matched: bool, at_the_call: bool = False) -> float:
+        """The least share of the tokens ``x`` ``[B, N, C]`` that is worth merging, with or without the search for pairs.
+
+        ``at_the_call``: they are merged where attention is called, behind the projections."""
         if not self.only_where_faster:
             return 0.0
         interval = math.inf if matched else self.interval
@@ -133,12 +138,15 @@ class MergeConfig:
             interval=interval,
             parts=tuple(getattr(self, part) for part in PARTS),
             keep_queries=self.keep_queries,
+            at_the_call=at_the_call,
         )
 
     @property
     def interval(self) -> float:
-        """Steps for which the pairs of one checkpoint serve, on average."""
-        return 1.0 if self.schedule is None else self.schedule.interval
+        """Steps for which the pairs of one checkpoint serve, on average; four are assumed where that is decided on the way."""
+        if self.schedule is None:
+            return 1.0
+        return 4.0 if isinstance(self.schedule, Auto) else self.schedule.interval
 
 
 FIELDS = tuple(field.name for field in fields(MergeConfig))
@@ -156,13 +164,16 @@ def configured(function: str, config, changes: dict) -> MergeConfig:
 
 
 RECOMMENDED = MergeConfig()
-"""Keys and values merged where tokens are at least 0.8 similar, each group counted, and pairs found at 13 steps."""
+"""Keys and values merged in 2x2 windows where they are at least 0.7 similar, each group counted, and pairs found at 13 steps:
+about a third of the attention scores are left."""
 
-FAST = MergeConfig(threshold=0.7, stride=(4, 4))
-"""Keys and values merged in 4x4 windows where tokens are at least 0.7 similar, which leaves about a quarter of the scores."""
+FAST = MergeConfig(threshold=0.6, stride=(4, 4))
+"""The same in 4x4 windows and from 0.6 on, which leaves about a fifth of the attention scores."""
 
-PAPER = MergeConfig(threshold=0.7, schedule="CONFIG_3", keep_queries=False, weighted=False)
+_THEIRS = dict(keep_queries=False, weighted=False, measure="cosine", compare="input", only_where_faster=False)
+
+PAPER = MergeConfig(threshold=0.7, schedule="CONFIG_3", **_THEIRS)
 """CA-ToMe with threshold 0.7 and CONFIG_3, the headline of arXiv 2501.00946."""
 
-TOME = MergeConfig(threshold=None, ratio=0.5, schedule=None, keep_queries=False, weighted=False)
+TOME = MergeConfig(threshold=None, ratio=0.5, schedule=None, **_THEIRS)
 """ToMe for Stable Diffusion (arXiv 2303.17604) with half of the tokens, found afresh at every step, and top-left dst tokens."""

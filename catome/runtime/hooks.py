@@ -43,7 +43,16 @@ from catome.runtime.config import MergeConfig
 from catome.runtime.report import Report
 from catome.runtime.state import Kept, Rule, Running
 from catome.runtime.steps import CallFacts, Timeline
-from catome.tensors.attention import attend, key_bias, padded, unexpanded, unpadded
+from catome.tensors.attention import (
+    attend,
+    avoids_masks,
+    key_bias,
+    joined,
+    padded,
+    unexpanded,
+    unpadded,
+    weighted_attention,
+)
 from catome.tensors.plan import MergePlan
 
 
@@ -77,6 +86,13 @@ class Patch(Hook):
         self.rule = state["rule"]
         self._pipe = None
         self._begin_afresh()
+
+    def __deepcopy__(self, memo: dict) -> Patch:
+        """Make a copy; within the copy of a pipeline it looks at that pipeline's scheduler."""
+        pipe = self._pipe() if self._pipe is not None else None
+        copied = Patch(self.rule, memo.get(id(pipe)))
+        memo[id(self)] = copied
+        return copied
 
     def change(self, rule: Rule | None, pipe: Any = None) -> None:
         """Have generations that begin go by another rule, and this thread at once."""
@@ -132,7 +148,7 @@ class Patch(Hook):
         return [] if running is None else [cached.plan for cached in running.condition.plans.values()]
 
     def report(self) -> Report | None:
-        """Of this thread's generation, else of the last one that ended."""
+        """Of the generation that runs in this thread, else of the last one that ended in any."""
         running = self.running
         return running.report if running is not None else self.last
 
@@ -217,8 +233,10 @@ class Patch(Hook):
             return
         for attention in self.attentions.values():
             yield attention.module
-            if attention.block is not None:
-                yield attention.block
+            block = attention.block
+            if block is not None:
+                parts = (getattr(block, part, None) for part in ("attn2", "ff"))
+                yield from (block, *(part for part in parts if part is not None))
 
     def _facts(self, call: ModelCall) -> CallFacts:
         family = family_of(call.model)
@@ -406,6 +424,17 @@ class AttentionHook(ModuleHook):
         self._ways().append(way)
         return way.enter(args, kwargs)
 
+    def _plan_by_keys(self, running: Running, module, x: torch.Tensor) -> MergePlan | None:
+        """The plan for the tokens ``x`` ``[B, N, C]`` that enter the attention, by the keys and values that it will make of them.
+
+        These are linear in tokens: the mean of keys is the key of the mean, and tokens can be merged before they are projected.
+        Where pairs are looked for, this takes two projections more."""
+        layout = self.layout(running, x.shape[1], x.shape[1]) if x.ndim == 3 else None
+        if layout is None or layout.tokens != x.shape[1] or running.too_few(x):
+            return None
+        running.times[self.name, "keys"] += 1
+        return running.plan(self.name, "keys", lambda: joined(*_diffusers.keys_and_values(module, x)), x, len(x), layout)
+
     @in_eager
     def after(self, module, args, kwargs, output):
         ways = self._ways()
@@ -421,12 +450,12 @@ class AttentionHook(ModuleHook):
         """The ways that merge what enters the attention, where the module and its call are plain enough for them."""
         config = running.config
         x = args[0] if args else kwargs.get("hidden_states")
-        plain = config.compare == "input" and len(args) <= 1 and _diffusers.is_plain(module, kwargs)
+        plain = len(args) <= 1 and _diffusers.is_plain(module, kwargs)
         if not plain or not isinstance(x, torch.Tensor):
             return None
         if not config.keep_queries and _diffusers.keeps_outputs(module):
             return None  # a hook inside keeps what comes out for later steps, which merge other tokens
-        plan = self.block_plan(running, x)
+        plan = self.block_plan(running, x) if config.compare == "input" else self._plan_by_keys(running, module, x)
         if plan is None:
             return None
         running.used[self.name] = plan
@@ -434,7 +463,7 @@ class AttentionHook(ModuleHook):
         if not plan.merges:
             return AsItIs()
         if config.keep_queries:
-            return ByContext(plan, x, config.weighted)
+            return ByContext(plan, x, config.weighted, at_the_call=avoids_masks(x) and _diffusers.calls_sdpa(module))
         return ByTokens(plan, x, config.weighted, packed=_diffusers.calls_sdpa(module))
 
 
@@ -451,15 +480,26 @@ class AsItIs:
 class ByContext:
     """The attention gets merged tokens as its context, which it makes keys and values of; its queries are all tokens."""
 
-    def __init__(self, plan: MergePlan, x: torch.Tensor, weighted: bool) -> None:
+    def __init__(self, plan: MergePlan, x: torch.Tensor, weighted: bool, at_the_call: bool) -> None:
+        """``at_the_call``: weigh the keys there in the way that is fastest, and not by a mask."""
         self.context = padded(plan, plan.merge(x))
         self.bias = key_bias(plan, weighted, x.dtype)
+        self.mode = AttentionMode(self._weighted) if at_the_call and self.bias is not None else None
 
     def enter(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        mask = None if self.bias is None else self.bias[:, None]
+        mask = None
+        if self.mode is not None:
+            self.mode.enter()
+        elif self.bias is not None:
+            mask = self.bias[:, None]
         return args, {**kwargs, "encoder_hidden_states": self.context, "attention_mask": mask}
 
+    def _weighted(self, function, query, key, value, attn_mask=None, **rest):
+        return weighted_attention(query, key, value, self.bias, attn_mask, **rest)
+
     def leave(self, output):
+        if self.mode is not None:
+            self.mode.leave()
         return output
 
 
@@ -531,7 +571,7 @@ class AtTheCall:
     @in_eager
     def _attend(self, function, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
         self.calls += 1
-        plan, layout = self._plan(query, key, attn_mask, is_causal)
+        plan, layout = self._plan(query, key, value, attn_mask, is_causal)
         if plan is None or not plan.merges:
             return function(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **rest)
         config = self.running.config
@@ -548,7 +588,7 @@ class AtTheCall:
             **rest,
         )
 
-    def _plan(self, query, key, mask, is_causal: bool) -> tuple[MergePlan | None, Layout | None]:
+    def _plan(self, query, key, value, mask, is_causal: bool) -> tuple[MergePlan | None, Layout | None]:
         """The plan for a call of the attention, and where its image tokens are; without one, the reason is written down."""
         hook = self.hook
         running = self.running
@@ -570,19 +610,19 @@ class AtTheCall:
         elif not keep_queries and queries not in (keys, layout.tokens):
             hook.left_alone(running, _SEVERAL, **size)
         else:
-            return self._found(query, key, layout)
+            return self._found(query, key, value, layout)
         return None, None
 
-    def _found(self, query, key, layout: Layout) -> tuple[MergePlan | None, Layout]:
+    def _found(self, query, key, value, layout: Layout) -> tuple[MergePlan | None, Layout]:
         hook = self.hook
         running = self.running
-        image = key[:, :, layout.first : layout.first + layout.tokens].transpose(1, 2)
-        if running.too_few(image.flatten(2)):
+        image, values = (x[:, :, layout.first : layout.first + layout.tokens].transpose(1, 2) for x in (key, value))
+        if running.too_few(image.flatten(2), at_the_call=True):
             size = {"images": len(key), "queries": query.shape[2], "keys": key.shape[2], "tokens": layout.tokens}
             hook.left_alone(running, "merging would take longer than it saves here", aloud=False, **size)
             return None, layout
         running.times[hook.name, "call"] += 1
-        plan = running.plan(hook.name, "call", lambda: image.flatten(2), key, len(key), layout)
+        plan = running.plan(hook.name, "call", lambda: joined(image.flatten(2), values.flatten(2)), key, len(key), layout)
         running.used[hook.name] = plan
         around = key.shape[2] - layout.tokens
         around_queries = query.shape[2] - layout.tokens

@@ -135,8 +135,9 @@ class Running:
 
         Args:
             name: of the attention.
-            place: where tokens are compared, "block" or "call". A model may come by there several times in one call, and each
-                time has pairs of its own.
+            place: where tokens are compared: "block" where they enter it, "keys" where an attention makes keys of them, "call"
+                where attention is called. A model may come by there several times in one call, and each time has pairs of its
+                own.
             tokens: gives the tokens to compare, ``[images, layout.tokens, C]``; called only where pairs are looked for.
             like: a tensor of the same dtype and device.
             images: rows of the batch.
@@ -148,35 +149,35 @@ class Running:
         step = self.generation.step
         if cached is None or cached.fits != fits or cached.made < self._due():
             x = tokens()
-            plan = self._find(x, layout)
+            plan = self._find(x, layout, place)
             made = Cached(plan, fits, step, self._floor(plan, x, layout))
         elif cached.made == step:
             return cached.plan
         else:
-            made = self._mended(cached, tokens, layout)
+            made = self._mended(cached, tokens, layout, place)
         if made is not cached:
             self.report.found(name, step)
             self.condition.plans[key] = made
         return made.plan
 
-    def _mended(self, cached: Cached, tokens: Callable[[], torch.Tensor], layout: Layout) -> Cached:
+    def _mended(self, cached: Cached, tokens: Callable[[], torch.Tensor], layout: Layout, place: str) -> Cached:
         """The cached plan, with new pairs for the images whose old ones no longer hold."""
         rows = self._of_other_images(cached)
         online = isinstance(self.config.schedule, Auto)
         if online:
             x = tokens()
-            broken = broken_share(cached.plan, x, cached.floor) > self.config.schedule.tolerance
+            broken = broken_share(cached.plan, x, cached.floor, self.config.measure) > self.config.schedule.tolerance
             rows = broken if rows is None else broken | rows.to(broken.device)
         if rows is None or not rows.any():
             return cached
         x = tokens()
         images = rows.nonzero()[:, 0].to(x.device)
-        fresh = self._find(x[images], layout)
+        fresh = self._find(x[images], layout, place)
         target = cached.plan.target.index_copy(0, images, fresh.target)
         plan = pack(target, cached.plan.lengths if self.config.threshold is None else None)
         floor = cached.floor
         if isinstance(floor, torch.Tensor):
-            floor = floor.index_copy(0, images, weakest_pair(plan, x)[images])
+            floor = floor.index_copy(0, images, weakest_pair(plan, x, self.config.measure)[images])
         return Cached(plan, cached.fits, self.generation.step, floor)
 
     def _of_other_images(self, cached: Cached) -> torch.Tensor | None:
@@ -193,10 +194,12 @@ class Running:
     def _floor(self, plan: MergePlan, x: torch.Tensor, layout: Layout) -> torch.Tensor | float | None:
         if not isinstance(self.config.schedule, Auto):
             return None
-        return self.config.threshold if self.config.threshold is not None else weakest_pair(plan, x)
+        if self.config.threshold is not None:
+            return self.config.threshold
+        return weakest_pair(plan, x, self.config.measure)
 
-    def _find(self, x: torch.Tensor, layout: Layout) -> MergePlan:
-        """A plan for the tokens ``x`` ``[B, N, C]``."""
+    def _find(self, x: torch.Tensor, layout: Layout, place: str) -> MergePlan:
+        """A plan for the tokens ``x`` ``[B, N, C]`` of a ``place`` where tokens are compared."""
         config = self.config
         apart = layout.frames > 1 and not config.across_frames
         images = len(x)
@@ -210,17 +213,18 @@ class Running:
             self.generation.payload.generator,
             config.threshold == 1.0,
             frames=1 if apart else layout.frames,
+            measure=config.measure,
         )
         plan = self.rule.choose(matches, config)
         if config.ratio is None:
-            plan = without_small(plan, config.least_share(x, matched=True))
+            plan = without_small(plan, config.least_share(x, matched=True, at_the_call=place == "call"))
         return _joined(plan, images) if apart else plan
 
-    def too_few(self, like: torch.Tensor) -> bool:
+    def too_few(self, like: torch.Tensor, at_the_call: bool = False) -> bool:
         """Whether no share of the tokens ``like`` ``[B, N, C]`` that may come out is worth looking for."""
         config = self.config
         most = 1 - 1 / math.prod(config.stride) if config.ratio is None else config.ratio
-        return config.only_where_faster and most < config.least_share(like, matched=False)
+        return config.only_where_faster and most < config.least_share(like, matched=False, at_the_call=at_the_call)
 
 
 def _joined(plan: MergePlan, images: int) -> MergePlan:

@@ -23,14 +23,15 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from catome.models.unet import topmost_downsample, transformer_blocks
-from catome.policy.cost_model import gain, rates_of
+from catome.policy.cost_model import gain
+from catome.policy.rates import processor, rates_of
 from catome.policy.schedule import SCHEDULES
 from catome.runtime.config import PAPER, MergeConfig
 from catome.runtime.install import install, uninstall
-from catome.study import methods
+from catome.study import bench_layers, methods
 from catome.study.accounting import ARCHITECTURES
 from catome.study.parameters import DTYPES
-from catome.study.store import Stopwatch, Store, Table, processor, provenance
+from catome.study.store import Stopwatch, Store, Table, provenance
 from catome.tensors.matching import Matches
 from catome.tensors.plan import MergePlan, make_plan, match
 
@@ -62,8 +63,11 @@ U-Net call (NaN where there is none, and ``note`` says why), ``peak_bytes`` is w
 
 _POINT = ["suite", "architecture", "kind", "device", "threads", "dtype", "batch", "height", "width", "channels", "share"]
 
-SUITES = ("operations", "memory", "unet")
+SUITES = ("operations", "attention", "memory", "block", "unet")
 """In the order in which they run: what is short comes first."""
+
+OF_LAYERS = {"attention": ("sd15",), "block": tuple(bench_layers.MODELS)}
+"""The models whose layers the suites of layers take."""
 
 SCHEDULE, CALLS = "CONFIG_3", 51
 CHECKPOINT = sum(step < CALLS for step in SCHEDULES[SCHEDULE]) / CALLS
@@ -73,6 +77,10 @@ CACHED, FRESH, COPY = "merge + unmerge", "checkpoint step", "copy"
 UNMERGED, CATOME, TOMESD, AUTHORS, TODO = "unmerged", "catome", "tomesd", "batch maximum", "ToDo"
 FREE = "free merging"
 KEYS = "merged keys"
+BEST = "recommended"
+BEST_SHARE = 0.64
+"""The share of keys that `catome.RECOMMENDED` merges on the embedded model (``python -m catome.study.frontier``): random weights
+have nothing in common that a threshold could be set by."""
 UNFUSED = ", unfused attention"
 
 _LEAST_SAMPLE = 0.01  # seconds: operations are repeated until a sample is as long
@@ -82,6 +90,10 @@ _GRID = dict(dtypes=("float16", "bfloat16"), batches=(1, 4, 16), sizes=(512, 102
 _DEFAULTS: dict[tuple[str, str], dict] = {
     ("operations", "cpu"): dict(dtypes=("float32",), batches=(1,), shares=(0.5,), rounds=20),
     ("operations", "cuda"): dict(dtypes=("float32", "float16", "bfloat16"), batches=(1,), shares=(0.5,), rounds=20),
+    ("attention", "cpu"): dict(dtypes=("float32",), batches=(1,), sizes=(512,), shares=(0.75,), rounds=10),
+    ("attention", "cuda"): dict(dtypes=("float16", "bfloat16"), batches=(1, 4), sizes=(512, 1024), shares=(0.75,), rounds=20),
+    ("block", "cpu"): dict(dtypes=("float32",), batches=(1,), sizes=(1024,), shares=(0.7,), rounds=3),
+    ("block", "cuda"): dict(dtypes=("bfloat16",), batches=(1,), sizes=(1024, 2048), shares=(0.25, 0.5, 0.7), rounds=10),
     ("unet", "cpu"): dict(dtypes=("float32",), batches=(1,), sizes=(512,), shares=(0.5,), rounds=6),
     ("unet", "cuda"): _GRID,
     ("memory", "cuda"): dict(dtypes=("float16",), batches=(1,), sizes=(512, 1024), shares=(0.5,), rounds=1),
@@ -176,8 +188,10 @@ def points(options: Options) -> list[Point]:
                 found.append(Point(suite, "", dtype, batch, edge, edge, options.channels, share, chosen.rounds))
             continue
         sized = sorted(product(chosen.sizes, chosen.batches), key=lambda pair: pair[0] ** 2 * pair[1])
-        for (size, batch), name, dtype, share in product(sized, options.architectures, chosen.dtypes, chosen.shares):
-            channels = ARCHITECTURES[name].get("block_out_channels", (320,))[0]
+        names = OF_LAYERS.get(suite, options.architectures)
+        for (size, batch), name, dtype, share in product(sized, names, chosen.dtypes, chosen.shares):
+            of_unet = ARCHITECTURES.get(name, {}).get("block_out_channels", (320,))[0]
+            channels = bench_layers.CHANNELS.get(name, of_unet)
             found.append(Point(suite, name, dtype, batch, size, size, channels, share, chosen.rounds))
     return found
 
@@ -424,6 +438,30 @@ def _caller(point: Point, device: str) -> tuple[UNet2DConditionModel, Callable[[
     return unet, call
 
 
+def attention(point: Point, device: str) -> list[Contender]:
+    """One self-attention with its projections; see `catome.study.bench_layers.attention_work`."""
+    works = bench_layers.attention_work(point, device)
+    return [Contender(method, (Call(work),), least_s=_LEAST_SAMPLE) for method, work in works.items()]
+
+
+def block_calls(point: Point, device: str) -> list[Contender]:
+    """One call of a transformer of one block of each kind, unmerged and with the point's share of keys merged."""
+    model, call = bench_layers.block_call(point, device)
+    merged = bench_layers.keys_merged(point.share)
+    return [
+        Contender(UNMERGED, (Call(partial(call, 1)),)),
+        Contender(KEYS, _over_a_generation(call), partial(merged, model), steps_aside=True),
+    ]
+
+
+def _over_a_generation(call: Callable[[int], object]) -> tuple[Call, ...]:
+    """A call at which pairs are found and one at which they are there, weighted as in a generation with 13 checkpoints."""
+    return (
+        Call(partial(call, 0), name="checkpoint call", weight=CHECKPOINT),
+        Call(partial(call, 1), name="cached call", weight=1 - CHECKPOINT),
+    )
+
+
 def authors_rule(share: float) -> methods.Method:
     """The batch-maximum rule of the authors' code at a given merged share, cached as catome is, for timing alone.
 
@@ -483,17 +521,15 @@ def unet_calls(point: Point, device: str) -> list[Contender]:
 
     Where pairs are cached, the time is the mean over a CONFIG_3 generation, of checkpoint and cached calls; the other methods
     do at each call what they do at the first. ToDo's share is its own. "merged keys" merges the share among keys and values
-    alone."""
+    alone; "recommended" does so with `BEST_SHARE`, whatever the point's share."""
     unet, call = _caller(point, device)
     alone = (Call(partial(call, 1)),)
-    cached = (
-        Call(partial(call, 0), name="checkpoint call", weight=CHECKPOINT),
-        Call(partial(call, 1), name="cached call", weight=1 - CHECKPOINT),
-    )
+    cached = _over_a_generation(call)
     asked = {
         UNMERGED: (methods.unmerged(), alone),
         CATOME: (methods.tome(point.share, SCHEDULE, only_where_faster=True), cached),
         KEYS: (methods.merged_keys(ratio=point.share, schedule=SCHEDULE), cached),
+        BEST: (methods.merged_keys(ratio=BEST_SHARE, schedule=SCHEDULE), cached),
         TOMESD: (methods.tomesd(point.share), alone),
         AUTHORS: (authors_rule(point.share), cached),
         TODO: (methods.todo(), alone),
@@ -599,10 +635,10 @@ def measure(point: Point, device: str, clock: Clock, deadline: float = math.inf)
     if point.suite == "memory":
         (peaks, notes), why = _or_why_not(partial(peak_memory, point, device), ({UNMERGED: None}, {}))
         return [row(method, 0, peak=peak, note=notes.get(method, why)) for method, peak in peaks.items()]
-    build = {"operations": operations, "unet": unet_calls}[point.suite]
+    build = {"operations": operations, "attention": attention, "block": block_calls, "unet": unet_calls}[point.suite]
     contenders, why = _or_why_not(partial(build, point, device), None)
     if contenders is None:
-        return [row(UNMERGED if point.suite == "unet" else COPY, 0, note=why)]
+        return [row(COPY if point.suite == "operations" else UNMERGED, 0, note=why)]
     samples, notes = take_turns(contenders, point.rounds, clock, deadline)
     rows = []
     for contender in contenders:
@@ -711,8 +747,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The point's keys, ``method``, ``rounds``, ``ms`` (median), ``peak_bytes`` (largest), ``note``, and for each of
-        "unmerged", "tomesd", "batch maximum", "ToDo", "free merging" and "copy" how many times as fast the method is (in the suite "memory":
-        how many times less it holds), with the interval of `ratio`: columns ``X``, ``X low``, ``X high``.
+        "unmerged", "tomesd", "batch maximum", "ToDo", "free merging" and "copy" how many times as fast the method is (in the
+        suite "memory": how many times less it holds), with the interval of `ratio`: columns ``X``, ``X low``, ``X high``.
     """
     table = []
     for key, point in rows.groupby(_POINT, sort=False):
@@ -790,6 +826,8 @@ _STATED = {"suite": "operations", "dtype": "float32", "batch": 1, "height": 64, 
 _SD15 = {"suite": "unet", "architecture": "sd15", "dtype": "float32", "batch": 1, "height": 512, "width": 512, "share": 0.5}
 _ANY = {"suite": "unet"}
 _AT_1024 = {"suite": "memory", "height": 1024, "width": 1024}
+_LAYER = {"suite": "attention", "dtype": "float32", "batch": 1, "height": 512, "width": 512, "share": 0.75}
+_BLOCK = {"suite": "block", "dtype": "float32", "batch": 1, "height": 1024, "width": 1024, "share": 0.7}
 
 TARGETS = (
     Target(f"{CACHED}, cached plan", TOMESD, "cpu", f"{CATOME} {CACHED}", TOMESD, 10, _STATED),
@@ -797,6 +835,15 @@ TARGETS = (
     Target(f"SD v1.5 U-Net, {SCHEDULE} mean", TOMESD, "cpu", CATOME, TOMESD, 1.1, _SD15),
     Target(f"SD v1.5 U-Net, {SCHEDULE} mean", UNMERGED, "cpu", CATOME, UNMERGED, 1, _SD15, beyond_noise=True),
     Target(f"SD v1.5 U-Net, {SCHEDULE} mean", FREE, "cpu", CATOME, FREE, 0.95, _SD15),
+    Target("SD v1.5 U-Net, recommended", UNMERGED, "cpu", BEST, UNMERGED, 1.25, _SD15),
+    Target("SD v1.5 U-Net, recommended", f"{TOMESD} r=0.5", "cpu", BEST, TOMESD, 1.1, _SD15),
+    Target("its topmost attention, keys merged", UNMERGED, "cpu", KEYS, UNMERGED, 3, _LAYER),
+    Target("its topmost attention, keys merged", f"{TODO}, factor 2", "cpu", KEYS, TODO, 0.95, _LAYER),
+    *(
+        Target(f"{name} block at 1024 px, keys merged", UNMERGED, "cpu", KEYS, UNMERGED, 1.15, _BLOCK | {"architecture": name})
+        for name in OF_LAYERS["block"]
+    ),
+    Target("a block, keys merged, every share", UNMERGED, "cpu", KEYS, UNMERGED, 1, {"suite": "block"}, beyond_noise=True),
     Target(f"U-Net, {SCHEDULE} mean, every point", UNMERGED, "cuda", CATOME, UNMERGED, 1, _ANY, beyond_noise=True),
     *(
         Target("the same, where reducing pays", peer, "cuda", CATOME, peer, 1, _ANY, beyond_noise=True, paying=True)

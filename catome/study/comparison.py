@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from catome.models.unet import transformer_blocks
 from catome.patch import applied_patch
+from catome.policy.rates import processor
 from catome.study import quality
 from catome.study.accounting import FORMULAS
 from catome.study.generate import batches, by_halves, generate_batch
@@ -34,7 +35,6 @@ from catome.study.store import (
     image_keys,
     image_size,
     of_these_images,
-    processor,
     provenance,
     shared_keys,
 )

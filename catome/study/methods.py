@@ -17,9 +17,9 @@ from catome.models.registry import find_models
 from catome.models.unet import topmost_downsample, transformer_blocks
 from catome.patch import patched
 from catome.policy.schedule import Auto, Schedule, parse_schedule
-from catome.runtime.config import PAPER, RECOMMENDED, TOME, MergeConfig
+from catome.runtime.config import PAPER, RECOMMENDED, TOME, Compare, MergeConfig
 from catome.runtime.install import install, uninstall
-from catome.tensors.matching import Matches
+from catome.tensors.matching import Matches, Measure
 from catome.tensors.plan import MergePlan, make_plan
 
 
@@ -84,17 +84,25 @@ def merged_keys(
     stride: tuple[int, int] = (2, 2),
     schedule: str | Auto | Schedule | Iterable[int] | None = "EVEN_13",
     weighted: bool = True,
+    measure: Measure = "distance",
+    compare: Compare = "input",
 ) -> Method:
     """The library's own method: keys and values merged, every query kept, and each group counted by its size.
 
     Args:
-        threshold, ratio, stride, schedule: as in `catome.MergeConfig`; one of the first two.
+        threshold, ratio, stride, schedule, measure, compare: as in `catome.MergeConfig`; one of the first two.
         weighted: whether groups count; without it, this is the ablation.
     """
     amount = f"threshold={threshold:g}" if threshold is not None else f"ratio={ratio:g}"
     rest = f"stride={stride[0]}x{stride[1]}, schedule={_schedule_name(schedule)}"
-    label = f"merged keys({amount}, {rest}{'' if weighted else ', unweighted'})"
+    said = {
+        ", unweighted": not weighted,
+        f", measure={measure}": measure != "distance",
+        f", compare={compare}": compare != "input",
+    }
+    label = f"merged keys({amount}, {rest}{''.join(words for words, differs in said.items() if differs)})"
     given = dict(threshold=threshold, ratio=ratio, stride=stride, schedule=schedule, weighted=weighted)
+    given |= dict(measure=measure, compare=compare, only_where_faster=False)
     return Method(label, "merged keys", lambda pipe: patched(pipe, RECOMMENDED, **given))
 
 
@@ -254,6 +262,8 @@ def _from_part(label: str) -> Method:
 def _argument(name: str, value: str):
     if name == "weighted":
         return value != "no"
+    if name in ("measure", "compare"):
+        return value
     if name == "stride":
         return tuple(map(int, value.split("x")))
     if name != "schedule":

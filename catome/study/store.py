@@ -31,6 +31,7 @@ import torch
 
 import catome
 from catome.checks import check_collection, check_kind, check_number, near, shown
+from catome.policy.rates import processor
 from catome.study.parameters import Setting
 from catome.study.work import Claims, born
 
@@ -119,14 +120,6 @@ def provenance(setting: Setting, model: str) -> dict:
         "rows": 0,
         "wall_seconds": 0.0,
     }
-
-
-def processor() -> str:
-    """What this machine computes on, when it is the CPU."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

@@ -27,11 +27,40 @@ token, whatever it stands for: even merging *identical* tokens changes the resul
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
+from catome.tensors import kernels
+from catome.tensors.matching import centre
 from catome.tensors.plan import MergePlan
+
+Way = Literal["bias", "channel", "values"]
+"""How attention is told that a key counts more than once; all three are exact, see `weighted_attention`."""
+
+_NEVER = -1e4
+"""As a score, never chosen; fits in float16."""
+
+
+_VALUES = 0.5
+"""How much a difference of values counts beside one of keys, each on the scale of its image. In the bound above the spread of
+values appears only in a product with that of scores: where keys are equal, values may differ and nothing is lost. That they
+count half, and not at all or as much, was chosen on images of the embedded model."""
+
+
+@torch.no_grad()
+def joined(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """What is compared where keys are: keys ``[B, N, C]`` and values ``[B, N, D]`` side by side, ``[B, N, C + D]``, each divided
+    by the spread that it has in its image."""
+    wide = torch.promote_types(keys.dtype, torch.float32)
+    images = []
+    for key, value in zip(keys, values, strict=True):  # one by one: what an image gives must not depend on the others
+        scaled = (part / centre(part.to(wide))[1].sqrt()[..., None] for part in (key, value))
+        images.append(
+            torch.cat([part.to(keys.dtype) * weight for part, weight in zip(scaled, (1.0, _VALUES), strict=True)], -1)
+        )
+    return torch.stack(images) if images else torch.cat([keys, values], -1)
 
 
 def padded(plan: MergePlan, packed: torch.Tensor) -> torch.Tensor:
@@ -65,6 +94,103 @@ def key_bias(plan: MergePlan, weighted: bool, dtype: torch.dtype) -> torch.Tenso
     return counted.log().to(dtype)  # minus infinity where there is no key
 
 
+def way_for(query: torch.Tensor, attn_mask: torch.Tensor | None = None) -> Way:
+    """The way of `weighted_attention` that is taken where none is asked for.
+
+    A mask takes CUDA's attention off its flash kernels, which know no bias. They compute heads in widths of 32, 64, 96, 128,
+    160, 192, 224 and 256 numbers, so that one more channel costs nothing where the head does not fill its width: 40 and 80 of
+    Stable Diffusion 1.5 do not, 64 and 128 of most other models do. On a CPU a bias costs nothing."""
+    trained = torch.is_grad_enabled() and query.requires_grad
+    if attn_mask is None and avoids_masks(query) and not trained:
+        channels = query.shape[-1]
+        if -(-channels // 32) == -(-_widened(channels) // 32) and _widened(channels) <= 256:
+            return "channel"
+    return "bias"
+
+
+def avoids_masks(x: torch.Tensor) -> bool:
+    """Whether attention over tokens like ``x`` may be faster without a mask, which `way_for` then decides."""
+    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
+
+
+def _widened(channels: int) -> int:
+    """Channels of a head with at least one more, in a multiple of 8, as flash kernels want it."""
+    return 8 * (channels // 8 + 1)
+
+
+def weighted_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    log_weights: torch.Tensor | None,
+    attn_mask: torch.Tensor | None = None,
+    way: Way | None = None,
+    scale: float | None = None,
+    **rest,
+) -> torch.Tensor:
+    """Softmax attention in which each key counts with a weight.
+
+    - "bias": the logarithms are added to the scores, as an attention mask.
+    - "channel": queries get one more channel, a constant, and keys the logarithm over that constant.
+    - "values": values are multiplied by the weights, beside a column of the weights alone, by which the result is divided.
+
+    Args:
+        query: ``[B, H, Q, D]``.
+        key, value: ``[B, G, K, D]``.
+        log_weights: ``[B, K]``, logarithms of the keys' weights; minus infinity for a key that does not count.
+        attn_mask: as torch's; needs the way "bias".
+        way: None for `way_for`.
+        scale: of the scores; 1 / sqrt(D) by default.
+        rest: ``dropout_p``, ``enable_gqa``, as torch's.
+
+    Returns:
+        ``[B, H, Q, D]``.
+
+    Raises:
+        ValueError: for a mask with another way than "bias".
+    """
+    if log_weights is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=scale, **rest)
+    way = way or way_for(query, attn_mask)
+    if way != "bias" and attn_mask is not None:
+        raise ValueError(f"way={way!r} cannot go with a mask: only 'bias' can")
+    if way == "bias":
+        bias = log_weights[:, None, None].to(query.dtype)
+        mask = bias if attn_mask is None else attn_mask + bias
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, **rest)
+    channels = query.shape[-1]
+    width = _widened(channels)
+    scale = scale or 1 / math.sqrt(channels)
+    if way == "channel":
+        key = F.pad(key, (0, width - channels))
+        key[..., channels] = (log_weights.clamp(min=_NEVER) * _log_factor(scale))[:, None]
+        return _by_channel(query, key, F.pad(value, (0, width - channels)), scale, **rest)
+    weights = (log_weights - log_weights.amax(1, keepdim=True)).exp()[:, None, :, None].to(value.dtype)
+    wide = F.pad(value * weights, (0, width - channels))
+    wide[..., channels] = weights[..., 0]
+    query = F.pad(query, (0, width - channels))
+    key = F.pad(key, (0, width - channels))
+    out = F.scaled_dot_product_attention(query, key, wide, scale=scale, **rest)
+    return out[..., :channels] / out[..., channels : channels + 1]
+
+
+_CONSTANT = 8.0
+"""What queries get as their further channel; a power of two, by which a division is exact."""
+
+
+def _log_factor(scale: float) -> float:
+    """By what the logarithm of a weight is multiplied in a key's further channel, so that it comes out of the scores as it is."""
+    return 1 / (scale * _CONSTANT)
+
+
+def _by_channel(query, key, value, scale: float, **rest) -> torch.Tensor:
+    """Attention over keys ``[B, G, K, W]`` that have the weights in channel D, with queries ``[B, H, Q, D]``."""
+    channels = query.shape[-1]
+    query = F.pad(query, (0, key.shape[-1] - channels))
+    query[..., channels] = _CONSTANT
+    return F.scaled_dot_product_attention(query, key, value, scale=scale, **rest)[..., :channels]
+
+
 def unexpanded(mask: torch.Tensor) -> torch.Tensor:
     """A mask without the heads, queries and rows of the batch that `torch.Tensor.expand` has repeated."""
     for dim in range(mask.ndim - 1):
@@ -83,6 +209,7 @@ def attend(
     weighted: bool = True,
     merge_queries: bool = False,
     attn_mask: torch.Tensor | None = None,
+    scale: float | None = None,
     **rest,
 ) -> torch.Tensor:
     """`F.scaled_dot_product_attention` in which the image tokens among the keys and values are merged.
@@ -96,28 +223,86 @@ def attend(
         merge_queries: merge the image tokens among the queries, too, and give each the result of its group. They must be all
             queries, or lie where the keys lie.
         attn_mask: as torch's, the same for all image tokens among the keys; boolean, or added to the scores.
-        rest: ``dropout_p``, ``scale``, ``enable_gqa``, as torch's.
+        scale: of the scores; 1 / sqrt(D) by default.
+        rest: ``dropout_p``, ``enable_gqa``, as torch's.
 
     Returns:
         ``[B, H, Q, D]``.
     """
     tokens = plan.slot.shape[1]
-    around = [(0, first), (first + tokens, key.shape[2])]
-    # Image tokens go last, behind the text: then what pads an image that keeps fewer is at the end, and can be cut off.
-    keys = torch.cat([*_spans(key, around), _merged(plan, key, first)], 2)
-    values = torch.cat([*_spans(value, around), _merged(plan, value, first)], 2)
     kept = key.shape[2] - tokens
-    mask = _mask(plan, weighted, attn_mask, first, kept, query.dtype)
+    mask = _in_order(attn_mask, first, tokens, max(plan.lengths), query.dtype)
     if not merge_queries:
-        return _attention(query, keys, values, mask, plan, kept, None, rest)
+        return _over_merged(query, key, value, plan, first, weighted, mask, scale, rest)
     own = first if query.shape[2] == key.shape[2] else 0
     spans = [(0, own), (own + tokens, query.shape[2])]
     queries = torch.cat([*_spans(query, spans), _merged(plan, query, own)], 2)
     text = query.shape[2] - tokens
-    out = _attention(queries, keys, values, mask, plan, kept, text, rest)
+    keys, values = _merged_keys(plan, key, value, first)
+    log_weights = _log_weights(plan, weighted, kept, query.dtype)
+    out = _attention(queries, keys, values, log_weights, mask, plan, kept, text, dict(rest, scale=scale))
     image = plan.unmerge(unpadded(plan, out[:, :, text:].transpose(1, 2).flatten(2)))
     image = image.unflatten(2, (out.shape[1], out.shape[3])).transpose(1, 2)
     return torch.cat([out[:, :, :own], image, out[:, :, own:text]], 2)
+
+
+def _over_merged(query, key, value, plan: MergePlan, first: int, weighted: bool, mask, scale, rest: dict) -> torch.Tensor:
+    """Attention with every query, over merged keys."""
+    kept = key.shape[2] - plan.slot.shape[1]
+    channels = key.shape[3]
+    usable = kernels.usable(key) and kernels.usable(value)
+    if usable and (weighted or plan.ragged) and way_for(query, mask) == "channel":
+        scale = scale or 1 / math.sqrt(channels)
+        keys, values = _by_kernel(plan, key, value, first, _widened(channels), _log_factor(scale) if weighted else None)
+        if plan.ragged:
+            longest = torch.arange(max(plan.lengths), device=key.device)
+            missing = longest >= plan.bounds.diff()[:, None]
+            keys[:, :, kept:, channels].masked_fill_(missing[:, None], _NEVER * _log_factor(scale))
+        return _by_channel(query, keys, values, scale, **rest)
+    if usable:
+        keys, values = _by_kernel(plan, key, value, first, channels, None)
+    else:
+        keys, values = _merged_keys(plan, key, value, first)
+    log_weights = _log_weights(plan, weighted, kept, query.dtype)
+    return _attention(query, keys, values, log_weights, mask, plan, kept, None, dict(rest, scale=scale))
+
+
+def _by_kernel(
+    plan: MergePlan, key, value, first: int, width: int, log_factor: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merged keys and values ``[B, G, L, width]``, what is no image token before the others, written in one pass."""
+    tokens = plan.slot.shape[1]
+    kept = key.shape[2] - tokens
+    images, heads, _, channels = key.shape
+    # What no group fills, and further channels of text, must be zeros.
+    make = torch.zeros if plan.ragged or (kept and width > channels) else torch.empty
+    shape = (images, heads, kept + max(plan.lengths), width)
+    keys = make(shape, dtype=key.dtype, device=key.device)
+    values = make(shape, dtype=value.dtype, device=value.device)
+    for begin, end, at in ((0, first, 0), (first + tokens, key.shape[2], first)):
+        keys[:, :, at : at + end - begin, :channels] = key[:, :, begin:end]
+        values[:, :, at : at + end - begin, :channels] = value[:, :, begin:end]
+    image = slice(first, first + tokens)
+    order, offsets = plan.groups
+    kernels.merge_keys(
+        key[:, :, image],
+        value[:, :, image],
+        order,
+        offsets,
+        plan.bounds,
+        keys[:, :, kept:],
+        values[:, :, kept:],
+        log_factor,
+    )
+    return keys, values
+
+
+def _merged_keys(plan: MergePlan, key, value, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merged keys and values ``[B, G, L, D]``, image tokens last: what pads an image that keeps fewer can then be cut off."""
+    around = [(0, first), (first + plan.slot.shape[1], key.shape[2])]
+    keys = torch.cat([*_spans(key, around), _merged(plan, key, first)], 2)
+    values = torch.cat([*_spans(value, around), _merged(plan, value, first)], 2)
+    return keys, values
 
 
 def _spans(x: torch.Tensor, spans: list[tuple[int, int]]) -> list[torch.Tensor]:
@@ -132,27 +317,22 @@ def _merged(plan: MergePlan, x: torch.Tensor, first: int) -> torch.Tensor:
     return padded(plan, packed).unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def _mask(
-    plan: MergePlan,
-    weighted: bool,
-    given: torch.Tensor | None,
-    first: int,
-    kept: int,
-    dtype: torch.dtype,
-) -> torch.Tensor | None:
-    """The mask for the keys as `attend` orders them: what was ``given``, and the bias of groups."""
+def _log_weights(plan: MergePlan, weighted: bool, kept: int, dtype: torch.dtype) -> torch.Tensor | None:
+    """The logarithms of the weights of all keys, ``[B, kept + L]``; None where each counts once."""
     bias = key_bias(plan, weighted, dtype)
-    if bias is not None:
-        bias = F.pad(bias, (kept, 0))[:, None, None]
-    if given is None:
-        return bias
-    given = unexpanded(given)  # or copies of it would take the room of all scores
-    if given.dtype == torch.bool:
-        given = torch.zeros(given.shape, dtype=dtype, device=given.device).masked_fill(~given, -math.inf)
-    tokens = plan.slot.shape[1]
-    image = given[..., first : first + 1].expand(*given.shape[:-1], max(plan.lengths))
-    given = torch.cat([given[..., :first], given[..., first + tokens :], image], -1)
-    return given if bias is None else given + bias
+    return None if bias is None else F.pad(bias, (kept, 0))
+
+
+def _in_order(mask: torch.Tensor | None, first: int, tokens: int, longest: int, dtype) -> torch.Tensor | None:
+    """A mask ``[B or 1, H or 1, Q or 1, L]`` of numbers, with the keys in the order that `attend` gives them."""
+    if mask is None:
+        return None
+    mask = unexpanded(mask)  # or copies of it would take the room of all scores
+    mask = mask[(None,) * (4 - mask.ndim)]
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -math.inf)
+    image = mask[..., first : first + 1].expand(*mask.shape[:-1], longest)
+    return torch.cat([mask[..., :first], mask[..., first + tokens :], image], -1)
 
 
 def _pads(query: torch.Tensor) -> bool:
@@ -160,22 +340,25 @@ def _pads(query: torch.Tensor) -> bool:
     return query.device.type != "cpu"
 
 
-def _attention(query, key, value, mask, plan: MergePlan, kept: int, text: int | None, rest: dict) -> torch.Tensor:
+def _attention(query, key, value, log_weights, mask, plan: MergePlan, kept: int, text: int | None, rest: dict) -> torch.Tensor:
     """One call, or one for each image where they keep different numbers of tokens on a CPU, which has no use for padding."""
     if not plan.ragged or _pads(query):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **rest)
+        return weighted_attention(query, key, value, log_weights, mask, **rest)
     images = []
     for i, length in enumerate(plan.lengths):
         of_keys = slice(kept + length)
         of_queries = slice(None) if text is None else slice(text + length)
-        own_mask = mask[i if mask.shape[0] > 1 else 0][None, ..., of_keys]
-        if own_mask.shape[-2] > 1:
-            own_mask = own_mask[..., of_queries, :]
-        out = F.scaled_dot_product_attention(
+        own_mask = None
+        if mask is not None:
+            own_mask = mask[i if mask.shape[0] > 1 else 0][None, ..., of_keys]
+            if own_mask.shape[-2] > 1:
+                own_mask = own_mask[..., of_queries, :]
+        out = weighted_attention(
             query[i : i + 1, :, of_queries],
             key[i : i + 1, :, of_keys],
             value[i : i + 1, :, of_keys],
-            attn_mask=own_mask,
+            log_weights[i : i + 1, of_keys],
+            own_mask,
             **rest,
         )
         images.append(F.pad(out, (0, 0, 0, query.shape[2] - out.shape[2])))

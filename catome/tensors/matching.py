@@ -1,8 +1,23 @@
-"""Bipartite soft matching: for every src token its most similar dst token. Plain torch, no state.
+r"""Bipartite soft matching: for every src token its most similar dst token. Plain torch, no state.
 
 Tokens of a grid are split into *dst*, one of every ``stride`` window, and *src*, all the others (Bolya & Hoffman, "Token
-Merging for Fast Stable Diffusion", arXiv 2303.17604). Each src token's best partner is the dst token of highest cosine
+Merging for Fast Stable Diffusion", arXiv 2303.17604). Each src token's best partner is the dst token of highest
 similarity; who is then merged is `catome.tensors.plan`'s business.
+
+How similar two tokens are can be measured in two ways:
+
+- "cosine", as ToMe and the paper do: the cosine of the angle between them, seen from the origin.
+- "distance" (beyond the paper): how near they lie, on the scale of their image,
+
+  .. math:: s_{ij} = 1 - \frac{|x_i - x_j|^2}{2 \sigma^2}, \qquad \sigma^2 = \frac1N \sum_n |x_n - \bar x|^2,
+
+  which is 1 for equal tokens and 0, on average, for two tokens drawn at random from the image. It is cut off at -1, so that
+  both measures have one range.
+
+What merging changes in attention is decided by differences of keys and of values within a group
+(`catome.tensors.attention`), and these are linear in differences of tokens. A vector that all tokens have in common is no
+difference: it changes no attention weight, and no distance. But it makes every cosine larger. Some layers of a network have a
+large common vector and others a small one, so that one threshold for cosines merges far too much here and too little there.
 """
 
 from __future__ import annotations
@@ -10,12 +25,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from catome import checks
 from catome.tensors import kernels
+
+Measure = Literal["cosine", "distance"]
+MEASURES = ("cosine", "distance")
 
 _CHUNK_ELEMENTS = 1 << 25  # of the similarity matrix in memory at a time
 # on processors whose AVX-512 the default library leaves alone, oneDNN's product takes less than half the time
@@ -30,7 +49,7 @@ class Matches:
         src: ``[S]`` int64, indices of the src tokens, ascending.
         dst: ``[D]`` int64, indices of the dst tokens, ascending.
         best: ``[B, S]`` int64, the index (into the N tokens) of each src token's most similar dst token.
-        similarity: ``[B, S]`` float32, their cosine similarity.
+        similarity: ``[B, S]`` float32, how similar they are.
         duplicate: ``[B, S]`` int64, the first dst token that equals the src token exactly, or -1; None if not asked for.
         grid: ``(height, width)`` of the token grid, ``height * width == N``; of one frame, where there are several.
     """
@@ -110,12 +129,13 @@ def best_matches(
     generator: torch.Generator | None = None,
     find_duplicates: bool = True,
     frames: int = 1,
+    measure: Measure = "cosine",
 ) -> Matches:
     """Find every src token's most similar dst token.
 
-    Similarities are cosines, computed in float32 whatever the dtype of ``tokens`` and also under autocast (float64 stays
-    float64), image by image: an image's result does not depend on the others in the batch. A token with a NaN or infinity is
-    like no other: a src token has similarity NaN then, a dst token is nobody's partner. A zero token has similarity 0 to all.
+    Similarities are computed in float32 whatever the dtype of ``tokens`` and also under autocast (float64 stays float64),
+    image by image: an image's result does not depend on the others in the batch. A token with a NaN or infinity is like no
+    other: a src token has similarity NaN then, a dst token is nobody's partner. A zero token has the cosine 0 to all.
 
     Args:
         tokens: ``[B, N, C]`` floating point; for Stable Diffusion the input of the transformer block.
@@ -123,6 +143,7 @@ def best_matches(
         stride, dst, generator: see `split_tokens`.
         find_duplicates: fill in `Matches.duplicate`, which only a threshold of exactly 1.0 needs.
         frames: of a video, whose frames lie behind each other; each is split alike, and tokens find partners in all of them.
+        measure: "cosine" or "distance" (see the module's first lines).
 
     Returns:
         The `Matches`.
@@ -133,39 +154,86 @@ def best_matches(
     """
     grid = checks.check_tokens(tokens, grid, checks.check_integer("frames", frames, 1))
     checks.check_flag("find_duplicates", find_duplicates)
+    checks.check_choice("measure", measure, MEASURES)
     src, dst_tokens = split_tokens(grid, stride, dst, generator, tokens.device)
     if frames > 1:
         offsets = torch.arange(frames, device=tokens.device)[:, None] * (grid[0] * grid[1])
         src = (src + offsets).flatten()
         dst_tokens = (dst_tokens + offsets).flatten()
-    similarity, best = best_matches_of(tokens, src, dst_tokens)
+    similarity, best = best_matches_of(tokens, src, dst_tokens, measure)
     duplicate = _duplicates(tokens, src, dst_tokens) if find_duplicates else None
     return Matches(src, dst_tokens, best, similarity, duplicate, grid)
 
 
-def best_matches_of(tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def best_matches_of(
+    tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor, measure: Measure = "cosine"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Similarity and index of the most similar of the tokens ``dst`` ``[D]`` for each of ``src`` ``[S]``: two ``[B, S]``.
 
     ``tokens`` are ``[B, N, C]``; see `best_matches`."""
     if kernels.usable(tokens):
-        return kernels.best_matches_of(tokens, src, dst)
+        return kernels.best_matches_of(tokens, src, dst, measure)
     wide = torch.promote_types(tokens.dtype, torch.float32)
-    rows = max(1, _CHUNK_ELEMENTS // len(dst))
-    found = []
+    of_image = _by_cosine if measure == "cosine" else _by_distance
+    similarities = [tokens.new_empty(0, dtype=wide)]
+    indices = [src.new_empty(0)]
     with torch.autocast(tokens.device.type, enabled=False):
         for image in tokens:  # each in memory of its own: how a product is rounded depends on where its factors begin
             # a U-Net's tokens lie channel by channel, in which order norms and selections take twice the time
-            unit = F.normalize(image.to(wide).contiguous(), dim=-1)
-            a = unit.index_select(0, src)
-            b = unit.index_select(0, dst)
-            # sums of the unit vectors tell the dst tokens that nobody may choose; they count as -inf
-            finite = b.sum(1).isfinite()
-            b = torch.where(finite[:, None], b, 0)
-            bias = torch.where(finite, 0.0, -math.inf).to(wide)
-            found += [_products(chunk, b, bias).max(-1) for chunk in a.split(rows)]
-    similarity = torch.cat([tokens.new_empty(0, dtype=wide), *(part.values for part in found)]).view(len(tokens), len(src))
-    index = torch.cat([src.new_empty(0), *(part.indices for part in found)]).view(len(tokens), len(src))
-    return similarity, dst[index]
+            similarity, index = of_image(image.to(wide).contiguous(), src, dst)
+            similarities.append(similarity)
+            indices.append(index)
+    shape = (len(tokens), len(src))
+    return torch.cat(similarities).view(shape), dst[torch.cat(indices).view(shape)]
+
+
+def _by_cosine(image: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and place in ``dst`` of the best dst token, for each src token of one image ``[N, C]``."""
+    unit = F.normalize(image, dim=-1)
+    a = unit.index_select(0, src)
+    b = unit.index_select(0, dst)
+    # sums of the unit vectors tell the dst tokens that nobody may choose; they count as -inf
+    finite = b.sum(1).isfinite()
+    b = torch.where(finite[:, None], b, 0)
+    return _highest(a, b, torch.where(finite, 0.0, -math.inf).to(b.dtype))
+
+
+def _by_distance(image: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Similarity by distance and place in ``dst`` of the nearest dst token, for each src token of one image ``[N, C]``."""
+    centred, variance = centre(image)
+    half_squares = centred.square().sum(1) / 2
+    half_squares = torch.where(half_squares.isfinite(), half_squares, math.nan)
+    b = centred.index_select(0, dst)
+    # of -|a - b|^2 / 2 = ab - |b|^2 / 2 - |a|^2 / 2 the last term is the same for all dst tokens
+    bias = -half_squares.index_select(0, dst)
+    finite = bias.isfinite()
+    b = torch.where(finite[:, None], b, 0)
+    highest, index = _highest(centred.index_select(0, src), b, torch.where(finite, bias, -math.inf))
+    return within_range(1 + (highest - half_squares.index_select(0, src)) / variance), index
+
+
+def within_range(similarity: torch.Tensor) -> torch.Tensor:
+    """Similarities by distance, cut off at -1 and 1; minus infinity and NaN, of tokens that are like no other, stay."""
+    return torch.where(similarity.isfinite(), similarity.clamp(-1, 1), similarity)
+
+
+def centre(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens ``[..., N, C]`` less their mean, and the mean square ``[..., 1]`` of what is left; of the finite tokens.
+
+    Where all are equal the mean square is taken as 1."""
+    finite = tokens.sum(-1, keepdim=True).isfinite()
+    count = finite.sum(-2, keepdim=True).clamp(min=1)
+    mean = torch.where(finite, tokens, 0).sum(-2, keepdim=True) / count
+    centred = tokens - mean
+    variance = torch.where(finite, centred, 0).square().sum((-2, -1)) / count[..., 0, 0]
+    return centred, torch.where(variance > 0, variance, 1.0)[..., None]
+
+
+def _highest(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest of ``a @ b.T + bias`` in each row, and its place."""
+    rows = max(1, _CHUNK_ELEMENTS // len(b))
+    found = [_products(chunk, b, bias).max(-1) for chunk in a.split(rows)]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
 def _products(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

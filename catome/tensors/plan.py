@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from catome import checks
 from catome.tensors import kernels
-from catome.tensors.matching import Matches, best_matches
+from catome.tensors.matching import Matches, Measure, best_matches
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class MergePlan:
 
     @cached_property
     def bounds(self) -> torch.Tensor:
-        """Where in the packed tokens each image begins, and their number: ``[B + 1]`` int32 (``cu_seqlens``)."""
-        return F.pad(self.slot.amax(1) + 1, (1, 0)).int()
+        """Where in the packed tokens each image begins, and their number: ``[B + 1]`` int64."""
+        return F.pad(self.slot.amax(1) + 1, (1, 0))
 
     def pairs(self, image: int) -> torch.Tensor:
         """The merged ``(src, dst)`` token pairs of one image, ``[P, 2]`` int64, by ascending src.
@@ -80,17 +80,15 @@ class MergePlan:
         src = (target != torch.arange(len(target), device=target.device)).nonzero()[:, 0]
         return torch.stack([src, target[src]], 1)
 
-    def merge(self, x: torch.Tensor, norm: torch.nn.LayerNorm | None = None) -> torch.Tensor:
+    def merge(self, x: torch.Tensor) -> torch.Tensor:
         """Replace each dst token and the src tokens merged into it by their mean (paper, Section III-A).
 
         Takes ``[B, N, C]`` and returns ``[S, C]``, the tokens left of all images behind each other (see `split`); half
-        precisions are summed in float32. With ``norm``, merges what that LayerNorm makes of each token. Raises a ValueError if
-        ``x`` does not have the plan's ``B``, ``N`` and device, a TypeError if it is not floating-point, as means are."""
-        checks.check_values("x", x, self.slot, norm)
+        precisions are summed in float32. Raises a ValueError if ``x`` does not have the plan's ``B``, ``N`` and device, a
+        TypeError if it is not floating-point, as means are."""
+        checks.check_values("x", x, self.slot)
         if kernels.usable(x):
-            return kernels.merge(x, *self.groups, norm)
-        if norm is not None:
-            x = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+            return kernels.merge(x, *self.groups)
         exact = x.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32))
         order, begins = self.groups
         return F.embedding_bag(order, exact, begins[:-1], mode="mean").to(x.dtype)
@@ -122,8 +120,8 @@ def make_plan(matches: Matches, threshold: float | None = None, ratio: float | N
 
     Args:
         matches: what `catome.best_matches` found for ``[B, N, C]`` tokens.
-        threshold: CA-ToMe (paper, Section III-A): merge a src token if and only if its best similarity is at least this
-            cosine; 1.0 merges the exact duplicates of a dst token, and those only, however cosines are rounded.
+        threshold: CA-ToMe (paper, Section III-A): merge a src token if and only if its best similarity is at least this; 1.0
+            merges the exact duplicates of a dst token, and those only, however similarities are rounded.
         ratio: ToMe: merge the ``int(ratio * N)`` src tokens of highest similarity, in each image (tokens that are not finite
             come last).
 
@@ -174,6 +172,7 @@ def match(
     stride: tuple[int, int] = (2, 2),
     dst: checks.Dst = "top_left",
     generator: torch.Generator | None = None,
+    measure: Measure = "cosine",
 ) -> MergePlan:
     """Token merging on plain tensors: find the pairs in ``tokens`` and plan their merging.
 
@@ -182,7 +181,7 @@ def match(
     torch.Size([2, 4096, 320])
 
     Args:
-        tokens, grid, stride, dst, generator: see `catome.best_matches`; ``stride`` need not divide ``grid``.
+        tokens, grid, stride, dst, generator, measure: see `catome.best_matches`; ``stride`` need not divide ``grid``.
         threshold, ratio: see `catome.make_plan`; exactly one of them, ``ratio`` at most 1 - 1/(sy*sx).
 
     Returns:
@@ -192,4 +191,5 @@ def match(
         ValueError, TypeError: for arguments out of range or of the wrong shape or type.
     """
     threshold, ratio = checks.check_amount(threshold, ratio, stride)
-    return make_plan(best_matches(tokens, grid, stride, dst, generator, threshold == 1.0), threshold, ratio)
+    matches = best_matches(tokens, grid, stride, dst, generator, threshold == 1.0, measure=measure)
+    return make_plan(matches, threshold, ratio)

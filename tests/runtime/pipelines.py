@@ -23,7 +23,7 @@ from catome import tiny
 CONFIGS = {
     "PAPER": catome.PAPER.changed(threshold=0.3),
     "RECOMMENDED": catome.RECOMMENDED.changed(threshold=0.3),
-    "keys": catome.RECOMMENDED.changed(threshold=0.3, compare="keys"),
+    "input": catome.RECOMMENDED.changed(threshold=0.3, compare="input"),
 }
 """Ways to merge; random weights make tokens less alike than trained ones, hence the threshold."""
 

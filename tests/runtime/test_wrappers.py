@@ -220,7 +220,7 @@ def test_a_patch_is_changed_on_an_offloaded_model(first):
     assert torch.equal(call(model, noise(0)), plain)
 
 
-@pytest.mark.parametrize("config", [CONFIGS["PAPER"], CONFIGS["keys"]], ids=["PAPER", "keys"])
+@by_config
 @pytest.mark.parametrize("first", ["patch", "offload"])
 def test_offloading_with_the_kernels(first, config, monkeypatch):
     """They read memory, and weights that are elsewhere have none."""
@@ -579,15 +579,9 @@ PROCESSORS = {
 }
 
 
-WITHOUT_SDPA = (PROCESSORS["AttnProcessor"], PROCESSORS["SlicedAttnProcessor"])
-"""They can be given other tokens, or another context, but nothing shows their keys."""
-
-
 @by_config
 @pytest.mark.parametrize("change", PROCESSORS.values(), ids=PROCESSORS)
 def test_whatever_the_processor_what_it_gives_is_right(change, config):
-    if change in WITHOUT_SDPA and config.compare == "keys":
-        config = config.changed(compare="input")  # the next test but one has the other
     model = unet()
     change(model)
     sample = noise(0, rows=2)
@@ -614,26 +608,19 @@ def test_plain_processors_merge_alike(config):
     for name in ("AttnProcessor2_0", "AttnProcessor", "SlicedAttnProcessor"):
         model = unet()
         PROCESSORS[name](model)
-        with catome.patched(model, config.changed(compare="input")):
+        with catome.patched(model, config):
             outputs.append(call(model, noise(0, rows=3)))
     for output in outputs[1:]:
         torch.testing.assert_close(output, outputs[0], atol=1e-4, rtol=1e-4)
 
 
-UNSEEN = {
-    "cross-frame": (set_processor(lambda: CrossFrameAttnProcessor(1)), CONFIGS),
-    "AttnProcessor": (PROCESSORS["AttnProcessor"], ["keys"]),
-    "SlicedAttnProcessor": (PROCESSORS["SlicedAttnProcessor"], ["keys"]),
-}
-
-
-@pytest.mark.parametrize(("name", "config"), [(name, config) for name, (_, configs) in UNSEEN.items() for config in configs])
-def test_attention_whose_keys_nothing_shows_is_left_alone_and_says_so(name, config):
+@by_config
+def test_attention_whose_keys_nothing_shows_is_left_alone_and_says_so(config):
     """Such as keys of the first frame for all frames, by ``torch.bmm``."""
     model = unet()
-    UNSEEN[name][0](model)
+    set_processor(lambda: CrossFrameAttnProcessor(1))(model)
     plain = call(model, noise(0, rows=2))
-    catome.apply_patch(model, CONFIGS[config])
+    catome.apply_patch(model, config)
     with pytest.warns(UserWarning, match="scaled_dot_product_attention") as caught:
         outputs = [call(model, noise(seed, rows=2)) for seed in (1, 2, 0)]
     assert torch.equal(outputs[2], plain)

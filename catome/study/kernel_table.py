@@ -1,0 +1,188 @@
+"""What the Triton kernels become on GPUs that are not at hand: ``python -m catome.study.kernel_table``.
+
+Each kernel is compiled for each GPU, in each dtype, with the arguments that the library launches it with for the sizes of real
+models. NVIDIA's assembler, which comes with Triton, then says how many registers a thread needs and whether any is spilled. What
+cannot be known here is how fast they run: a roofline of the bytes that each must move is what `catome.study.accounting` reckons
+with.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from catome.tensors import kernels
+from catome.tensors.matching import split_tokens
+from catome.tensors.plan import match
+
+GPUS = {80: "A100", 89: "RTX 4090", 90: "H100", 100: "B200"}
+"""One of each compute capability, times ten."""
+
+SHARED_KIB = {80: 163, 89: 99, 90: 227, 100: 227}
+"""Shared memory that one program may have at most (CUDA C++ Programming Guide, table of compute capabilities)."""
+
+_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32"}
+
+
+class _Launches:
+    """Stands in for a kernel, and keeps what it is launched with."""
+
+    def __init__(self, name: str, kept: list) -> None:
+        self.name = name
+        self.kept = kept
+
+    def __getitem__(self, grid):
+        return lambda *args, **constants: self.kept.append((self.name, args, constants))
+
+
+@contextmanager
+def _watched(names: tuple[str, ...]):
+    kept = []
+    real = {name: getattr(kernels, name) for name in names}
+    try:
+        for name in names:
+            setattr(kernels, name, _Launches(name, kept))
+        yield kept
+    finally:
+        for name, kernel in real.items():
+            setattr(kernels, name, kernel)
+
+
+KERNELS = ("_squares", "_best", "_merge", "_merge_keys", "_unmerge")
+
+
+def launches(dtype: torch.dtype) -> list[tuple[str, str, tuple, dict]]:
+    """``(work, kernel, arguments, constants)`` of what the library launches in Stable Diffusion 1.5 and Flux."""
+    found = []
+    tokens = torch.zeros(2, 4096, 320, dtype=dtype)
+    plan = match(torch.randn(1, 256, 8), (16, 16), ratio=0.5)
+    src, dst = split_tokens((64, 64))
+    # Heads as wide as theirs, with room for weights (48) and without; in memory [B, N, H, D], as projections leave them.
+    heads = {"SD 1.5": (8, 40, 48), "SD 2, SDXL": (10, 64, 64), "Flux": (24, 128, 128)}
+    works = {
+        "match": lambda: kernels.best_matches_of(tokens, src, dst),
+        "merge": lambda: kernels.merge(tokens, *plan.groups),
+        "unmerge": lambda: kernels.unmerge(tokens[0], plan.slot),
+    }
+    for name, (count, channels, width) in heads.items():
+        key = torch.zeros(1, 256, count, channels, dtype=dtype).transpose(1, 2)
+        out = torch.zeros(1, count, 128, width, dtype=dtype)
+        factor = 0.5 if width > channels else None
+        works[f"keys of {name}"] = lambda key=key, out=out, factor=factor: kernels.merge_keys(
+            key, key, *plan.groups, plan.bounds, out, out, factor
+        )
+    for work, run in works.items():
+        with _watched(KERNELS) as kept:
+            run()
+        for name, args, constants in kept:
+            if "WIDEN" in constants:
+                constants["WIDEN"] = False  # as on a GPU
+            found.append((work, name, args, constants))
+    return found
+
+
+def _source(kernel, args: tuple, constants: dict):
+    """What Triton compiles for a launch: it specialises on ones, and on multiples of 16, as a launch would."""
+    from triton.compiler import ASTSource
+
+    signature = {}
+    given = {}
+    attributes = {}
+    for place, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
+        if isinstance(value, torch.Tensor):
+            signature[name] = f"*{_NAMES[value.dtype]}"
+            attributes[place,] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif value == 1:
+            signature[name] = "constexpr"
+            given[name] = 1
+        else:
+            signature[name] = "i32"
+            if value % 16 == 0:
+                attributes[place,] = [["tt.divisibility", 16]]
+    for name, value in constants.items():
+        signature[name] = "constexpr"
+        given[name] = value
+    return ASTSource(kernel, {name: signature[name] for name in kernel.arg_names}, given, attributes)
+
+
+def _assembled(ptx: str, capability: int, folder: Path) -> tuple[int, int]:
+    """Registers of a thread, and bytes that are spilled, as NVIDIA's assembler says."""
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
+    written = folder / "kernel.ptx"
+    written.write_text(ptx)
+    command = [get_ptxas(capability).path, "-v", f"--gpu-name={sm_arch_from_capability(capability)}", written, "-o", os.devnull]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    said = done.stdout + done.stderr
+    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
+    return int(re.search(r"Used (\d+) registers", said)[1]), spilled
+
+
+def kernel_table(capabilities=tuple(GPUS), dtypes=(torch.float16, torch.bfloat16, torch.float32)) -> pd.DataFrame:
+    """Compile every kernel for every GPU; needs none.
+
+    Args:
+        capabilities: compute capabilities times ten.
+        dtypes: of the tokens.
+
+    Returns:
+        One row for each ``kernel``, ``work``, ``dtype`` and ``capability``: ``registers`` of a thread, ``spilled`` bytes,
+        ``shared`` KiB, ``warps``, and ``instructions``, the tensor core instructions that are in it.
+
+    Raises:
+        RuntimeError: where Triton is missing, or was imported to interpret kernels.
+    """
+    if kernels.triton is None:
+        raise RuntimeError("Triton is missing: it comes with torch on Linux")
+    if not hasattr(kernels._merge, "arg_names") or os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET=1 interprets kernels instead of compiling them: unset it")
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in dtypes:
+            for work, name, args, constants in launches(dtype):
+                for capability in capabilities:
+                    source = _source(getattr(kernels, name), args, constants)
+                    made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+                    ptx = made.asm["ptx"]
+                    registers, spilled = _assembled(ptx, capability, Path(folder))
+                    found = sorted(
+                        set(re.findall(r"\b(wgmma|tcgen05\.mma|mma)\.", ptx)) - ({"mma"} if "wgmma." in ptx else set())
+                    )
+                    rows.append(
+                        {
+                            "kernel": name.lstrip("_"),
+                            "work": work,
+                            "dtype": str(dtype).removeprefix("torch."),
+                            "capability": capability,
+                            "registers": registers,
+                            "spilled": spilled,
+                            "shared": made.metadata.shared / 1024,
+                            "warps": made.metadata.num_warps,
+                            "instructions": " ".join(found),
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Print the table."""
+    table = kernel_table()
+    table["GPU"] = table["capability"].map(GPUS)
+    with pd.option_context("display.width", 200, "display.max_rows", None):
+        print(table.to_string(index=False, float_format="{:.1f}".format))
+
+
+if __name__ == "__main__":
+    main()
