@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import catome
 from catome import patch
 from catome.bench import main
 from catome.policy import rates
 from catome.runtime import state
-from catome.study import bench, methods
+from catome.study import bench, bench_layers, methods
 from catome.study.bench import BENCH, Call, Contender, Options, Point, ratio, summary, take_turns, targets
 from catome.study.store import Store
 
@@ -37,7 +38,21 @@ XL = dict(
 )
 UNET = Point("unet", "small", "float32", 1, 64, 64, 16, 0.5, 3)
 TOKENS = Point("operations", "", "float32", 1, 12, 12, 8, 0.5, 2)
-QUICK = ["--architecture", "small", "--size", "64", "--tokens", "8", "--channels", "8", "--rounds", "2"]
+QUICK = [
+    "--suite",
+    "operations",
+    "unet",
+    "--architecture",
+    "small",
+    "--size",
+    "64",
+    "--tokens",
+    "8",
+    "--channels",
+    "8",
+    "--rounds",
+    "2",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -216,7 +231,7 @@ def test_cached_methods_are_averaged_over_13_checkpoints_and_38_cached_calls(mat
     assert (seconds["min"] == seconds["max"]).all()
     mean = (13 * 1.0 + 38 * 0.1) / 51
     expected = {"unmerged": 0.1, "tomesd": 0.1, "ToDo": 0.1, "free merging": 0.1}
-    for name in ("catome", "merged keys", "batch maximum"):
+    for name in ("catome", "merged keys", "recommended", "batch maximum"):
         expected |= {name: mean, f"{name} checkpoint call": 1.0, f"{name} cached call": 0.1}
     assert seconds["min"].to_dict() == {name: pytest.approx(value) for name, value in expected.items()}
     assert (rows["note"] == "").all()
@@ -242,13 +257,14 @@ def test_every_method_does_something_at_the_given_share_and_leaves_nothing(mergi
                 outputs[contender.method] = [call.run() for call in contender.calls]
                 applied = patch.applied_patch(unet)
                 if applied is not None:
-                    assert all(plan.merged_share.tolist() == [0.5, 0.5] for plan in applied.cached())
+                    share = 40 / 64 if contender.method == "recommended" else 0.5  # int(0.64 * 64)
+                    assert all(plan.merged_share.tolist() == [share, share] for plan in applied.cached())
                     assert len(applied.cached()) == 3
         again = contenders[0].calls[0].run()
     plain = outputs.pop("unmerged")[0]
     assert torch.equal(plain, again)
     assert plain.isfinite().all()
-    assert set(outputs) == {"catome", "merged keys", "tomesd", "batch maximum", "ToDo", "free merging"}
+    assert set(outputs) == {"catome", "merged keys", "recommended", "tomesd", "batch maximum", "ToDo", "free merging"}
     for given in outputs.values():
         assert given[-1].isfinite().all()
         assert not torch.equal(given[-1], plain)
@@ -436,7 +452,7 @@ def test_rows_are_kept_with_their_provenance(tmp_path, capsys, merging_pays):
     store = Store(BENCH, tmp_path, None)
     rows = store.find()
     assert rows.groupby(["suite", "share", "method"]).size().unique().tolist() == [2]
-    assert len(rows) == 2 * 2 * (5 + 13)
+    assert len(rows) == 2 * 2 * (7 + 16)
     assert (rows["seconds"] > 0).all()
     assert (rows["note"] == "").all()
     assert set(rows["kind"]) == {"cpu"}
@@ -475,7 +491,7 @@ def test_record_writes_where_the_repository_keeps_its_results(tmp_path, monkeypa
     monkeypatch.setattr("catome.study.store.RECORDED", tmp_path / "shipped")
     assert main([*QUICK, "--suite", "operations", "--record"]) == 0
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["bench.json", "bench.parquet", "shipped"]
-    assert pq.read_table(tmp_path / "shipped/bench.parquet").num_rows == 10
+    assert pq.read_table(tmp_path / "shipped/bench.parquet").num_rows == 14
 
 
 @pytest.mark.parametrize(
@@ -525,7 +541,7 @@ def test_a_broken_file_of_rows_is_named_and_set_aside(tmp_path, capsys):
     (tmp_path / "bench.parquet").write_bytes(b"PAR1")
     with pytest.warns(UserWarning, match=r"bench\.parquet is not a whole Parquet file"):
         assert main([*QUICK, "--suite", "operations", "--output", str(tmp_path)]) == 0
-    assert len(Store(BENCH, tmp_path, None).find()) == 10
+    assert len(Store(BENCH, tmp_path, None).find()) == 14
     assert len(list(tmp_path.glob("bench.parquet.*.damaged"))) == 1
 
 
@@ -533,6 +549,9 @@ def test_defaults_fit_the_device():
     cpu, cuda = bench.points(Options()), bench.points(Options(device="cuda"))
     assert [str(point) for point in cpu] == [
         "operations on [2, 64 x 64, 320] float32, share 0.5",
+        "attention sd15 float32, batch 1, 512x512 px, share 0.75",
+        "block flux float32, batch 1, 1024x1024 px, share 0.7",
+        "block pixart float32, batch 1, 1024x1024 px, share 0.7",
         "unet sd15 float32, batch 1, 512x512 px, share 0.5",
     ]
     grid = [point for point in cuda if point.suite == "unet"]
@@ -540,7 +559,8 @@ def test_defaults_fit_the_device():
     work = [point.batch * point.height * point.width for point in grid]
     assert work == sorted(work)
     assert {point.dtype for point in grid} == {"float16", "bfloat16"}
-    assert [suite for suite in dict.fromkeys(point.suite for point in cuda)] == ["operations", "memory", "unet"]
+    suites = [suite for suite in dict.fromkeys(point.suite for point in cuda)]
+    assert suites == ["operations", "attention", "memory", "block", "unet"]
     (asked,) = bench.points(
         Options(device="cuda", suites=("unet",), dtypes=("float32",), batches=(2,), sizes=(64,), shares=(0.5,))
     )
@@ -585,3 +605,77 @@ def test_attention_is_timed_in_turns_as_it_is_and_merged():
     table = bench.attention_turns(edges=(32,), shares=(0.75,), channels=320, rounds=1)
     assert (table["expected"] > 0).all()
     assert (table["speedup"] > 1).all()
+
+
+# Layers
+
+LAYER = Point("attention", "sd15", "float32", 1, 64, 64, 16, 0.75, 3)
+SMALL_MODELS = {
+    "flux": dict(num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, axes_dims_rope=(4, 6, 6)),
+    "pixart": dict(num_layers=1, attention_head_dim=8, num_attention_heads=2, sample_size=16, use_additional_conditions=False),
+}
+
+
+@pytest.fixture
+def small_models(monkeypatch):
+    for name, config in SMALL_MODELS.items():
+        kind, given = bench_layers.MODELS[name]
+        kept = {key: given[key] for key in ("guidance_embeds",) if key in given}
+        monkeypatch.setitem(bench_layers.MODELS, name, (kind, config | kept))
+    bench_layers.model_of.cache_clear()
+    yield
+    bench_layers.model_of.cache_clear()
+
+
+@torch.no_grad()
+def test_merged_keys_of_a_layer_are_those_of_the_library():
+    """What is timed in the suite "attention" is what a patched U-Net's attention computes."""
+    works = bench_layers.attention_work(LAYER, "cpu")
+    outputs = {name: work() for name, work in works.items()}
+    assert all(output.shape == (2, 64, 16) and output.isfinite().all() for output in outputs.values())
+    assert not torch.equal(outputs["merged keys"], outputs["unmerged"])
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counted = {}
+    for name, work in works.items():
+        with FlopCounterMode(display=False) as counter:
+            work()
+        counted[name] = counter.get_total_flops()
+    projections = 2 * 2 * 64 * 16**2  # of two rows, one projection of all tokens
+    products = 2 * 4 * 64 * 64 * 16
+    assert counted["unmerged"] == 4 * projections + products
+    assert counted["merged keys"] == 2.5 * projections + products // 4
+    assert counted["ToDo"] == counted["averaged keys"] == counted["merged keys"]
+    assert counted["merged keys, pairs found"] > counted["merged keys"]
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_a_block_merges_the_given_share_and_leaves_nothing(name, small_models):
+    point = Point("block", name, "float32", 1, 256, 256, 16, 0.7, 2)
+    plain, merged = bench.block_calls(point, "cpu")
+    with torch.no_grad():
+        before = plain.calls[0].run()
+        with merged.applied() as model:
+            outputs = [call.run() for call in merged.calls]
+            found = catome.summary(model)
+            assert [attention.found_at for attention in found.attentions] == [(0,)] * len(found.attentions)
+            assert found.merged_share == pytest.approx(0.7, abs=0.01)
+        assert before.isfinite().all()
+        assert not torch.equal(outputs[1], before)
+        assert torch.equal(plain.calls[0].run(), before)
+
+
+def test_layers_are_measured_and_compared(small_models, tmp_path, capsys):
+    assert (
+        main(["--suite", "attention", "block", "--size", "256", "--share", "0.7", "--rounds", "2", "--output", str(tmp_path)])
+        == 0
+    )
+    rows = Store(BENCH, tmp_path, None).find()
+    assert set(rows["architecture"]) == {"sd15", "flux", "pixart"}
+    assert rows["seconds"].notna().all()
+    table = summary(rows)
+    own = table[(table["method"] == "merged keys") & (table["suite"] == "attention")]
+    assert own["unmerged"].notna().all()
+    assert own["ToDo"].notna().all()
+    printed = capsys.readouterr().out
+    assert "flux block at 1024 px, keys merged" in printed

@@ -8,7 +8,8 @@ from io import StringIO
 import pandas as pd
 import pytest
 
-from catome.study.kernel_table import GPUS, KERNELS, SHARED_KIB, kernel_table
+from catome.study.accounting import DEVICES
+from catome.study.kernel_table import GPUS, KERNELS, SHARED_KIB, SIZES, kernel_table, least_times
 
 pytest.importorskip("triton")
 
@@ -54,3 +55,29 @@ def test_products_are_taken_by_tensor_cores(table):
 def test_where_kernels_are_interpreted_it_says_so():
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1 interprets kernels"):
         kernel_table()
+
+
+def test_least_times_are_of_the_products_and_bytes():
+    table = least_times("A100 80 GB SXM", share=0.75).set_index(["model", "work"])
+    plain = table.loc["SD 1.5, 512 px", "attention, unmerged"]
+    assert plain["GFLOP"] == pytest.approx(2 * 4 * 4096**2 * 320 / 1e9)
+    assert plain["us"] == pytest.approx(1e6 * 2 * 4 * 4096**2 * 320 / 312e12)
+    merged = table.loc["SD 1.5, 512 px", "attention, keys merged"]
+    assert merged["GFLOP"] == pytest.approx(plain["GFLOP"] / 4)
+    moving = table.loc["SD 1.5, 512 px", "merge keys and values"]
+    assert moving["bound"] == "memory"
+    assert moving["MB"] == pytest.approx(2 * (2 * 5120 * 320 * 2 + 8 * 5120) / 1e6)
+    assert moving["us"] == pytest.approx(moving["MB"] / 2.039)
+    flux = table.loc["Flux, 1024 px", "attention, keys merged"]
+    assert flux["GFLOP"] == pytest.approx(4 * 4608 * (1024 + 512) * 3072 / 1e9), "text is not merged"
+
+
+@pytest.mark.parametrize("device", ["A100 80 GB SXM", "H100 SXM", "RTX 4090"])
+def test_merging_takes_less_than_it_saves_at_its_roofline(device):
+    """Merged at every step and pairs found at 13 of 51: at every size that people use."""
+    assert device in DEVICES.index
+    times = least_times(device).pivot_table(index="model", columns="work", values="us")
+    saved = times["attention, unmerged"] - times["attention, keys merged"]
+    paid = times["merge keys and values"] + 13 / 51 * times["find pairs"]
+    assert set(times.index) == set(SIZES)
+    assert (paid < saved).all(), pd.DataFrame({"saved": saved, "paid": paid}).to_string()

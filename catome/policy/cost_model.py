@@ -26,7 +26,6 @@ import torch
 from catome.policy.rates import Rates
 from catome.tensors.plan import MergePlan, pack
 
-
 LAUNCHES = 3  # merge, unmerge, and what is between
 
 

@@ -70,10 +70,8 @@ def processor() -> str:
 
 def key_of(device: torch.device, itemsize: int) -> str:
     """What rates hold for: the device, the number of threads on a CPU, the bytes of a number, and torch's version."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{processor()}, {torch.get_num_threads()} threads"
+    cpu = f"{processor()}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return f"{name}, {itemsize} bytes, torch {torch.__version__}"
 
 

@@ -2,11 +2,11 @@
 
 1. `Patch.before` runs before the model. It asks the `Timeline` which generation, step and condition the call belongs to, and
    keeps the answer for this thread (`Running`).
-2. `BlockHook.before` notes what enters a transformer block of a U-Net: the tokens that the paper compares.
+2. `BlockHook.before` notes what enters a transformer block of a U-Net, if that is compared: the paper's way.
 3. `AttentionHook.before` runs before a self-attention and takes one of three ways:
    a. *at the call*: it watches for `F.scaled_dot_product_attention` inside (`AttentionMode`), and merges keys and values there;
-   b. *context*: where the module would project them anyway, it hands over merged tokens as the context of the attention, which
-      saves projections, and every token stays a query;
+   b. *context*: it hands over merged tokens as the context that the attention makes keys and values of, which saves projections,
+      and every token stays a query;
    c. *tokens*: as the paper does it, the attention gets merged tokens, and `AttentionHook.after` copies its results back.
 4. `PartHook` does (c) for cross-attention and the MLP, if asked.
 5. `Patch.after` ends the call; the pipeline's `_reset_stateful_cache`, or an exception, ends the generation.
@@ -46,8 +46,8 @@ from catome.runtime.steps import CallFacts, Timeline
 from catome.tensors.attention import (
     attend,
     avoids_masks,
-    key_bias,
     joined,
+    key_bias,
     padded,
     unexpanded,
     unpadded,
@@ -279,7 +279,8 @@ def _places(attention: SelfAttention, config: MergeConfig) -> list[tuple]:
     """Where an attention needs hooks: the kind, the module, the attention's name and the field that asks for it."""
     places = []
     block = attention.block
-    if block is not None:
+    compared = config.compare == "input" or config.merge_crossattn or config.merge_mlp
+    if block is not None and compared:
         places.append((BlockHook, block, attention.name, None))
     if config.merge_attn:
         places.append((AttentionHook, attention.module, attention.name, "merge_attn"))
@@ -617,7 +618,7 @@ class AtTheCall:
         hook = self.hook
         running = self.running
         image, values = (x[:, :, layout.first : layout.first + layout.tokens].transpose(1, 2) for x in (key, value))
-        if running.too_few(image.flatten(2), at_the_call=True):
+        if running.too_few(key.new_empty(0, layout.tokens, key.shape[1] * key.shape[3]), at_the_call=True):
             size = {"images": len(key), "queries": query.shape[2], "keys": key.shape[2], "tokens": layout.tokens}
             hook.left_alone(running, "merging would take longer than it saves here", aloud=False, **size)
             return None, layout

@@ -76,6 +76,7 @@ CHECKPOINT = sum(step < CALLS for step in SCHEDULES[SCHEDULE]) / CALLS
 CACHED, FRESH, COPY = "merge + unmerge", "checkpoint step", "copy"
 UNMERGED, CATOME, TOMESD, AUTHORS, TODO = "unmerged", "catome", "tomesd", "batch maximum", "ToDo"
 FREE = "free merging"
+BY_COSINE, BY_DISTANCE = "pairs by cosine", "pairs by distance"
 KEYS = "merged keys"
 BEST = "recommended"
 BEST_SHARE = 0.64
@@ -335,7 +336,8 @@ def _or_why_not(work: Callable, otherwise) -> tuple:
 
 
 def operations(point: Point, device: str) -> list[Contender]:
-    """Merging and unmerging ``[2 * batch, height * width, channels]`` random tokens, by catome and by `tomesd`, and a copy.
+    """Merging and unmerging ``[2 * batch, height * width, channels]`` random tokens, by catome and by `tomesd`, and a copy; and
+    finding pairs alone, by either measure.
 
     The copy moves as many bytes as merging and unmerging must: it reads and writes a tensor of half of them. On CUDA, several
     of each are captured in a CUDA graph, so that what is timed is the device and not how fast Python feeds it."""
@@ -367,6 +369,8 @@ def operations(point: Point, device: str) -> list[Contender]:
         COPY: lambda: target.copy_(source),
         f"{CATOME} {FRESH}": fresh,
         f"{TOMESD} {FRESH}": fresh_by_tomesd,
+        BY_COSINE: lambda: match(tokens, (height, width), ratio=share),
+        BY_DISTANCE: lambda: match(tokens, (height, width), ratio=share, measure="distance"),
     }
     contenders = []
     for method, work in works.items():
@@ -728,7 +732,7 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     return float(np.median(found)), float(found[skip]), float(found[n - 1 - skip])
 
 
-_COLUMNS = (UNMERGED, TOMESD, AUTHORS, TODO, FREE, COPY)
+_COLUMNS = (UNMERGED, TOMESD, AUTHORS, TODO, FREE, COPY, BY_COSINE)
 
 
 def _baselines(suite: str, method: str) -> dict[str, str]:
@@ -736,6 +740,8 @@ def _baselines(suite: str, method: str) -> dict[str, str]:
     if suite == "operations":
         if method.endswith(CACHED):
             return {TOMESD: f"{TOMESD} {CACHED}", COPY: COPY}
+        if method == BY_DISTANCE:
+            return {BY_COSINE: BY_COSINE}
         return {TOMESD: f"{TOMESD} {FRESH}"} if method.endswith(FRESH) else {}
     if suite == "memory":
         return {UNMERGED: UNMERGED + (UNFUSED if method.endswith(UNFUSED) else "")}
@@ -747,8 +753,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The point's keys, ``method``, ``rounds``, ``ms`` (median), ``peak_bytes`` (largest), ``note``, and for each of
-        "unmerged", "tomesd", "batch maximum", "ToDo", "free merging" and "copy" how many times as fast the method is (in the
-        suite "memory": how many times less it holds), with the interval of `ratio`: columns ``X``, ``X low``, ``X high``.
+        "unmerged", "tomesd", "batch maximum", "ToDo", "free merging", "copy" and "pairs by cosine" how many times as fast the
+        method is (in the suite "memory": how many times less it holds), with the interval of `ratio`: columns ``X``, ``X
+        low``, ``X high``.
     """
     table = []
     for key, point in rows.groupby(_POINT, sort=False):
@@ -835,6 +842,7 @@ TARGETS = (
     Target(f"SD v1.5 U-Net, {SCHEDULE} mean", TOMESD, "cpu", CATOME, TOMESD, 1.1, _SD15),
     Target(f"SD v1.5 U-Net, {SCHEDULE} mean", UNMERGED, "cpu", CATOME, UNMERGED, 1, _SD15, beyond_noise=True),
     Target(f"SD v1.5 U-Net, {SCHEDULE} mean", FREE, "cpu", CATOME, FREE, 0.95, _SD15),
+    Target("pairs by distance, same size", BY_COSINE, "cpu", BY_DISTANCE, BY_COSINE, 1, _STATED, beyond_noise=True),
     Target("SD v1.5 U-Net, recommended", UNMERGED, "cpu", BEST, UNMERGED, 1.25, _SD15),
     Target("SD v1.5 U-Net, recommended", f"{TOMESD} r=0.5", "cpu", BEST, TOMESD, 1.1, _SD15),
     Target("its topmost attention, keys merged", UNMERGED, "cpu", KEYS, UNMERGED, 3, _LAYER),

@@ -2,8 +2,7 @@
 
 Each kernel is compiled for each GPU, in each dtype, with the arguments that the library launches it with for the sizes of real
 models. NVIDIA's assembler, which comes with Triton, then says how many registers a thread needs and whether any is spilled. What
-cannot be known here is how fast they run: a roofline of the bytes that each must move is what `catome.study.accounting` reckons
-with.
+cannot be known here is how fast they run; `least_times` is the roofline, of the products they compute and the bytes they must move.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from catome.study.accounting import DTYPE_BYTES, device_rates
 from catome.tensors import kernels
 from catome.tensors.matching import split_tokens
 from catome.tensors.plan import match
@@ -176,12 +176,69 @@ def kernel_table(capabilities=tuple(GPUS), dtypes=(torch.float16, torch.bfloat16
     return pd.DataFrame(rows)
 
 
+SIZES = {
+    "SD 1.5, 512 px": (2, 4096, 0, 8, 40),
+    "SD 1.5, 1024 px": (2, 16384, 0, 8, 40),
+    "SDXL, 1024 px": (2, 4096, 0, 10, 64),
+    "Flux, 1024 px": (1, 4096, 512, 24, 128),
+}
+"""Rows of a batch, image tokens, text tokens, heads and channels of a head in a self-attention of a model."""
+
+
+def least_times(device: str, share: float = 0.64, sources: float = 0.75, dtype: str = "float16") -> pd.DataFrame:
+    """The roofline of what merged keys take in one self-attention, beside that attention as it is.
+
+    Args:
+        device: a name in `catome.study.accounting.DEVICES`.
+        share: of the keys that is merged away.
+        sources: share of src tokens.
+        dtype: of the tokens; "float16" or "float32".
+
+    Returns:
+        One row for each model of `SIZES` and work: ``GFLOP``, ``MB`` that must be read and written, ``us``, the longer of the
+        two at the device's peak rates, and ``bound``, which of them that is: "arithmetic" or "memory".
+    """
+    flops_per_s, bytes_per_s = device_rates(device, dtype)
+    itemsize = DTYPE_BYTES[dtype]
+    rows = []
+    for model, (images, tokens, text, heads, channels) in SIZES.items():
+        wide = heads * channels
+        left = tokens - int(share * tokens)
+        queries = tokens + text
+        works = {
+            "attention, unmerged": (4 * queries**2 * wide, 4 * queries * wide * itemsize),
+            "attention, keys merged": (4 * queries * (left + text) * wide, 2 * (queries + left + text) * wide * itemsize),
+            "merge keys and values": (2 * tokens * wide, 2 * (tokens + left) * wide * itemsize + 8 * (tokens + left)),
+            "find pairs": (
+                2 * sources * (1 - sources) * tokens**2 * 2 * wide,
+                2 * tokens * wide * itemsize + 12 * sources * tokens,
+            ),
+        }
+        for work, (flops, moved) in works.items():
+            computing = images * flops / flops_per_s
+            moving = images * moved / bytes_per_s
+            rows.append(
+                {
+                    "model": model,
+                    "work": work,
+                    "GFLOP": images * flops / 1e9,
+                    "MB": images * moved / 1e6,
+                    "us": 1e6 * max(computing, moving),
+                    "bound": "arithmetic" if computing > moving else "memory",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def main() -> None:
     """Print the table."""
     table = kernel_table()
     table["GPU"] = table["capability"].map(GPUS)
     with pd.option_context("display.width", 200, "display.max_rows", None):
         print(table.to_string(index=False, float_format="{:.1f}".format))
+        for device in ("A100 80 GB SXM", "H100 SXM"):
+            print(f"\nLeast times on {device}, float16:")
+            print(least_times(device).to_string(index=False, float_format="{:.1f}".format))
 
 
 if __name__ == "__main__":

@@ -208,6 +208,73 @@ def deep_cache(interval: int = 3, branch: int = 0) -> Method:
     return Method(f"DeepCache(interval={interval})", "DeepCache", applied)
 
 
+def forecast(interval: int = 3, order: int = 1, first: int = 4) -> Method:
+    """The model's whole output extrapolated from what it last computed, by a polynomial in the timestep.
+
+    TaylorSeer (arXiv 2503.06923) forecasts the features of every layer so; here it is done once, where the model ends, with
+    the same polynomial (through the last outputs, which is what its finite differences amount to).
+
+    Args:
+        interval: of these many steps one is computed.
+        order: of the polynomial; 0 repeats the last output.
+        first: steps that are computed at the beginning in any case.
+    """
+
+    @contextmanager
+    def applied(pipe) -> Iterator:
+        model = _first_model(pipe)
+        before = model.__dict__.get("forward")
+        model.forward = _Forecast(model.forward, interval, order, first)
+        try:
+            yield pipe
+        finally:
+            if before is None:
+                del model.forward
+            else:
+                model.forward = before
+
+    return Method(f"forecast(interval={interval}, order={order}, first={first})", "forecast", applied)
+
+
+class _Forecast:
+    """Stands in for a model's forward."""
+
+    def __init__(self, forward: Callable, interval: int, order: int, first: int) -> None:
+        self.forward = forward
+        self.interval = interval
+        self.order = order
+        self.first = first
+        self.step = 0
+        self.known: dict[float, torch.Tensor] = {}  # outputs by timestep, the last computed one at the end
+        self.last = math.inf
+
+    def __call__(self, sample, timestep, *args, **kwargs):
+        now = float(timestep)
+        if now > self.last:  # another generation: timesteps fall
+            self.step = 0
+            self.known.clear()
+        self.last = now
+        due = self.step < self.first or (self.step - self.first) % self.interval == self.interval - 1
+        self.step += 1
+        if not due and now not in self.known:
+            return (self._extrapolated(now),)
+        output = self.forward(sample, timestep, *args, **{**kwargs, "return_dict": False})
+        self.known.pop(now, None)
+        self.known[now] = output[0]
+        while len(self.known) > self.order + 1:
+            del self.known[next(iter(self.known))]
+        return output
+
+    def _extrapolated(self, now: float) -> torch.Tensor:
+        """Lagrange's polynomial through the known outputs, at a timestep."""
+        times = list(self.known)
+        total = 0
+        for at, output in self.known.items():
+            weight = math.prod((now - other) / (at - other) for other in times if other != at)
+            total = total + weight * output
+        return total
+
+
 def together(*methods: Method) -> Method:
     """Several methods at once, applied in this order."""
 
@@ -242,6 +309,7 @@ _MAKERS = {
     "batch maximum": batch_maximum,
     "ToDo": todo,
     "DeepCache": deep_cache,
+    "forecast": forecast,
 }
 
 

@@ -1,0 +1,242 @@
+"""The fastest generation at a given quality: merged keys, feature caching and forecasts, alone and together.
+
+``python -m catome.study.compose`` searches and prints the frontier. Three kinds of methods save different things: merged keys save
+attention within a call of the model, DeepCache the deep part of some calls, and a forecast whole calls. The search has three stages.
+
+1. Every single setting is tried on a few images. Its quality is a mean squared error, its cost a time.
+2. Settings of different kinds are put together. Their errors nearly add up and their times nearly multiply, which tells the
+   combinations that are worth trying; these are tried on the same images.
+3. What then lies on the frontier, and the best of each kind alone, is generated again for other seeds and timed in turns.
+
+All that was generated is kept, and the search goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from catome.runtime.config import FAST, RECOMMENDED
+from catome.study import methods, quality
+from catome.study.comparison import compare, cost, timed_on
+from catome.study.generate import load
+from catome.study.methods import Method, together
+from catome.study.parameters import Setting
+from catome.tiny import GUIDANCE_SCALE
+from catome.tiny.scenes import PROMPT
+
+SEARCHED, HELD_OUT = 2027, 3041
+"""Seeds of the images that the search sees, and of those that it is judged by."""
+
+FLOORS = (30.0, 35.0)
+"""PSNR in dB above which the fastest generation is looked for."""
+
+MARGIN_DB = 3.0
+"""Combinations are tried where the prediction falls short of a floor by no more than this."""
+
+MOST_TRIED = 16
+"""Combinations that are tried for each floor."""
+
+
+def kinds() -> dict[str, list[Method]]:
+    """The single settings that are searched, by the kind of what they save."""
+    return {
+        "merged keys": [_keys(RECOMMENDED), _keys(FAST)],
+        "DeepCache": [methods.deep_cache(interval) for interval in (2, 3, 5)],
+        "forecast": [methods.forecast(interval, order) for interval, order in product((2, 3, 4, 5), (1, 2))],
+    }
+
+
+def _keys(config) -> Method:
+    return methods.merged_keys(config.threshold, config.ratio, config.stride, "EVEN_13")
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What was found of one method.
+
+    Attributes:
+        method: the method.
+        parts: labels of the single settings that it is made of.
+        error: mean squared error against the unmerged image, on a scale from 0 to 1; mean over images.
+        psnr: mean over images, in dB.
+        seconds: of an image.
+    """
+
+    method: Method
+    parts: tuple[str, ...]
+    error: float
+    psnr: float
+    seconds: float
+
+
+def frontier(tried: Iterable[Tried]) -> list[Tried]:
+    """Those that no other is both faster and closer than, the slowest first."""
+    best = []
+    for one in sorted(tried, key=lambda one: (one.seconds, -one.psnr)):
+        if not best or one.psnr > best[-1].psnr:
+            best.append(one)
+    return best[::-1]
+
+
+def predicted(parts: Sequence[Tried], unmerged_s: float) -> tuple[float, float]:
+    """PSNR and seconds that methods have together, if their errors add up and their savings multiply."""
+    error = sum(one.error for one in parts)
+    seconds = unmerged_s * math.prod(one.seconds / unmerged_s for one in parts)
+    return -10 * math.log10(error), seconds
+
+
+def promising(singles: dict[str, list[Tried]], unmerged_s: float, floors: Sequence[float] = FLOORS) -> list[tuple[Tried, ...]]:
+    """The combinations of two or three kinds that may be the fastest above a floor, those with the best prospects first."""
+    found = []
+    for parts in product(*([None, *of_kind] for of_kind in singles.values())):
+        chosen = tuple(part for part in parts if part is not None)
+        if len(chosen) > 1:
+            found.append((chosen, *predicted(chosen, unmerged_s)))
+    kept = []
+    for floor in floors:
+        likely = [(parts, seconds) for parts, psnr, seconds in found if psnr >= floor - MARGIN_DB]
+        kept += [parts for parts, _ in sorted(likely, key=lambda pair: pair[1])[:MOST_TRIED]]
+    return list(dict.fromkeys(kept))
+
+
+def search(pipe, setting: Setting, **kept) -> list[Tried]:
+    """Stages 1 and 2 on the images of ``setting``; ``kept`` as in `catome.study.compare`."""
+    of_kind = kinds()
+    everything = [methods.unmerged(), *(method for some in of_kind.values() for method in some)]
+    seconds = _seconds(pipe, setting, everything, 2, **kept)
+    unmerged_s = seconds["unmerged"]
+    singles = {}
+    for kind, some in of_kind.items():
+        made = compare(pipe, setting, some, **kept)
+        singles[kind] = [_tried(made, method, (method.label,), seconds[method.label]) for method in some]
+    tried = [one for some in singles.values() for one in some]
+    combined = {together(*(part.method for part in parts)).label: parts for parts in promising(singles, unmerged_s)}
+    if combined:
+        made = compare(pipe, setting, [_together(parts) for parts in combined.values()], **kept)
+        for label, parts in combined.items():
+            _, predicted_s = predicted(parts, unmerged_s)
+            tried.append(_tried(made, methods.from_label(label), tuple(part.method.label for part in parts), predicted_s))
+    return tried
+
+
+def _together(parts: Sequence[Tried]) -> Method:
+    return together(*(part.method for part in parts))
+
+
+def _tried(made, method: Method, parts: tuple[str, ...], seconds: float) -> Tried:
+    psnr = made.of(method)["psnr"].to_numpy(float)
+    return Tried(method, parts, float((10 ** (-psnr / 10)).mean()), float(psnr.mean()), seconds)
+
+
+def _seconds(pipe, setting: Setting, some: Sequence[Method], repetitions: int, **kept) -> dict[str, float]:
+    rows = cost(pipe, replace(setting, batch_size=1), some, repetitions, **kept)
+    return rows.groupby("method")["seconds"].median().to_dict()
+
+
+def chosen(tried: Sequence[Tried], floors: Sequence[float] = FLOORS) -> list[Method]:
+    """What is to be judged: for each floor the fastest of each kind alone and the fastest three of all."""
+    found = []
+    for floor in floors:
+        above = sorted((one for one in tried if one.psnr >= floor), key=lambda one: one.seconds)
+        found += [one.method for one in above[:3]]
+        for family in kinds():
+            found += [one.method for one in above if one.method.family == family][:1]
+    found.append(methods.deep_cache(3))
+    return list({method.label: method for method in found}.values())
+
+
+def judged(pipe, setting: Setting, some: Sequence[Method], repetitions: int = 5, **kept) -> pd.DataFrame:
+    """Stage 3: methods on other seeds, timed in turns with the unmerged pipeline.
+
+    Returns:
+        One row for each method, the slowest first: ``PSNR`` (dB) with its 95 % interval ``low`` and ``high``, ``poor`` (share of
+        images below 30 dB), and ``speed-up`` over unmerged with the lowest and highest of the turns, ``least`` and ``most``.
+    """
+    made = compare(pipe, setting, some, **kept)
+    rows = cost(pipe, replace(setting, batch_size=1), [methods.unmerged(), *some], repetitions, **kept)
+    seconds = rows.pivot_table(index="repetition", columns="method", values="seconds")
+    found = []
+    for method in some:
+        psnr = made.of(method)["psnr"].to_numpy(float)
+        mean, low, high = quality.mean_interval(psnr)
+        faster = (seconds["unmerged"] / seconds[method.label]).to_numpy(float)
+        found.append(
+            {
+                "method": method.label,
+                "PSNR": mean,
+                "low": low,
+                "high": high,
+                "poor": float((psnr < 30).mean()),
+                "speed-up": float(np.median(faster)),
+                "least": faster.min(),
+                "most": faster.max(),
+            }
+        )
+    table = pd.DataFrame(found).sort_values("speed-up", ignore_index=True)
+    table.attrs["timed on"] = timed_on(rows)
+    return table
+
+
+def report(table: pd.DataFrame, floors: Sequence[float] = FLOORS) -> str:
+    """The table of `judged` in lines, and for each floor the fastest method above it."""
+    width = table["method"].str.len().max()
+    lines = [f"{'':{width}}  speed-up             PSNR (95 % interval)      below 30 dB"]
+    for _, row in table.iterrows():
+        speed = f"{row['speed-up']:.2f} [{row['least']:.2f}, {row['most']:.2f}]"
+        near = f"{row['PSNR']:.1f} dB [{row['low']:.1f}, {row['high']:.1f}]"
+        lines.append(f"{row['method']:{width}}  {speed:19}  {near:24}  {row['poor']:10.0%}")
+    lines += ["", table.attrs["timed on"]]
+    for floor in floors:
+        above = table[table["PSNR"] >= floor]
+        if len(above):
+            best = above.iloc[-1]
+            lines.append(f"Fastest above {floor:g} dB: {best['method']}, {best['speed-up']:.2f} times as fast.")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m catome.study.compose", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model", default="tiny", help="name or folder of a Stable Diffusion pipeline (default: the embedded model)"
+    )
+    parser.add_argument("--prompt", default=PROMPT, help="with {} for the class, where the model is the embedded one")
+    parser.add_argument("--images", type=int, default=24, help="that are judged; half as many are searched by (default: 24)")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", default="_build/output", help="where new rows are kept")
+    options = parser.parse_args(argv)
+    setting = Setting(
+        model=options.model,
+        classes=None,
+        prompt=options.prompt,
+        images=max(1, options.images // 2),
+        steps=options.steps,
+        guidance=GUIDANCE_SCALE,
+        guidance_rescale=0.0,
+        height=None,
+        width=None,
+        seed=SEARCHED,
+        device=options.device,
+        dtype="float32" if options.device == "cpu" else "float16",
+        batch_size=options.batch,
+        output=options.output,
+    )
+    pipe = load(setting)
+    tried = search(pipe, setting)
+    print("On the images of the search:")
+    for one in frontier(tried):
+        print(f"  {one.psnr:5.1f} dB  {one.seconds:6.2f} s  {one.method.label}")
+    print()
+    print(report(judged(pipe, replace(setting, images=options.images, seed=HELD_OUT), chosen(tried))))
+
+
+if __name__ == "__main__":
+    main()

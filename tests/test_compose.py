@@ -1,0 +1,135 @@
+"""Forecasts, and the search for the fastest composition."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_results import setting
+
+from catome.study import compose, methods
+from catome.study.compose import Tried, chosen, frontier, judged, predicted, promising, report, search
+from catome.study.methods import Method
+
+
+class Polynomial(torch.nn.Module):
+    """Gives a cubic polynomial of the timestep, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = []
+
+    def forward(self, sample, timestep, return_dict=True):
+        self.calls.append(float(timestep))
+        t = float(timestep) / 100
+        return (sample * (1 + 2 * t - t**2 + 0.5 * t**3),)
+
+
+def run(model, method, times, monkeypatch):
+    monkeypatch.setattr(methods, "_first_model", lambda pipe: pipe)
+    sample = torch.ones(1, 2, dtype=torch.float64)
+    with method.applied(model):
+        outputs = [model(sample, t, return_dict=False)[0][0, 0].item() for t in times]
+    assert "forward" not in vars(model)
+    return outputs
+
+
+TIMES = [950.0, 950.0, *range(900, 0, -50)]
+
+
+@pytest.mark.parametrize("interval", [2, 3, 5])
+def test_a_forecast_of_high_enough_order_is_exact(monkeypatch, interval):
+    exact = run(Polynomial(), methods.unmerged(), TIMES, monkeypatch)
+    model = Polynomial()
+    found = run(model, methods.forecast(interval, order=3, first=5), TIMES, monkeypatch)
+    assert found == pytest.approx(exact, rel=1e-9)
+    computed = [*TIMES[:5], *TIMES[5 + interval - 1 :: interval]]
+    assert model.calls == computed
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_forecast_of_lower_order_is_the_polynomial_through_the_last_outputs(monkeypatch, order):
+    model = Polynomial()
+    found = run(model, methods.forecast(3, order, first=4), TIMES, monkeypatch)
+    exact = run(Polynomial(), methods.unmerged(), TIMES, monkeypatch)
+    known = [950.0, 900.0, 850.0][-(order + 1) :]  # the fourth step, 850, was computed last
+    values = [exact[TIMES.index(t)] for t in known]
+    expected = np.polyval(np.polyfit(np.array(known) / 100, values, order), 8.0)
+    assert found[4] == pytest.approx(expected, rel=1e-6)
+    assert found[4] != pytest.approx(exact[4], rel=1e-6)
+
+
+def test_another_generation_begins_afresh(monkeypatch):
+    model = Polynomial()
+    found = run(model, methods.forecast(3, 1, first=2), [900.0, 800.0, 700.0, 600.0, 900.0, 800.0, 700.0], monkeypatch)
+    assert model.calls == [900.0, 800.0, 900.0, 800.0]
+    assert found[:3] == found[4:]
+
+
+def tried(family, psnr, seconds, label=None):
+    method = Method(label or f"{family}({psnr}, {seconds})", family, None)
+    return Tried(method, (method.label,), 10 ** (-psnr / 10), psnr, seconds)
+
+
+def test_the_frontier_is_what_no_other_is_both_faster_and_closer_than():
+    a, b, c, d = tried("a", 40, 4.0), tried("b", 35, 3.0), tried("c", 34, 3.5), tried("d", 30, 1.0)
+    assert frontier([d, c, b, a]) == [a, b, d]
+
+
+def test_errors_add_up_and_times_multiply():
+    psnr, seconds = predicted([tried("a", 33.0, 2.0), tried("b", 33.0, 3.0)], unmerged_s=4.0)
+    assert psnr == pytest.approx(33 - 3.01, abs=0.01)
+    assert seconds == pytest.approx(4 * 0.5 * 0.75)
+
+
+def test_combinations_are_of_different_kinds_and_near_a_floor():
+    singles = {
+        "a": [tried("a", 40, 3.0), tried("a", 31, 2.0)],
+        "b": [tried("b", 36, 2.0), tried("b", 20, 0.5)],
+        "c": [tried("c", 41, 3.5)],
+    }
+    found = promising(singles, unmerged_s=4.0, floors=(30.0,))
+    families = [[part.method.family for part in parts] for parts in found]
+    assert all(len(parts) == len(set(parts)) > 1 for parts in families)
+    assert not any(part.psnr == 20 for parts in found for part in parts)
+    seconds = [predicted(parts, 4.0)[1] for parts in found]
+    assert seconds == sorted(seconds)
+    assert ["a", "b", "c"] in families
+
+
+def test_what_is_judged_is_the_fastest_above_each_floor_and_the_best_of_each_kind():
+    some = [tried("forecast", 36, 2.0), tried("forecast", 31, 1.0), tried("DeepCache", 33, 2.5), tried("a + b", 30.5, 0.5)]
+    some += [tried("merged keys", 40, 3.5), tried("a + b", 29, 0.3)]
+    families = [method.family for method in chosen(some, floors=(30.0,))]
+    assert families[:3] == ["a + b", "forecast", "forecast"]
+    assert {"merged keys", "DeepCache"} <= set(families)
+    assert "a + b(29, 0.3)" not in [method.label for method in chosen(some, floors=(30.0,))]
+
+
+def test_the_search_from_end_to_end(pipe, tmp_path, monkeypatch):
+    """Few steps and images; what was made is found again."""
+    few = {
+        "merged keys": [methods.merged_keys(0.7)],
+        "forecast": [methods.forecast(2, 1, 2)],
+    }
+    monkeypatch.setattr(compose, "kinds", lambda: few)
+    monkeypatch.setattr(compose, "FLOORS", (5.0,))
+    asked = setting(tmp_path, images=2, steps=5, batch_size=2)
+    found = search(pipe, asked, recorded=None)
+    labels = [one.method.label for one in found]
+    together = "merged keys(threshold=0.7, stride=2x2, schedule=EVEN_13) + forecast(interval=2, order=1, first=2)"
+    assert labels == [few["merged keys"][0].label, few["forecast"][0].label, together]
+    assert all(one.seconds > 0 for one in found)
+    assert found[2].psnr < found[0].psnr
+    monkeypatch.setattr("catome.study.comparison.generate_batch", lambda *_: pytest.fail("it was made again"))
+    again = search(pipe, asked, recorded=None)
+    assert [(one.method.label, one.psnr, one.seconds) for one in again] == [
+        (one.method.label, one.psnr, one.seconds) for one in found
+    ]
+    monkeypatch.undo()
+    table = judged(pipe, replace(asked, seed=7), [one.method for one in found], repetitions=2, recorded=None)
+    assert table["speed-up"].is_monotonic_increasing
+    assert set(table["method"]) == set(labels)
+    said = report(table, floors=(5.0, 99.0))
+    assert "Fastest above 5 dB: " in said
+    assert "99 dB" not in said

@@ -1,0 +1,89 @@
+"""The library's configurations beside their peers, and what the README says of them."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_results import setting
+
+import catome
+from catome.study import methods
+from catome.study.comparison import QUALITY
+from catome.study.frontier import SCORES, SEED, _ratio, frontier, scores_left
+from catome.study.quality import mean_interval
+from catome.study.store import RECORDED, Store
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def made(loaded, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("frontier")
+    asked = setting(folder, images=2, steps=4, batch_size=2)
+    return asked, frontier(loaded, asked, recorded=None)
+
+
+def test_peers_compute_at_least_as_many_scores_as_what_they_are_compared_with(made):
+    _, found = made
+    for own, rival in found.rivals:
+        assert found.names[own].startswith("catome.")
+        if found.names[rival].startswith("ToMe"):
+            assert found.scores[rival] >= found.scores[own]
+    assert {found.names[own] for own, _ in found.rivals} == {"catome.RECOMMENDED", "catome.FAST"}
+
+
+@pytest.mark.parametrize("scores", [0.05, 0.25, 0.4567, 0.9])
+def test_tomes_ratio_leaves_at_least_these_scores(scores):
+    assert (1 - _ratio(scores)) ** 2 >= scores - 1e-12
+    assert (1 - _ratio(scores) - 0.01) ** 2 < scores
+
+
+def test_the_table_says_what_the_rows_say(made):
+    _, found = made
+    lines = found.table().splitlines()
+    assert len(lines) == 1 + 7
+    for label, name in found.names.items():
+        (line,) = (line for line in lines if line.startswith(name + " "))
+        psnr = found.made.of(label)["psnr"].mean()
+        assert f"{psnr:4.1f} dB" in line
+        assert f"{found.scores[label]:.2f}" in line
+        assert line.endswith(f"{(found.made.of(label)['psnr'] < 30).mean():.0%}")
+    assert found.differences().count("closer in") == len(found.rivals)
+
+
+def test_scores_are_those_of_all_rows_and_are_kept(made, loaded, monkeypatch):
+    asked, found = made
+    method = methods.merged_keys(catome.RECOMMENDED.threshold, stride=catome.RECOMMENDED.stride)
+    monkeypatch.setattr("catome.study.frontier.generate_batch", lambda *_: pytest.fail("it was made again"))
+    assert scores_left(loaded, asked, method, recorded=None) == found.scores[method.label]
+    monkeypatch.undo()
+    with method.applied(loaded):
+        from catome.study.generate import generate_batch
+
+        generate_batch(loaded, asked, range(2))
+        said = catome.summary(loaded)
+    assert said.scores_left == pytest.approx(found.scores[method.label], abs=1e-9)
+    other = scores_left(loaded, replace(asked, seed=5), method, recorded=None)
+    assert other != found.scores[method.label]
+
+
+def test_the_readme_says_what_was_recorded():
+    """Its table is of the rows in the repository."""
+    table = re.findall(
+        r"^\| `catome\.apply_patch\(pipe(.*?)\)`.*?\| ([\d.]+) dB \(([\d.]+) to ([\d.]+)\) \| ([\d.]+) \|$",
+        (ROOT / "README.md").read_text(),
+        re.M,
+    )
+    ways = {
+        "": methods.merged_keys(catome.RECOMMENDED.threshold, stride=catome.RECOMMENDED.stride),
+        ", catome.FAST": methods.merged_keys(catome.FAST.threshold, stride=catome.FAST.stride),
+        ", catome.PAPER": methods.ca_tome(catome.PAPER.threshold, "CONFIG_3"),
+    }
+    assert [given for given, *_ in table] == list(ways)
+    for given, *said in table:
+        rows = Store(QUALITY, RECORDED, None).find(seed=SEED, steps=50, method=ways[given].label)
+        assert len(rows) == 24
+        left = Store(SCORES, RECORDED, None).find(seed=SEED, steps=50, method=ways[given].label)["scores_left"].iloc[0]
+        found = [*(f"{value:.1f}" for value in mean_interval(rows["psnr"].to_numpy(float))), f"{left:.2f}"]
+        assert said == found
