@@ -139,7 +139,8 @@ def _remarks(report: Report, config, names: list[str]) -> list[str]:
         remarks.append(f"{len(unseen)} attentions were never called, {unseen[0]} first: something else runs in their place")
     if not any(entry.merged for entry in report.entries.values()) and not reasons and not unseen:
         amount = f"threshold={config.threshold:g}" if config.ratio is None else f"ratio={config.ratio:g}"
-        remarks.append(f"nothing was merged: no pair of tokens reached {amount}")
+        few = ", or too few to save time" if config.only_where_faster else ""
+        remarks.append(f"nothing was merged: no pair of tokens reached {amount}{few}")
     scaled = isinstance(config.schedule, Schedule) and config.schedule.length is not None
     if report.length is None and (scaled or not active):
         remarks.append(f"nothing told how long the generation is: {LENGTH} calls of the model were assumed for the schedule")
