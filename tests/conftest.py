@@ -1,6 +1,7 @@
 import math
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the threads: more of them only get in each other's way
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-os.environ["CATOME_CACHE"] = str(Path(__file__).parent / "no rates are kept here")  # nor read: tests go by the estimates
+os.environ["CATOME_CACHE"] = tempfile.mkdtemp()  # so that nobody's measured rates are read, or written over
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the kernels are tested on the interpreter; read when they are imported
 

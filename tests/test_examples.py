@@ -7,6 +7,7 @@ import pytest
 from test_repository import ROOT
 
 import catome
+from catome.policy import rates
 
 API = (ROOT / "book/api.md").read_text()
 
@@ -67,13 +68,15 @@ def test_every_public_name_has_an_example(name, members):
         assert f".{member}" in code, f"{name}.{member} has no example"
 
 
-def test_the_library_page_runs(monkeypatch):
+def test_the_library_page_runs(monkeypatch, tmp_path, request):
     """Every block of the page, on the embedded model in place of the one that it loads."""
     import torch
     from diffusers import StableDiffusionPipeline
 
     from catome import tiny
 
+    monkeypatch.setenv("CATOME_CACHE", str(tmp_path))  # it calibrates
+    request.addfinalizer(rates._rates.cache_clear)
     page = (ROOT / "book/library.md").read_text()
     blocks, embedded = examples(page, "python"), tiny.load_pipeline()
     assert len(blocks) >= 3

@@ -29,7 +29,10 @@ TEXT_TOKENS = {"flux": 512, "pixart": 300}
 
 MODELS = {
     "flux": (FluxTransformer2DModel, dict(num_layers=1, num_single_layers=1, guidance_embeds=True)),
-    "pixart": (PixArtTransformer2DModel, dict(num_layers=1, sample_size=128, use_additional_conditions=False)),
+    "pixart": (
+        PixArtTransformer2DModel,
+        dict(num_layers=1, sample_size=128, caption_channels=4096, use_additional_conditions=False),
+    ),
 }
 """Whole models of one block of each kind: the rest of their work is small beside it."""
 
@@ -108,7 +111,7 @@ def inputs_of(name: str, batch: int, height: int, width: int, dtype: torch.dtype
         prompt = noise(batch, text, 4096)
         return dict(hidden_states=sample, encoder_hidden_states=prompt, timestep=timestep, added_cond_kwargs={})
     rows, columns = height // 16, width // 16
-    places = torch.cartesian_prod(torch.zeros(1), torch.arange(rows), torch.arange(columns)).to(device, dtype)
+    places = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns)).to(device, dtype)
     return dict(
         hidden_states=noise(batch, rows * columns, 64),
         encoder_hidden_states=noise(batch, text, 4096),

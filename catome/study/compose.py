@@ -117,7 +117,7 @@ def search(pipe, setting: Setting, **kept) -> list[Tried]:
         made = compare(pipe, setting, some, **kept)
         singles[kind] = [_tried(made, method, (method.label,), seconds[method.label]) for method in some]
     tried = [one for some in singles.values() for one in some]
-    combined = {together(*(part.method for part in parts)).label: parts for parts in promising(singles, unmerged_s)}
+    combined = {_together(parts).label: parts for parts in promising(singles, unmerged_s, FLOORS)}
     if combined:
         made = compare(pipe, setting, [_together(parts) for parts in combined.values()], **kept)
         for label, parts in combined.items():

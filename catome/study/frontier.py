@@ -106,7 +106,7 @@ def scores_left(pipe, setting: Setting, method: Method, folder=None, recorded=RE
 
 
 def _with_a_prompt(made: Comparison, method: Method) -> float:
-    """The share of keys that a method leaves of the rows with a prompt, in which less is merged than in those without."""
+    """The share of keys that a method leaves of the rows with a prompt, over all images."""
     merged = np.concatenate([np.asarray(share, float) for share in made.of(method)["merged_share"]])
     return float((1 - merged).mean())
 
@@ -124,7 +124,7 @@ def frontier(pipe, setting: Setting, **kept) -> Frontier:
     paper = methods.ca_tome(PAPER.threshold, "CONFIG_3")
     own = compare(pipe, setting, [best, fast, paper], **kept)
     scores = {method.label: scores_left(pipe, setting, method, **kept) for method in (best, fast, paper)}
-    ratios = [_ratio(_with_a_prompt(own, method)) for method in (best, fast)]
+    ratios = [_ratio(max(scores[method.label], _with_a_prompt(own, method))) for method in (best, fast)]
     as_best, as_fast = map(methods.tome, ratios)
     half = methods.todo(factor=2, rows=1)
     quarter = methods.todo(factor=2)
