@@ -40,7 +40,7 @@ FLOORS = (30.0, 35.0)
 MARGIN_DB = 3.0
 """Combinations are tried where the prediction falls short of a floor by no more than this."""
 
-MOST_TRIED = 16
+MOST_TRIED = 6
 """Combinations that are tried for each floor."""
 
 
