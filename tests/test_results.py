@@ -404,7 +404,7 @@ def test_recorded_quality_agrees_with_a_recomputed_image(pipe, tmp_path):
     with methods.from_label(row["method"]).applied(pipe):
         image = quality.to_uint8(generate_batch(pipe, chosen, range(at, at + 1)))
     # alone instead of in a batch, and perhaps on another processor: rounding moves a few pairs across the threshold
-    near = 1.5 if row["psnr"] < 35 else 4  # where little differs, little more is much in decibels
+    near = 1.5 if row["psnr"] < 35 else 4 if row["psnr"] < 45 else 10  # where little differs, little more is many decibels
     assert quality.psnr(image, plain)[0] == pytest.approx(row["psnr"], abs=near), row["method"]
     assert quality.ssim(image, plain)[0] == pytest.approx(row["ssim"], abs=0.02), row["method"]
     if not row["reference"]:  # it was not compared with real images

@@ -140,7 +140,7 @@ def weighted_attention(
         log_weights: ``[B, K]``, logarithms of the keys' weights; minus infinity for a key that does not count.
         attn_mask: as torch's; needs the way "bias".
         way: None for `way_for`.
-        scale: of the scores; 1 / sqrt(D) by default.
+        scale: of the scores; ``1 / sqrt(D)`` by default.
         rest: ``dropout_p``, ``enable_gqa``, as torch's.
 
     Returns:
@@ -223,7 +223,7 @@ def attend(
         merge_queries: merge the image tokens among the queries, too, and give each the result of its group. They must be all
             queries, or lie where the keys lie.
         attn_mask: as torch's, the same for all image tokens among the keys; boolean, or added to the scores.
-        scale: of the scores; 1 / sqrt(D) by default.
+        scale: of the scores; ``1 / sqrt(D)`` by default.
         rest: ``dropout_p``, ``enable_gqa``, as torch's.
 
     Returns:
