@@ -407,6 +407,7 @@ _UNSEEN = (
     "it does not call torch.nn.functional.scaled_dot_product_attention (another attention backend, or a processor with "
     "attention of its own); set_attention_backend('native') or set_default_attn_processor() would let it merge"
 )
+_SLOWER = "merging would take longer than it saves here"
 _KEPT = "a hook inside gave the output of an earlier step"
 _SEVERAL = "queries cannot be merged in this call, in which keys lie elsewhere; keep_queries=True can merge its keys"
 
@@ -425,13 +426,22 @@ class AttentionHook(ModuleHook):
         self._ways().append(way)
         return way.enter(args, kwargs)
 
+    def _too_few(self, running: Running, x: torch.Tensor) -> bool:
+        """Whether so few tokens ``x`` ``[B, N, C]`` enter the attention that no merging pays, which is written down."""
+        tokens = x.shape[1]
+        layout = self.layout(running, tokens, tokens) if x.ndim == 3 else None
+        if layout is None or layout.tokens != tokens or not running.too_few(x):
+            return False
+        self.left_alone(running, _SLOWER, aloud=False, images=len(x), queries=tokens, keys=tokens, tokens=tokens)
+        return True
+
     def _plan_by_keys(self, running: Running, module, x: torch.Tensor) -> MergePlan | None:
         """The plan for the tokens ``x`` ``[B, N, C]`` that enter the attention, by the keys and values that it will make of them.
 
         These are linear in tokens: the mean of keys is the key of the mean, and tokens can be merged before they are projected.
         Where pairs are looked for, this takes two projections more."""
         layout = self.layout(running, x.shape[1], x.shape[1]) if x.ndim == 3 else None
-        if layout is None or layout.tokens != x.shape[1] or running.too_few(x):
+        if layout is None or layout.tokens != x.shape[1]:
             return None
         running.times[self.name, "keys"] += 1
         return running.plan(self.name, "keys", lambda: joined(*_diffusers.keys_and_values(module, x)), x, len(x), layout)
@@ -456,6 +466,8 @@ class AttentionHook(ModuleHook):
             return None
         if not config.keep_queries and _diffusers.keeps_outputs(module):
             return None  # a hook inside keeps what comes out for later steps, which merge other tokens
+        if self._too_few(running, x):
+            return AsItIs()
         plan = self.block_plan(running, x) if config.compare == "input" else self._plan_by_keys(running, module, x)
         if plan is None:
             return None
@@ -620,7 +632,7 @@ class AtTheCall:
         image, values = (x[:, :, layout.first : layout.first + layout.tokens].transpose(1, 2) for x in (key, value))
         if running.too_few(key.new_empty(0, layout.tokens, key.shape[1] * key.shape[3]), at_the_call=True):
             size = {"images": len(key), "queries": query.shape[2], "keys": key.shape[2], "tokens": layout.tokens}
-            hook.left_alone(running, "merging would take longer than it saves here", aloud=False, **size)
+            hook.left_alone(running, _SLOWER, aloud=False, **size)
             return None, layout
         running.times[hook.name, "call"] += 1
         plan = running.plan(hook.name, "call", lambda: joined(image.flatten(2), values.flatten(2)), key, len(key), layout)
