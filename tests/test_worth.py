@@ -72,6 +72,22 @@ def test_each_image_steps_aside_by_its_own_share(pipe, monkeypatch):
     assert torch.equal(plan.unmerge(plan.merge(x))[1 - kept], x[1 - kept])
 
 
+@pytest.mark.parametrize("compare", ["keys", "input"])
+def test_the_channels_that_count_are_those_of_the_tokens(pipe, monkeypatch, compare):
+    """Not twice as many where keys and values are compared side by side."""
+    asked = set()
+    real = least_share
+
+    def watched(tokens, channels, *rest, **given):
+        asked.add((tokens, channels))
+        return real(tokens, channels, *rest, **given)
+
+    monkeypatch.setattr("catome.runtime.config.least_share", watched)
+    with catome.patched(pipe, compare=compare):
+        call(pipe, unet_inputs(pipe, ["desert"]))
+    assert asked == {(1024, 64)}
+
+
 def test_the_model_is_what_its_words_say():
     tokens, channels = 1024, 320
     rates = Rates(flops=1.0, bytes=math.inf, launch=0.0)

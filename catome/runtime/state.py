@@ -217,7 +217,8 @@ class Running:
         )
         plan = self.rule.choose(matches, config)
         if config.ratio is None:
-            plan = without_small(plan, config.least_share(x, matched=True, at_the_call=place == "call"))
+            keys = x if place == "block" else x[..., : x.shape[-1] // 2]  # without the values that lie beside them
+            plan = without_small(plan, config.least_share(keys, matched=True, at_the_call=place == "call"))
         return _joined(plan, images) if apart else plan
 
     def too_few(self, like: torch.Tensor, at_the_call: bool = False) -> bool:
