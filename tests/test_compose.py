@@ -68,7 +68,7 @@ def test_another_generation_begins_afresh(monkeypatch):
 
 def tried(family, psnr, seconds, label=None):
     method = Method(label or f"{family}({psnr}, {seconds})", family, None)
-    return Tried(method, (method.label,), 10 ** (-psnr / 10), psnr, seconds)
+    return Tried(method, 10 ** (-psnr / 10), psnr, seconds)
 
 
 def test_the_frontier_is_what_no_other_is_both_faster_and_closer_than():

@@ -63,14 +63,12 @@ class Tried:
 
     Attributes:
         method: the method.
-        parts: labels of the single settings that it is made of.
         error: mean squared error against the unmerged image, on a scale from 0 to 1; mean over images.
         psnr: mean over images, in dB.
         seconds: of an image.
     """
 
     method: Method
-    parts: tuple[str, ...]
     error: float
     psnr: float
     seconds: float
@@ -115,24 +113,18 @@ def search(pipe, setting: Setting, **kept) -> list[Tried]:
     singles = {}
     for kind, some in of_kind.items():
         made = compare(pipe, setting, some, **kept)
-        singles[kind] = [_tried(made, method, (method.label,), seconds[method.label]) for method in some]
+        singles[kind] = [_tried(made, method, seconds[method.label]) for method in some]
     tried = [one for some in singles.values() for one in some]
-    combined = {_together(parts).label: parts for parts in promising(singles, unmerged_s, FLOORS)}
+    combined = {together(*(one.method for one in parts)): parts for parts in promising(singles, unmerged_s, FLOORS)}
     if combined:
-        made = compare(pipe, setting, [_together(parts) for parts in combined.values()], **kept)
-        for label, parts in combined.items():
-            _, predicted_s = predicted(parts, unmerged_s)
-            tried.append(_tried(made, methods.from_label(label), tuple(part.method.label for part in parts), predicted_s))
+        made = compare(pipe, setting, list(combined), **kept)
+        tried += [_tried(made, method, predicted(parts, unmerged_s)[1]) for method, parts in combined.items()]
     return tried
 
 
-def _together(parts: Sequence[Tried]) -> Method:
-    return together(*(part.method for part in parts))
-
-
-def _tried(made, method: Method, parts: tuple[str, ...], seconds: float) -> Tried:
+def _tried(made, method: Method, seconds: float) -> Tried:
     psnr = made.of(method)["psnr"].to_numpy(float)
-    return Tried(method, parts, float((10 ** (-psnr / 10)).mean()), float(psnr.mean()), seconds)
+    return Tried(method, float((10 ** (-psnr / 10)).mean()), float(psnr.mean()), seconds)
 
 
 def _seconds(pipe, setting: Setting, some: Sequence[Method], repetitions: int, **kept) -> dict[str, float]:
