@@ -9,6 +9,7 @@ from catome.patch import apply_patch, is_patched, new_generation, patched, remov
 from catome.policy.rates import calibrate
 from catome.policy.schedule import SCHEDULES, Auto, Schedule, derive, evenly, parse_schedule
 from catome.probe import Observation, Record, probe
+from catome.runtime.compiled import compile_cached_steps
 from catome.runtime.config import FAST, PAPER, RECOMMENDED, TOME, MergeConfig
 from catome.summary import Summary, summary
 from catome.tensors.matching import Matches, best_matches
@@ -33,6 +34,7 @@ __all__ = [
     "apply_patch",
     "best_matches",
     "calibrate",
+    "compile_cached_steps",
     "derive",
     "evenly",
     "is_patched",

@@ -57,7 +57,9 @@ def _parser(bench) -> argparse.ArgumentParser:
     )
     several = dict(nargs="+", metavar="X")
     parser.add_argument("--device", type=device, default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--suite", nargs="+", choices=bench.SUITES, help="default: all that the device has (memory: cuda only)")
+    parser.add_argument(
+        "--suite", nargs="+", choices=bench.SUITES, help="default: all that the device has (memory: cuda only), but compiled"
+    )
     parser.add_argument("--architecture", nargs="+", choices=[*bench.ARCHITECTURES], default=["sd15"], help="default: sd15")
     parser.add_argument("--dtype", nargs="+", choices=[*DTYPES], help="default: float32 on cpu; the half precisions on cuda")
     parser.add_argument(

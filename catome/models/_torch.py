@@ -14,6 +14,7 @@ __all__ = [
     "HOOK_TABLES",
     "AttentionMode",
     "SdpaMode",
+    "has_own_forward",
     "hide_from_compiler",
     "hooks_of",
     "in_eager",
@@ -22,6 +23,7 @@ __all__ = [
     "remove_hooks",
     "renew_shown",
     "show_to_compiler",
+    "twin_of",
 ]
 
 HOOK_TABLES = (
@@ -109,6 +111,34 @@ def remove_hooks(module: torch.nn.Module, kind: type, but: tuple = ()) -> None:
             for name in HOOK_TABLES:
                 getattr(module, name).pop(key, None)
             hide_from_compiler(module)
+
+
+def has_own_forward(module: torch.nn.Module) -> bool:
+    """Whether somebody has put a ``forward`` on a module in place of its class's, as accelerate and diffusers' hooks do."""
+    return "forward" in vars(module) and not _is_shown(module)
+
+
+def twin_of(module: torch.nn.Module, kind: type, known: dict[int, torch.nn.Module] | None = None) -> torch.nn.Module:
+    """A copy of a module and of all in it, without the hooks that are methods of objects of class ``kind``.
+
+    Parameters, buffers and everything else are the module's own. What is changed in them is changed in both; a module or a
+    parameter that takes another's place is not seen by the twin."""
+    known = {} if known is None else known
+    if id(module) in known:
+        return known[id(module)]
+    twin = object.__new__(type(module))
+    known[id(module)] = twin
+    twin.__dict__.update(vars(module))
+    for name in HOOK_TABLES:
+        twin.__dict__[name] = vars(module)[name].copy()
+    twin.__dict__["_parameters"] = dict(module._parameters)
+    twin.__dict__["_buffers"] = dict(module._buffers)
+    twin.__dict__["_modules"] = {
+        name: None if child is None else twin_of(child, kind, known) for name, child in module._modules.items()
+    }
+    twin.__dict__.pop("forward", None)
+    remove_hooks(twin, kind)
+    return twin
 
 
 in_eager = partial(

@@ -41,7 +41,7 @@ from catome.models.base import Layout, ModelCall, SelfAttention, bound
 from catome.models.registry import family_of
 from catome.runtime.config import MergeConfig
 from catome.runtime.report import Report
-from catome.runtime.state import Kept, Rule, Running
+from catome.runtime.state import Kept, Ran, Rule, Running
 from catome.runtime.steps import CallFacts, Timeline
 from catome.tensors.attention import (
     attend,
@@ -263,6 +263,7 @@ class Patch(Hook):
             self.reset()
         elif self.running is not None:
             self.running.inputs.clear()
+            self.running.condition.ran = tuple(self.running.ran)
 
     @contextmanager
     def context(self, name: str, **where):
@@ -358,7 +359,7 @@ class ModuleHook(Hook):
 
     def left_alone(self, running: Running, reason: str, aloud: bool = True, **size: int) -> None:
         """Write down why the attention runs as it is, and warn about what a user may want to change."""
-        running.report.left_alone(self.name, reason, **size)
+        running.note(Ran(self.name, reason=reason, size=size))
         if aloud:
             self.patch.warn(reason)
 
@@ -468,11 +469,12 @@ class AttentionHook(ModuleHook):
             return None  # a hook inside keeps what comes out for later steps, which merge other tokens
         if self._too_few(running, x):
             return AsItIs()
-        plan = self.block_plan(running, x) if config.compare == "input" else self._plan_by_keys(running, module, x)
+        by_input = config.compare == "input"
+        plan = self.block_plan(running, x) if by_input else self._plan_by_keys(running, module, x)
         if plan is None:
             return None
-        running.used[self.name] = plan
-        running.report.merged(self.name, plan, 0, 0, not config.keep_queries)
+        layout = self.layout(running, x.shape[1], x.shape[1])
+        running.note(Ran(self.name, plan, "block" if by_input else "keys", layout))
         if not plan.merges:
             return AsItIs()
         if config.keep_queries:
@@ -636,10 +638,9 @@ class AtTheCall:
             return None, layout
         running.times[hook.name, "call"] += 1
         plan = running.plan(hook.name, "call", lambda: joined(image.flatten(2), values.flatten(2)), key, len(key), layout)
-        running.used[hook.name] = plan
-        around = key.shape[2] - layout.tokens
-        around_queries = query.shape[2] - layout.tokens
-        running.report.merged(hook.name, plan, max(around_queries, 0), around, not running.config.keep_queries)
+        around_keys = key.shape[2] - layout.tokens
+        around_queries = max(query.shape[2] - layout.tokens, 0)
+        running.note(Ran(hook.name, plan, "call", layout, around_queries, around_keys))
         return plan, layout
 
 

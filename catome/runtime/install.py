@@ -11,6 +11,7 @@ import torch
 from catome.models._diffusers import END_OF_GENERATION
 from catome.models._torch import leave_behind, remove_hooks
 from catome.models.registry import family_of
+from catome.runtime.compiled import CompiledSteps
 from catome.runtime.config import MergeConfig
 from catome.runtime.hooks import Hook, Patch, patch_of, refuse_other_merging
 from catome.runtime.state import Rule, decide
@@ -118,6 +119,7 @@ def uninstall(model: torch.nn.Module) -> None:
 def take_off(model: torch.nn.Module) -> None:
     """Take every hook of catome off a model, and leave all others as they are."""
     Borrowed.take_off(model)
+    CompiledSteps.take_off(model)
     for module in model.modules():
         remove_hooks(module, Hook)
 

@@ -66,6 +66,29 @@ class Cached:
     floor: torch.Tensor | float | None = None
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What one call of an attention came to.
+
+    Attributes:
+        name: of the attention.
+        plan: by which keys were merged; None where it was left alone.
+        place: where, as in `Running.plan`.
+        layout: where the image tokens were.
+        around_queries, around_keys: tokens of each image that are no image tokens, such as text.
+        reason: why it was left alone, and the ``size`` of the call as far as it is known.
+    """
+
+    name: str
+    plan: MergePlan | None = None
+    place: str = ""
+    layout: Layout | None = None
+    around_queries: int = 0
+    around_keys: int = 0
+    reason: str = ""
+    size: dict[str, int] = field(default_factory=dict)
+
+
 @dataclass
 class Running:
     """The call of the model that a thread is in.
@@ -78,6 +101,7 @@ class Running:
         inputs: what entered the blocks that are being run, by the name of their attention.
         used: the plans that this call merged by, by the name of the attention.
         times: how often each place where tokens are compared has come by in this call, by attention and place.
+        ran: what the attentions came to so far, in the order in which they were called.
     """
 
     call: ModelCall
@@ -87,6 +111,7 @@ class Running:
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
     used: dict[str, MergePlan] = field(default_factory=dict)
     times: Counter = field(default_factory=Counter)
+    ran: list[Ran] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.active = self.rule is not None and self._within()
@@ -105,6 +130,23 @@ class Running:
     def report(self) -> Report:
         """What is written down about this generation."""
         return self.generation.payload.report
+
+    def note(self, ran: Ran) -> None:
+        """Write down what a call of an attention came to."""
+        self.ran.append(ran)
+        if ran.plan is None:
+            self.report.left_alone(ran.name, ran.reason, **ran.size)
+            return
+        self.used[ran.name] = ran.plan
+        self.report.merged(ran.name, ran.plan, ran.around_queries, ran.around_keys, not self.config.keep_queries)
+
+    @property
+    def cached(self) -> bool:
+        """Whether every plan of this condition still serves at this step, so that nothing is compared in it."""
+        if isinstance(self.config.schedule, Auto) or self.condition.since is not None:
+            return False
+        due = self._due()
+        return all(cached.made >= due for cached in self.condition.plans.values())
 
     def _within(self) -> bool:
         """Whether the step lies between the configuration's start and end."""

@@ -80,6 +80,7 @@ class Condition:
         place: the last place at which it was called.
         plans: its merge plans, by attention; see `catome.runtime.state`.
         since: ``[B]`` int64 on the CPU: the step at which each row's image began; None where all began with the condition.
+        ran: what its attentions came to in its last call; see `catome.runtime.state`.
     """
 
     name: str | None
@@ -89,6 +90,7 @@ class Condition:
     place: float | None = None
     plans: dict = field(default_factory=dict)
     since: torch.Tensor | None = None
+    ran: tuple = ()
 
 
 class Generation:

@@ -63,10 +63,13 @@ U-Net call (NaN where there is none, and ``note`` says why), ``peak_bytes`` is w
 
 _POINT = ["suite", "architecture", "kind", "device", "threads", "dtype", "batch", "height", "width", "channels", "share"]
 
-SUITES = ("operations", "attention", "memory", "block", "unet")
+SUITES = ("operations", "attention", "memory", "block", "unet", "compiled")
 """In the order in which they run: what is short comes first."""
 
-OF_LAYERS = {"attention": ("sd15",), "block": tuple(bench_layers.MODELS)}
+ON_REQUEST = ("compiled",)
+"""Suites that run where they are asked for alone: compilers take minutes."""
+
+OF_LAYERS = {"attention": ("sd15",), "block": tuple(bench_layers.MODELS), "compiled": ("pixart",)}
 """The models whose layers the suites of layers take."""
 
 SCHEDULE, CALLS = "CONFIG_3", 51
@@ -95,6 +98,8 @@ _DEFAULTS: dict[tuple[str, str], dict] = {
     ("attention", "cuda"): dict(dtypes=("float16", "bfloat16"), batches=(1, 4), sizes=(512, 1024), shares=(0.75,), rounds=20),
     ("block", "cpu"): dict(dtypes=("float32",), batches=(1,), sizes=(1024,), shares=(0.7,), rounds=3),
     ("block", "cuda"): dict(dtypes=("bfloat16",), batches=(1,), sizes=(1024, 2048), shares=(0.25, 0.5, 0.7), rounds=10),
+    ("compiled", "cpu"): dict(dtypes=("float32",), batches=(1,), sizes=(1024,), shares=(0.57,), rounds=10),
+    ("compiled", "cuda"): dict(dtypes=("bfloat16",), batches=(1,), sizes=(1024,), shares=(0.57,), rounds=20),
     ("unet", "cpu"): dict(dtypes=("float32",), batches=(1,), sizes=(512,), shares=(0.5,), rounds=6),
     ("unet", "cuda"): _GRID,
     ("memory", "cuda"): dict(dtypes=("float16",), batches=(1,), sizes=(512, 1024), shares=(0.5,), rounds=1),
@@ -179,7 +184,8 @@ def points(options: Options) -> list[Point]:
         ValueError: for a suite that the device does not have.
     """
     found = []
-    for suite in options.suites or [suite for suite in SUITES if (suite, options.kind) in _DEFAULTS]:
+    usual = [suite for suite in SUITES if (suite, options.kind) in _DEFAULTS and suite not in ON_REQUEST]
+    for suite in options.suites or usual:
         if (suite, options.kind) not in _DEFAULTS:
             raise ValueError(f"suite={suite!r} needs a CUDA device, for how much memory a CPU holds is not known; not 'cpu'")
         chosen = options.of(suite)
@@ -458,6 +464,12 @@ def block_calls(point: Point, device: str) -> list[Contender]:
     ]
 
 
+def compiled(point: Point, device: str) -> list[Contender]:
+    """A cached call by the hooks and compiled; see `catome.study.bench_layers.compiled_calls`."""
+    calls = bench_layers.compiled_calls(point, device)
+    return [Contender(method, (Call(work),), note=took) for method, (work, took) in calls.items()]
+
+
 def _over_a_generation(call: Callable[[int], object]) -> tuple[Call, ...]:
     """A call at which pairs are found and one at which they are there, weighted as in a generation with 13 checkpoints."""
     return (
@@ -639,7 +651,13 @@ def measure(point: Point, device: str, clock: Clock, deadline: float = math.inf)
     if point.suite == "memory":
         (peaks, notes), why = _or_why_not(partial(peak_memory, point, device), ({UNMERGED: None}, {}))
         return [row(method, 0, peak=peak, note=notes.get(method, why)) for method, peak in peaks.items()]
-    build = {"operations": operations, "attention": attention, "block": block_calls, "unet": unet_calls}[point.suite]
+    build = {
+        "operations": operations,
+        "attention": attention,
+        "block": block_calls,
+        "unet": unet_calls,
+        "compiled": compiled,
+    }[point.suite]
     contenders, why = _or_why_not(partial(build, point, device), None)
     if contenders is None:
         return [row(COPY if point.suite == "operations" else UNMERGED, 0, note=why)]
@@ -732,7 +750,7 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     return float(np.median(found)), float(found[skip]), float(found[n - 1 - skip])
 
 
-_COLUMNS = (UNMERGED, TOMESD, AUTHORS, TODO, FREE, COPY, BY_COSINE)
+_COLUMNS = (UNMERGED, TOMESD, AUTHORS, TODO, FREE, COPY, BY_COSINE, KEYS)
 
 
 def _baselines(suite: str, method: str) -> dict[str, str]:
@@ -745,6 +763,8 @@ def _baselines(suite: str, method: str) -> dict[str, str]:
         return {TOMESD: f"{TOMESD} {FRESH}"} if method.endswith(FRESH) else {}
     if suite == "memory":
         return {UNMERGED: UNMERGED + (UNFUSED if method.endswith(UNFUSED) else "")}
+    if suite == "compiled":
+        return {UNMERGED: UNMERGED, KEYS: KEYS}
     return {name: name for name in (UNMERGED, TOMESD, AUTHORS, TODO, FREE)}
 
 
@@ -753,7 +773,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The point's keys, ``method``, ``rounds``, ``ms`` (median), ``peak_bytes`` (largest), ``note``, and for each of
-        "unmerged", "tomesd", "batch maximum", "ToDo", "free merging", "copy" and "pairs by cosine" how many times as fast the
+        "unmerged", "tomesd", "batch maximum", "ToDo", "free merging", "copy", "pairs by cosine" and "merged keys" how many times as fast the
         method is (in the suite "memory": how many times less it holds), with the interval of `ratio`: columns ``X``, ``X
         low``, ``X high``.
     """

@@ -6,7 +6,9 @@ model gains follows from how much of its time such layers take.
 
 from __future__ import annotations
 
+import copy
 import math
+import time
 from collections.abc import Callable
 from functools import lru_cache, partial
 
@@ -15,7 +17,8 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel
 from diffusers.models.attention_processor import Attention
 
-from catome.patch import patched
+from catome.patch import apply_patch, patched
+from catome.runtime.compiled import BUCKETS, compile_cached_steps
 from catome.runtime.config import RECOMMENDED
 from catome.study.parameters import DTYPES
 from catome.tensors.attention import joined, key_bias, padded
@@ -123,13 +126,13 @@ def inputs_of(name: str, batch: int, height: int, width: int, dtype: torch.dtype
     )
 
 
-def block_call(point, device: str) -> tuple[torch.nn.Module, Callable[[int], torch.Tensor]]:
-    """A model of one block of each kind, and a function that calls it at one step of a timetable."""
+def block_call(point, device: str) -> tuple[torch.nn.Module, Callable[..., torch.Tensor]]:
+    """A model of one block of each kind, and a function that calls it, or another one, at one step of a timetable."""
     dtype = DTYPES[point.dtype]
     model = model_of(point.architecture, dtype, device)
     given = inputs_of(point.architecture, point.batch, point.height, point.width, dtype, device)
 
-    def call(step: int) -> torch.Tensor:
+    def call(step: int, model: torch.nn.Module = model) -> torch.Tensor:
         return model(**given | {"timestep": given["timestep"] * (1 - step / 50)}, return_dict=False)[0]
 
     return model, call
@@ -139,3 +142,35 @@ def keys_merged(share: float):
     """``applied(model)``: keys and values merged to a given share, pairs found at the first of the steps."""
     config = RECOMMENDED.changed(ratio=share, schedule=[0])
     return lambda model: patched(model, config)
+
+
+def compiled_calls(point, device: str) -> dict[str, tuple[Callable[[], torch.Tensor], str]]:
+    """A cached call of a model of `block_call`, run by the hooks and by what `torch.compile` makes of it.
+
+    Returns:
+        By method: a function that makes the call, which has been compiled and warmed up, and how long that took.
+    """
+    model, call = block_call(point, device)
+    config = RECOMMENDED.changed(ratio=point.share, schedule=[0])
+    exact = math.ceil(100 * (1 - point.share)) / 100
+
+    def merged(model) -> torch.nn.Module:
+        return apply_patch(model, config)
+
+    ways = {
+        "unmerged": lambda model: model,
+        "unmerged, compiled": torch.compile,
+        "merged keys": merged,
+        "merged keys, compiled in pieces": lambda model: torch.compile(merged(model)),
+        "merged keys, compiled whole": lambda model: compile_cached_steps(merged(model), BUCKETS),
+        "merged keys, compiled whole, exact slots": lambda model: compile_cached_steps(merged(model), (exact,)),
+    }
+    return {name: _warmed_up(way(copy.deepcopy(model)), call) for name, way in ways.items()}
+
+
+def _warmed_up(model: torch.nn.Module, call) -> tuple[Callable[[], torch.Tensor], str]:
+    began = time.perf_counter()
+    for step in (0, 1, 2):
+        call(step, model)
+    took = time.perf_counter() - began
+    return partial(call, 2, model), f"ready after {took:.0f} s"

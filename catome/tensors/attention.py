@@ -231,7 +231,7 @@ def attend(
     """
     tokens = plan.slot.shape[1]
     kept = key.shape[2] - tokens
-    mask = _in_order(attn_mask, first, tokens, max(plan.lengths), query.dtype)
+    mask = in_order(attn_mask, first, tokens, max(plan.lengths), query.dtype)
     if not merge_queries:
         return _over_merged(query, key, value, plan, first, weighted, mask, scale, rest)
     own = first if query.shape[2] == key.shape[2] else 0
@@ -323,7 +323,7 @@ def _log_weights(plan: MergePlan, weighted: bool, kept: int, dtype: torch.dtype)
     return None if bias is None else F.pad(bias, (kept, 0))
 
 
-def _in_order(mask: torch.Tensor | None, first: int, tokens: int, longest: int, dtype) -> torch.Tensor | None:
+def in_order(mask: torch.Tensor | None, first: int, tokens: int, longest: int, dtype) -> torch.Tensor | None:
     """A mask ``[B or 1, H or 1, Q or 1, L]`` of numbers, with the keys in the order that `attend` gives them."""
     if mask is None:
         return None

@@ -21,6 +21,7 @@ from catome.models._diffusers import is_plain
 from catome.models._torch import hooks_of
 from catome.models.base import Layout, ModelCall, bound
 from catome.models.registry import FAMILIES, family_of
+from catome.runtime.compiled import CompiledSteps
 from catome.runtime.hooks import Hook, patch_of
 
 TINY = {tiny.name: tiny for tiny in (*TINY_TRANSFORMERS, *TINY_UNETS)}
@@ -100,6 +101,27 @@ def targets(model: torch.nn.Module) -> list[torch.Tensor]:
 
 def declared(model: torch.nn.Module) -> list:
     return family_of(model).attentions(model, 1)
+
+
+NOT_COMPILED = {"cascade-decoder", "mochi"} | SEVERAL_CALLS
+"""Models whose attentions are called several times in a call of the model, so that their cached steps run by the hooks."""
+
+
+@every_family
+def test_a_twin_without_hooks_gives_what_the_hooks_give_at_a_cached_step(name, model, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda twin, **options: twin)  # what compilers make of it is tested elsewhere
+    threshold = THRESHOLDS.get(name, MIDDLE)
+    catome.apply_patch(model, threshold=threshold, schedule=(0,))
+
+    def cached_step():
+        catome.new_generation(model)
+        answer(name)
+        return answer(name, timestep=400.0)
+
+    expected = cached_step()
+    catome.compile_cached_steps(model)
+    assert_close(cached_step(), expected)
+    assert bool(CompiledSteps.on(model).steps) == (name not in NOT_COMPILED)
 
 
 # What is merged.
