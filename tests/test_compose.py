@@ -66,6 +66,29 @@ def test_another_generation_begins_afresh(monkeypatch):
     assert found[:3] == found[4:]
 
 
+def test_intervals_may_grow(monkeypatch):
+    steps = methods.computed_steps(interval=1, first=3, growth=1.5)
+    assert [step for step in range(20) if step in steps] == [0, 1, 2, 3, 4, 7, 10, 15]
+    model = Polynomial()
+    run(model, methods.forecast(1, 1, 3, 1.5), [float(t) for t in range(1000, 0, -50)], monkeypatch)
+    assert model.calls == [1000.0 - 50 * step for step in (0, 1, 2, 3, 4, 7, 10, 15)]
+    assert methods.forecast(1, 1, 3, 1.5).label == "forecast(interval=1, order=1, first=3, growth=1.5)"
+    assert methods.from_label("forecast(interval=1, order=1, first=3, growth=1.5)").family == "forecast"
+
+
+def test_fewer_steps_are_as_many_as_were_named(pipe):
+    calls = []
+    handle = pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        with methods.fewer_steps(3).applied(pipe):
+            pipe("a", num_inference_steps=9, output_type="latent")
+        assert len(calls) == 4  # PLMS calls the model once more
+        pipe("a", num_inference_steps=5, output_type="latent")
+        assert len(calls) == 4 + 6
+    finally:
+        handle.remove()
+
+
 def tried(family, psnr, seconds, label=None):
     method = Method(label or f"{family}({psnr}, {seconds})", family, None)
     return Tried(method, 10 ** (-psnr / 10), psnr, seconds)
@@ -128,7 +151,7 @@ def test_the_search_from_end_to_end(pipe, tmp_path, monkeypatch):
     ]
     monkeypatch.undo()
     table = judged(pipe, replace(asked, seed=7), [one.method for one in found], repetitions=2, recorded=None)
-    assert table["speed-up"].is_monotonic_increasing
+    assert table["speedup"].is_monotonic_increasing
     assert set(table["method"]) == set(labels)
     said = report(table, floors=(5.0, 99.0))
     assert "Fastest above 5 dB: " in said

@@ -425,6 +425,8 @@ def test_schedules_are_tried_on_images_they_were_not_derived_from(tmp_path):
         methods.todo(3),
         methods.deep_cache(3),
         methods.forecast(4, 2, 3),
+        methods.forecast(1, 1, 6, 1.25),
+        methods.fewer_steps(17),
         methods.merged_keys(0.7),
         methods.merged_keys(ratio=0.5, stride=(4, 4), weighted=False, measure="cosine", compare="input"),
         methods.together(methods.ca_tome(0.9, "CONFIG_3"), methods.deep_cache(2)),

@@ -1,7 +1,8 @@
 """The fastest generation at a given quality: merged keys, feature caching and forecasts, alone and together.
 
-``python -m catome.study.compose`` searches and prints the frontier. Three kinds of methods save different things: merged keys save
-attention within a call of the model, DeepCache the deep part of some calls, and a forecast whole calls. The search has three stages.
+``python -m catome.study.compose`` searches and prints the frontier. Four kinds of methods save different things: merged keys save
+attention within a call of the model, DeepCache the deep part of some calls, a forecast whole calls, and so do fewer denoising steps,
+which is what all others have to be better than. The search has three stages.
 
 1. Every single setting is tried on a few images. Its quality is a mean squared error, its cost a time.
 2. Settings of different kinds are put together. Their errors nearly add up and their times nearly multiply, which tells the
@@ -15,26 +16,29 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from catome.runtime.config import FAST, RECOMMENDED
 from catome.study import methods, quality
-from catome.study.comparison import compare, cost, timed_on
+from catome.study.comparison import compare, cost
 from catome.study.generate import load
 from catome.study.methods import Method, together
 from catome.study.parameters import Setting
+from catome.study.store import SHARED_KEYS, Stopwatch, Store, Table, provenance, shared_keys
 from catome.tiny import GUIDANCE_SCALE
 from catome.tiny.scenes import PROMPT
 
 SEARCHED, HELD_OUT = 2027, 3041
 """Seeds of the images that the search sees, and of those that it is judged by."""
 
-FLOORS = (30.0, 35.0)
+FLOORS = (30.0, 35.0, 40.0)
 """PSNR in dB above which the fastest generation is looked for."""
 
 MARGIN_DB = 3.0
@@ -43,14 +47,33 @@ MARGIN_DB = 3.0
 MOST_TRIED = 6
 """Combinations that are tried for each floor."""
 
+COMPOSED = Table(
+    "composed",
+    1,
+    {name: kind for name, kind in SHARED_KEYS.items() if name not in ("prompt", "image")}
+    | {"method": pa.string(), "images": pa.int32(), "device": pa.string(), "threads": pa.int16()},
+    {name: pa.float64() for name in ("psnr", "low", "high", "poor", "speedup", "least", "most")},
+)
+"""One row for each method that was judged: mean ``psnr`` (dB) over images with its 95 % interval, the share of images below 30 dB
+(``poor``), and the median ``speedup`` over unmerged with the least and the most of the turns."""
+
 
 def kinds() -> dict[str, list[Method]]:
     """The single settings that are searched, by the kind of what they save."""
     return {
         "merged keys": [_keys(RECOMMENDED), _keys(FAST)],
         "DeepCache": [methods.deep_cache(interval) for interval in (2, 3, 5)],
-        "forecast": [methods.forecast(interval, order) for interval, order in product((2, 3, 4, 5), (1, 2))],
+        "forecast": [*_forecasts()],
+        "fewer steps": [methods.fewer_steps(steps) for steps in (15, 20, 25, 30)],
     }
+
+
+def _forecasts() -> Iterator[Method]:
+    """Forecasts at equal intervals, and at intervals that grow."""
+    for interval, order in product((2, 3, 4, 5), (1, 2)):
+        yield methods.forecast(interval, order)
+    for first, growth in product((5, 6, 7), (1.15, 1.2, 1.25, 1.3, 1.4)):
+        yield methods.forecast(1, 1, first, growth)
 
 
 def _keys(config) -> Method:
@@ -144,52 +167,63 @@ def chosen(tried: Sequence[Tried], floors: Sequence[float] = FLOORS) -> list[Met
     return list({method.label: method for method in found}.values())
 
 
-def judged(pipe, setting: Setting, some: Sequence[Method], repetitions: int = 5, **kept) -> pd.DataFrame:
-    """Stage 3: methods on other seeds, timed in turns with the unmerged pipeline.
+def judged(
+    pipe, setting: Setting, some: Sequence[Method], repetitions: int = 5, folder: Path | None = None, **kept
+) -> pd.DataFrame:
+    """Stage 3: methods on other seeds, timed in turns with the unmerged pipeline. What comes out is kept.
+
+    Args:
+        pipe, setting, folder, kept: as in `catome.study.compare`.
+        some: methods.
+        repetitions: turns.
 
     Returns:
-        One row for each method, the slowest first: ``PSNR`` (dB) with its 95 % interval ``low`` and ``high``, ``poor`` (share of
-        images below 30 dB), and ``speed-up`` over unmerged with the lowest and highest of the turns, ``least`` and ``most``.
+        Rows of `COMPOSED`, the slowest first.
     """
-    made = compare(pipe, setting, some, **kept)
-    rows = cost(pipe, replace(setting, batch_size=1), [methods.unmerged(), *some], repetitions, **kept)
+    made = compare(pipe, setting, some, folder=folder, **kept)
+    watch = Stopwatch()
+    rows = cost(pipe, replace(setting, batch_size=1), [methods.unmerged(), *some], repetitions, folder=folder, **kept)
     seconds = rows.pivot_table(index="repetition", columns="method", values="seconds")
+    keys = shared_keys(pipe, setting) | {"images": setting.images, "device": rows["device"].iloc[0]}
+    keys |= {"threads": int(rows["threads"].iloc[0])}
     found = []
     for method in some:
         psnr = made.of(method)["psnr"].to_numpy(float)
         mean, low, high = quality.mean_interval(psnr)
         faster = (seconds["unmerged"] / seconds[method.label]).to_numpy(float)
         found.append(
-            {
+            keys
+            | {
                 "method": method.label,
-                "PSNR": mean,
+                "psnr": mean,
                 "low": low,
                 "high": high,
                 "poor": float((psnr < 30).mean()),
-                "speed-up": float(np.median(faster)),
-                "least": faster.min(),
-                "most": faster.max(),
+                "speedup": float(np.median(faster)),
+                "least": float(faster.min()),
+                "most": float(faster.max()),
             }
         )
-    table = pd.DataFrame(found).sort_values("speed-up", ignore_index=True)
-    table.attrs["timed on"] = timed_on(rows)
-    return table
+    store = Store(COMPOSED, folder or setting.output, None)
+    store.add(found, provenance(setting, keys["model"]), watch.lap())
+    store.finish()
+    return pd.DataFrame(found).sort_values("speedup", ignore_index=True)
 
 
 def report(table: pd.DataFrame, floors: Sequence[float] = FLOORS) -> str:
-    """The table of `judged` in lines, and for each floor the fastest method above it."""
+    """Rows of `COMPOSED` in lines, and for each floor the fastest method above it."""
     width = table["method"].str.len().max()
     lines = [f"{'':{width}}  speed-up             PSNR (95 % interval)      below 30 dB"]
     for _, row in table.iterrows():
-        speed = f"{row['speed-up']:.2f} [{row['least']:.2f}, {row['most']:.2f}]"
-        near = f"{row['PSNR']:.1f} dB [{row['low']:.1f}, {row['high']:.1f}]"
+        speed = f"{row['speedup']:.2f} [{row['least']:.2f}, {row['most']:.2f}]"
+        near = f"{row['psnr']:.1f} dB [{row['low']:.1f}, {row['high']:.1f}]"
         lines.append(f"{row['method']:{width}}  {speed:19}  {near:24}  {row['poor']:10.0%}")
-    lines += ["", table.attrs["timed on"]]
+    lines += ["", f"Timed on {table['device'].iloc[0]}, {table['threads'].iloc[0]} threads, one image at a time."]
     for floor in floors:
-        above = table[table["PSNR"] >= floor]
+        above = table[table["psnr"] >= floor]
         if len(above):
-            best = above.iloc[-1]
-            lines.append(f"Fastest above {floor:g} dB: {best['method']}, {best['speed-up']:.2f} times as fast.")
+            best = above.sort_values("speedup").iloc[-1]
+            lines.append(f"Fastest above {floor:g} dB: {best['method']}, {best['speedup']:.2f} times as fast.")
     return "\n".join(lines)
 
 
