@@ -8,6 +8,7 @@ import pytest
 from test_results import setting
 
 import catome
+from catome.patch import applied_patch
 from catome.study import methods
 from catome.study.comparison import QUALITY
 from catome.study.frontier import SCORES, SEED, _ratio, frontier, scores_left
@@ -33,6 +34,16 @@ def test_peers_compute_at_least_as_many_scores_as_what_they_are_compared_with(ma
     assert {found.names[own] for own, _ in found.rivals} == {"catome.RECOMMENDED", "catome.FAST"}
 
 
+@pytest.mark.parametrize("config", [catome.RECOMMENDED, catome.FAST])
+def test_what_is_measured_under_a_configurations_name_is_that_configuration(config, pipe):
+    with methods.named_configuration(config, "EVEN_13").applied(pipe):
+        assert applied_patch(pipe).config == config.changed(only_where_faster=False)
+    with pytest.raises(ValueError, match="another schedule than 'CONFIG_3'"):
+        methods.named_configuration(config, "CONFIG_3")
+    with pytest.raises(ValueError, match="fields that merged_keys does not take"):
+        methods.named_configuration(config.changed(keep_queries=False), "EVEN_13")
+
+
 @pytest.mark.parametrize("scores", [0.05, 0.25, 0.4567, 0.9])
 def test_tomes_ratio_leaves_at_least_these_scores(scores):
     assert (1 - _ratio(scores)) ** 2 >= scores - 1e-12
@@ -54,7 +65,7 @@ def test_the_table_says_what_the_rows_say(made):
 
 def test_scores_are_those_of_all_rows_and_are_kept(made, loaded, monkeypatch):
     asked, found = made
-    method = methods.merged_keys(catome.RECOMMENDED.threshold, stride=catome.RECOMMENDED.stride)
+    method = methods.named_configuration(catome.RECOMMENDED, "EVEN_13")
     monkeypatch.setattr("catome.study.frontier.generate_batch", lambda *_: pytest.fail("it was made again"))
     assert scores_left(loaded, asked, method, recorded=None) == found.scores[method.label]
     monkeypatch.undo()
@@ -79,11 +90,11 @@ def _method(way: str):
     if way.startswith("ToDo"):
         return {"ToDo, every second column": (methods.todo(2, rows=1), 0.5), "ToDo, factor 2": (methods.todo(2), 0.25)}[way]
     if "FAST" in way:
-        return methods.merged_keys(catome.FAST.threshold, stride=catome.FAST.stride), None
+        return methods.named_configuration(catome.FAST, "EVEN_13"), None
     if "PAPER" in way:
         return methods.ca_tome(catome.PAPER.threshold, "CONFIG_3"), None
     assert way == "`catome.apply_patch(pipe)`"
-    return methods.merged_keys(catome.RECOMMENDED.threshold, stride=catome.RECOMMENDED.stride), None
+    return methods.named_configuration(catome.RECOMMENDED, "EVEN_13"), None
 
 
 def test_the_readme_says_what_was_recorded():

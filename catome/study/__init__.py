@@ -15,7 +15,7 @@ from catome.study.drift import (
     mean_staleness,
 )
 from catome.study.generate import generate, generate_batch, load, tokens_of
-from catome.study.parameters import Setting, settle
+from catome.study.parameters import Setting
 from catome.study.reference import real_images
 from catome.study.similarity import shares_above, similarity_study, weakest_merged
 from catome.study.store import computed_on, image_size
@@ -47,7 +47,6 @@ __all__ = [
     "paper",
     "quality",
     "real_images",
-    "settle",
     "shares_above",
     "similarity_study",
     "timed_on",

@@ -1,9 +1,8 @@
-"""Compute what a notebook shows, without the notebook: ``python -m catome.study 04_threshold_sweep -f preset.yaml``.
+"""Run a study without its notebook: ``python -m catome.study sweep --images 1000``.
 
-Runs the notebook's cells that are tagged "study": its parameters, their check, the model, the studies; no figures, no timings. Any
-number of processes may do so at once, on one machine or on many that share the output folder: under ``accelerate launch``,
-``torchrun``, ``srun``, or started by hand. They send each other nothing; each claims pieces of the work (`catome.study.work`).
-The notebook itself, run with the same parameters, then finds all rows.
+Any number of processes may do so at once, on one machine or on many that share the output folder: under ``accelerate launch``,
+``torchrun``, ``srun``, or started by hand. They send each other nothing; each claims pieces of the work (`catome.study.work`). The
+study's notebook, run with the same parameters, then finds all rows.
 """
 
 from __future__ import annotations
@@ -11,103 +10,82 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
-import nbformat
 import yaml
 
-from catome.checks import near
-from catome.study.store import CHECKOUT
+from catome.study.generate import load
+from catome.study.studies import STUDIES, find, jobs
 from catome.study.work import place
 
-NOTEBOOKS = CHECKOUT / "notebooks"
 INTERRUPTED = 130
 
 
-@dataclass(frozen=True)
-class Cells:
-    """The sources of a notebook's cells that set its parameters, and of those that check them, load the model and compute."""
-
-    parameters: list[str]
-    study: list[str]
-
-
-def cells_of(notebook: Path) -> Cells:
-    """Read a notebook's tagged cells."""
-    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    tagged = {tag: [c.source for c in cells if tag in c.metadata.get("tags", [])] for tag in ("parameters", "study")}
-    return Cells(**tagged)
-
-
-def studies() -> list[str]:
-    """The notebooks that have something to compute."""
-    return [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb")) if cells_of(path).study]
-
-
-def find(study: str | Path) -> Path:
-    """The notebook of a study.
-
-    Args:
-        study: one of `studies`, or the path of a notebook.
-
-    Raises:
-        ValueError: if there is no such notebook, or it computes nothing that is kept.
-    """
-    notebook = Path(study) if str(study).endswith(".ipynb") else NOTEBOOKS / f"{study}.ipynb"
-    if not notebook.is_file():
-        raise ValueError(f"study={str(study)!r} is no notebook{near(str(study), studies())}; there are {', '.join(studies())}")
-    if not cells_of(notebook).study:
-        raise ValueError(f"study={str(study)!r} has no cell tagged 'study': it computes nothing that is kept")
-    return notebook
-
-
-def parameters(files: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict:
-    """The parameters of YAML files, the later ones over the earlier, and of ``(name, value)`` texts over them.
+def parameters(files: Sequence[str], given: Mapping[str, str] | None = None) -> dict:
+    """The parameters of YAML files, the later ones over the earlier, and of texts by name over them.
 
     Raises:
         ValueError: for a file that cannot be read or holds no names and values.
     """
-    given = {}
+    found = {}
     for file in files:
         try:
-            found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            held = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ValueError(f"f={file!r} must be a YAML file of parameters: {str(error).splitlines()[0]}") from None
-        if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        if not isinstance(held, dict) or not all(isinstance(name, str) for name in held):
             raise ValueError(f"f={file!r} must hold names and values, one `name: value` a line")
-        given |= found
-    for name, text in pairs:
+        found |= held
+    for name, text in (given or {}).items():
         try:
-            given[name] = yaml.safe_load(text)
+            found[name] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise ValueError(f"{name}={text!r} must be a value as in YAML") from None
-    return given
+    return found
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """What the command takes, beside the parameters of the study: see `split`."""
+    found = argparse.ArgumentParser(
         "python -m catome.study",
-        description="Compute what a notebook shows; alone, or with any number of processes that share the output folder.",
-        epilog="Started again, it goes on where it was.",
+        description="Run a study; alone, or with any number of processes that share the output folder.",
+        epilog="Every parameter of the study is an option: --images 1000, --thresholds '[0.7, 0.9]'. Started again, the command goes "
+        "on where it was.",
+        allow_abbrev=False,
     )
-    parser.add_argument("study", help=f"one of {', '.join(studies())}, or the path of a notebook")
-    parser.add_argument("-f", dest="files", action="append", default=[], metavar="FILE", help="a YAML file of parameters")
-    parser.add_argument(
-        "-p", dest="pairs", action="append", nargs=2, default=[], metavar=("NAME", "VALUE"), help="one parameter, as in YAML"
-    )
-    parser.add_argument("--count", action="store_true", help="say how much there is to generate, and compute nothing")
-    return parser
+    found.add_argument("study", help=f"one of {', '.join(STUDIES)}")
+    found.add_argument("-f", dest="files", action="append", default=[], metavar="FILE", help="a YAML file of parameters")
+    found.add_argument("--count", action="store_true", help="say how much there is to generate, and compute nothing")
+    found.add_argument("--timed", action="store_true", help="time the methods, too, when everything is there")
+    return found
 
 
-def _count(study: str, values: dict) -> str:
+def split(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The command's own options, and the parameters that were given as texts, by name.
+
+    Raises:
+        ValueError: for what is neither.
+    """
+    own, rest = parser().parse_known_args(arguments)
+    given = {}
+    while rest:
+        option = rest.pop(0)
+        if not option.startswith("--"):
+            raise ValueError(f"{option!r} is no option: parameters are given as --name value")
+        name, equals, value = option.removeprefix("--").partition("=")
+        if not equals and not rest:
+            raise ValueError(f"--{name} needs a value")
+        given[name.replace("-", "_")] = value if equals else rest.pop(0)
+    return own, given
+
+
+def _count(study: ModuleType, params) -> str:
     """What there is to generate, as lines."""
-    from catome.study import price
-
-    table = price.count(study, values)
+    table = jobs.table(study.jobs(params))
     lines = [f"{row.images:8d} images, {row.calls} U-Net calls each: {row.method}" for row in table.itertuples()]
-    images = f"{table['images'].sum()} images in {len(table)} ways, {price.unet_calls(table)} U-Net calls"
+    images = f"{table['images'].sum()} images in {len(table)} ways, {jobs.unet_calls(table)} U-Net calls"
     note = "if none of them is kept already; shares and schedules that depend on results stand for what will be found"
     return "\n".join([*lines, f"{images}, {note}"])
 
@@ -119,49 +97,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when nothing is missing any more; 2 where the parameters are wrong, before anything is computed; 1 where results could
         not be written or read; 130 after an interrupt. All but the last are said in one message, by the first process alone.
     """
-    parser, (rank, processes) = _parser(), place()
-    given = parser.parse_args(arguments)
+    rank, processes = place()
 
     def fail(message: object) -> int:
         if rank == 0:
-            print(f"{parser.prog}: error: {message}", file=sys.stderr)
+            print(f"python -m catome.study: error: {message}", file=sys.stderr)
         return 2
 
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    names: dict = {"__name__": "__main__"}
     try:
-        notebook = find(given.study)
-        work, values = cells_of(notebook), parameters(given.files, given.pairs)
-        if given.count:
-            print(_count(given.study, values))
-            return 0
-        for source in work.parameters:
-            exec(source, names)
-        if values.get("device") == "cuda" and "LOCAL_RANK" in os.environ:
+        own, given = split(arguments)
+        study = find(own.study)
+        values = parameters(own.files, given)
+        if own.count:
+            values["device"] = "cpu"  # nothing runs
+        elif values.get("device") == "cuda" and "LOCAL_RANK" in os.environ:
             values["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
-        if values.get("recompute") and processes > 1:
+        params = study.Parameters.checked(values)
+        if own.count:
+            print(_count(study, params))
+            return 0
+        if params.recompute and processes > 1:
             raise ValueError(
                 f"recompute=True with {processes} processes: each would compute everything; give another output folder"
             )
-        names |= values
-        exec(compile(work.study[0], f"{notebook.name}, the check of its parameters", "exec"), names)
-        exec(compile(work.study[1], f"{notebook.name}, the model", "exec"), names)
+        if own.timed and not hasattr(study, "timed"):
+            raise ValueError(f"--timed: the study {own.study} times nothing")
+        pipe = load(params)
     except (ValueError, TypeError, OSError) as error:
         return fail(error)
     try:
-        for number, source in enumerate(work.study[2:], 3):
-            exec(compile(source, f"{notebook.name}, study cell {number}", "exec"), names)
+        result = study.run(params, pipe)
+        if own.timed and rank == 0:
+            study.timed(result, pipe)
     except KeyboardInterrupt:
         print(
-            f"\ninterrupted; what was done is in {names['setting'].output}, and the same command goes on from there",
+            f"\ninterrupted; what was done is in {params.output}, and the same command goes on from there",
             file=sys.stderr,
         )
         return INTERRUPTED
     except OSError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"python -m catome.study: error: {error}", file=sys.stderr)
         return 1
     if rank == 0:
-        print(f"all rows are in {names['setting'].output}; {notebook.name} with the same parameters shows them")
+        print(f"all rows are in {params.output}; {study.NOTEBOOK}.ipynb with the same parameters shows them")
     return 0
 
 

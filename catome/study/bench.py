@@ -544,8 +544,8 @@ def unet_calls(point: Point, device: str) -> list[Contender]:
     asked = {
         UNMERGED: (methods.unmerged(), alone),
         CATOME: (methods.tome(point.share, SCHEDULE, only_where_faster=True), cached),
-        KEYS: (methods.merged_keys(ratio=point.share, schedule=SCHEDULE), cached),
-        BEST: (methods.merged_keys(ratio=BEST_SHARE, schedule=SCHEDULE), cached),
+        KEYS: (methods.merged_keys(ratio=point.share, schedule=SCHEDULE, compare="keys"), cached),
+        BEST: (methods.merged_keys(ratio=BEST_SHARE, schedule=SCHEDULE, compare="keys"), cached),
         TOMESD: (methods.tomesd(point.share), alone),
         AUTHORS: (authors_rule(point.share), cached),
         TODO: (methods.todo(), alone),

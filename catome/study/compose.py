@@ -32,7 +32,6 @@ from catome.study.generate import load
 from catome.study.methods import Method, together
 from catome.study.parameters import Setting
 from catome.study.store import SHARED_KEYS, Stopwatch, Store, Table, provenance, shared_keys
-from catome.tiny import GUIDANCE_SCALE
 from catome.tiny.scenes import PROMPT
 
 SEARCHED, HELD_OUT = 2027, 3041
@@ -61,7 +60,7 @@ COMPOSED = Table(
 def kinds() -> dict[str, list[Method]]:
     """The single settings that are searched, by the kind of what they save."""
     return {
-        "merged keys": [_keys(RECOMMENDED), _keys(FAST)],
+        "merged keys": [methods.named_configuration(config, "EVEN_13") for config in (RECOMMENDED, FAST)],
         "DeepCache": [methods.deep_cache(interval) for interval in (2, 3, 5)],
         "forecast": [*_forecasts()],
         "fewer steps": [methods.fewer_steps(steps) for steps in (15, 20, 25, 30)],
@@ -74,10 +73,6 @@ def _forecasts() -> Iterator[Method]:
         yield methods.forecast(interval, order)
     for first, growth in product((5, 6, 7), (1.15, 1.2, 1.25, 1.3, 1.4)):
         yield methods.forecast(1, 1, first, growth)
-
-
-def _keys(config) -> Method:
-    return methods.merged_keys(config.threshold, config.ratio, config.stride, "EVEN_13")
 
 
 @dataclass(frozen=True)
@@ -241,14 +236,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     setting = Setting(
         model=options.model,
-        classes=None,
         prompt=options.prompt,
         images=max(1, options.images // 2),
         steps=options.steps,
-        guidance=GUIDANCE_SCALE,
-        guidance_rescale=0.0,
-        height=None,
-        width=None,
         seed=SEARCHED,
         device=options.device,
         dtype="float32" if options.device == "cpu" else "float16",

@@ -21,8 +21,6 @@ from catome.study.methods import Method
 from catome.study.parameters import Setting
 from catome.study.store import RECORDED, SHARED_KEYS, Stopwatch, Store, Table, provenance, shared_keys
 from catome.summary import summary
-from catome.tiny import GUIDANCE_SCALE
-from catome.tiny.scenes import PROMPT
 
 SEED = 1013
 """Of the images: of no other study, and of none by which a configuration was chosen."""
@@ -119,8 +117,8 @@ def frontier(pipe, setting: Setting, **kept) -> Frontier:
         setting: what to generate.
         kept: ``folder``, ``recorded`` and ``recompute`` as in `catome.study.compare`.
     """
-    best = methods.merged_keys(threshold=RECOMMENDED.threshold, stride=RECOMMENDED.stride, schedule="EVEN_13")
-    fast = methods.merged_keys(threshold=FAST.threshold, stride=FAST.stride, schedule="EVEN_13")
+    best = methods.named_configuration(RECOMMENDED, "EVEN_13")
+    fast = methods.named_configuration(FAST, "EVEN_13")
     paper = methods.ca_tome(PAPER.threshold, "CONFIG_3")
     own = compare(pipe, setting, [best, fast, paper], **kept)
     scores = {method.label: scores_left(pipe, setting, method, **kept) for method in (best, fast, paper)}
@@ -158,18 +156,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--recompute", action="store_true", help="generate everything again, whatever is kept")
     options = parser.parse_args(argv)
     setting = Setting(
-        model="tiny",
-        classes=None,
-        prompt=PROMPT,
         images=options.images,
         steps=options.steps,
-        guidance=GUIDANCE_SCALE,
-        guidance_rescale=0.0,
-        height=None,
-        width=None,
         seed=SEED,
         device=options.device,
-        dtype="float32",
         batch_size=options.batch,
         output=options.output,
     )

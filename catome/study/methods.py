@@ -106,6 +106,25 @@ def merged_keys(
     return Method(label, "merged keys", lambda pipe: patched(pipe, RECOMMENDED, **given))
 
 
+def named_configuration(config: MergeConfig, schedule: str) -> Method:
+    """`merged_keys` as in one of the library's configurations, whose ``schedule`` has this name.
+
+    Raises:
+        ValueError: if the configuration is not what the method would merge by.
+    """
+    method = merged_keys(
+        config.threshold, config.ratio, config.stride, schedule, config.weighted, config.measure, config.compare
+    )
+    if RECOMMENDED.changed(**_given(config, schedule)) != config:
+        raise ValueError(f"config={config!r} has fields that merged_keys does not take, or another schedule than {schedule!r}")
+    return method
+
+
+def _given(config: MergeConfig, schedule: str) -> dict:
+    taken = ("threshold", "ratio", "stride", "weighted", "measure", "compare")
+    return {name: getattr(config, name) for name in taken} | {"schedule": schedule}
+
+
 def tomesd(ratio: float) -> Method:
     """ToMe by its authors' package, with the top-left token as dst (``use_rand=False``)."""
 

@@ -1,7 +1,8 @@
-"""The parameters of the notebooks: one table of what each may be, checked before anything runs.
+"""The parameters of the studies: one class for each, checked before anything runs.
 
-papermill injects whatever it is given and only warns about a name that a notebook does not declare, so each notebook begins
-with `settle`, which refuses unknown names and values out of range.
+A notebook's parameters cell, the command line, the presets and the tests all go through these classes. papermill injects whatever it
+is given and only warns about a name that a notebook does not declare, so each notebook begins with `Setting.of`, which refuses
+unknown names and values out of range.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated, Self
 
 import torch
+from pydantic import ConfigDict, PlainValidator, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from catome.checks import check_flag, check_integer, check_number, near
 from catome.policy.schedule import parse_schedule
+from catome.tiny import GUIDANCE_SCALE
 from catome.tiny.scenes import CLASSES, PROMPT
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -126,61 +132,127 @@ def _schedule(name: str, value):
     return value
 
 
-COMMON: dict[str, Callable] = {
-    "model": _text,
-    "classes": _names,
-    "prompt": _template,
-    "images": _integer(1, 10**6),  # the next seed's noise begins behind them
-    "steps": _integer(1, 999),
-    "guidance": _number(0, 100),
-    "guidance_rescale": _number(0, 1),
-    "height": _size,
-    "width": _size,
-    "seed": _integer(0, 10**12),
-    "device": _device,
-    "dtype": _one_of(*DTYPES),
-    "batch_size": _integer(1),
-    "output": _folder,
-}
-"""The parameters that every notebook declares, by name, with their checks."""
-
-KINDS: dict[str, Callable] = {
-    "cosine": _number(-1, 1),
-    "cosines": _numbers(-1, 1),
-    "share": _number(0, 0.75),
-    "shares": _numbers(0, 0.75),
-    "step": lambda name, value: None if value is None else check_integer(name, value, 0),
-    "position": _integer(0),
-    "count": _integer(1),
-    "counts": _counts,
-    "guidances": _numbers(0, 100, empty=True),
-    "flag": check_flag,
-    "text": _text,
-    "folder": lambda name, value: None if value is None else _text(name, value),
-    "schedule": _schedule,
-}
-"""Kinds of a notebook's own parameters. A step may be None: two fifths of the way."""
+def _by(check: Callable) -> PlainValidator:
+    """``check(name, value)`` of a field of its own name; it returns the value to keep."""
+    return PlainValidator(lambda value, info: check(info.field_name, value))
 
 
-@dataclass(frozen=True)
+Text = Annotated[str, _by(_text)]
+Folder = Annotated[str | None, _by(lambda name, value: None if value is None else _text(name, value))]
+Flag = Annotated[bool, _by(check_flag)]
+Count = Annotated[int, _by(_integer(1))]
+Position = Annotated[int, _by(_integer(0))]
+Step = Annotated[int | None, _by(lambda name, value: None if value is None else check_integer(name, value, 0))]
+Cosine = Annotated[float, _by(_number(-1, 1))]
+Share = Annotated[float, _by(_number(0, 0.75))]
+Cosines = Annotated[tuple, _by(_numbers(-1, 1))]
+Shares = Annotated[tuple, _by(_numbers(0, 0.75))]
+Counts = Annotated[tuple, _by(_counts)]
+Guidances = Annotated[tuple, _by(_numbers(0, 100, empty=True))]
+ScheduleName = Annotated[object, _by(_schedule)]
+
+
+parameters = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+"""Makes a class of parameters of a subclass of `Setting`."""
+
+
+@parameters
 class Setting:
-    """One notebook's parameters, checked. ``own`` holds those that only this notebook has."""
+    """What every study is asked for: which model, which images, and where.
 
-    model: str
-    classes: list[str] | None
-    prompt: str
-    images: int
-    steps: int
-    guidance: float
-    guidance_rescale: float
-    height: int | None
-    width: int | None
-    seed: int
-    device: str
-    dtype: str
-    batch_size: int
-    output: str
-    own: dict = field(default_factory=dict)
+    Attributes:
+        model: "tiny" (the embedded model), a diffusers folder, or a name on the Hugging Face Hub.
+        classes: names to put into the prompt, in turn; None for all classes of the model.
+        prompt: with ``{}`` once, for the class.
+        images: how many.
+        steps: of PLMS, which calls the U-Net once more than this.
+        guidance, guidance_rescale: as in diffusers.
+        height, width: in pixels; None for the model's own.
+        seed: of the noise, with each image's number.
+        device, dtype: of torch, by name.
+        batch_size: images that are generated together.
+        output: folder of what is kept.
+
+    Raises:
+        ValueError, TypeError: naming the parameter, its value and what is allowed.
+    """
+
+    model: Text = "tiny"
+    classes: Annotated[list[str] | None, _by(_names)] = None
+    prompt: Annotated[str, _by(_template)] = PROMPT
+    images: Annotated[int, _by(_integer(1, 10**6))] = 24  # the next seed's noise begins behind them
+    steps: Annotated[int, _by(_integer(1, 999))] = 50
+    guidance: Annotated[float, _by(_number(0, 100))] = GUIDANCE_SCALE
+    guidance_rescale: Annotated[float, _by(_number(0, 1))] = 0.0
+    height: Annotated[int | None, _by(_size)] = None
+    width: Annotated[int | None, _by(_size)] = None
+    seed: Annotated[int, _by(_integer(0, 10**12))] = 0
+    device: Annotated[str, _by(_device)] = "cpu"
+    dtype: Annotated[str, _by(_one_of(*DTYPES))] = "float32"
+    batch_size: Count = 12
+    output: Annotated[str, _by(_folder)] = "_build/output"
+
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> Self:
+        if self.embedded and self.classes:
+            unknown = [name for name in self.classes if name not in CLASSES]
+            if unknown:
+                hint = near(unknown[0], CLASSES)
+                raise ValueError(
+                    f"classes={self.classes!r}: the embedded model has no {unknown[0]!r}{hint}; it has {', '.join(CLASSES)}"
+                )
+        if self.embedded and self.prompt != PROMPT:
+            raise ValueError(f"prompt={self.prompt!r}: the embedded model knows no other sentence than {PROMPT!r}")
+        return self
+
+    @classmethod
+    def names_of_parameters(cls) -> list[str]:
+        """The names of all parameters."""
+        return [one.name for one in fields(cls)]
+
+    @classmethod
+    def checked(cls, given: Mapping) -> Self:
+        """The parameters by these names, the others by default.
+
+        Raises:
+            ValueError, TypeError: naming the parameter, its value and what is allowed.
+        """
+        known = cls.names_of_parameters()
+        for name, value in given.items():
+            if name not in known:
+                hint = near(name, known)
+                raise ValueError(f"{name}={value!r} is no parameter of this study{hint}; it has {', '.join(sorted(known))}")
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            cause = error.errors()[0].get("ctx", {}).get("error")
+            raise cause if isinstance(cause, Exception) else error from None
+
+    @classmethod
+    def of(cls, namespace: Mapping) -> Self:
+        """Check a notebook's parameters: called first, as ``setting = Setting.of(globals())``.
+
+        Args:
+            namespace: the notebook's globals, holding nothing but parameters yet.
+
+        Raises:
+            ValueError, TypeError: as `checked`, and for a parameter that the notebook does not declare.
+        """
+        known = cls.names_of_parameters()
+        given = {
+            name: value
+            for name, value in namespace.items()
+            if name in known or not (name.startswith("_") or name in _SHELL or isinstance(value, ModuleType) or callable(value))
+        }
+        found = cls.checked(given)
+        missing = sorted(set(known) - set(given))
+        if missing:
+            raise ValueError(f"{missing[0]} is missing: the parameters are {', '.join(sorted(known))}")
+        return found
+
+    def common(self, **changes) -> Setting:
+        """The parameters that every study has, without those of this one."""
+        return Setting(**{one.name: getattr(self, one.name) for one in fields(Setting)} | changes)
 
     @property
     def embedded(self) -> bool:
@@ -192,14 +264,15 @@ class Setting:
         """The classes that were named, or all of the model."""
         return self.classes or (list(CLASSES) if self.embedded else imagenet_classes())
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The class of each image: the classes in turn, until there are ``images`` of them."""
         classes = self.classes_in_turn
         return [classes[i % len(classes)] for i in range(self.images)]
 
-    @property
+    @cached_property
     def prompts(self) -> list[str]:
+        """The prompt of each image."""
         return [self.prompt.format(name) for name in self.names]
 
     @property
@@ -212,51 +285,3 @@ class Setting:
         path = Path(self.output)
         path.mkdir(parents=True, exist_ok=True)
         return path
-
-
-def settle(namespace: Mapping, **own: str) -> Setting:
-    """Check a notebook's parameters: call it first, as ``setting = settle(globals(), threshold="cosine")``.
-
-    Args:
-        namespace: the notebook's globals, holding nothing but parameters yet.
-        own: the notebook's own parameters and their kinds (`KINDS`), beside those of `COMMON`.
-
-    Returns:
-        The checked `Setting`.
-
-    Raises:
-        ValueError, TypeError: naming the parameter, its value and what is allowed: for a name that the notebook does not
-            declare, a missing one, or a value out of range.
-    """
-    checks = COMMON | {name: KINDS[kind] for name, kind in own.items()}
-    given = {
-        name: value
-        for name, value in namespace.items()
-        if name in checks or not (name.startswith("_") or name in _SHELL or isinstance(value, ModuleType) or callable(value))
-    }
-    for name, value in given.items():
-        if name not in checks:
-            hint = near(name, checks)
-            raise ValueError(f"{name}={value!r} is no parameter of this notebook{hint}; it has {', '.join(sorted(checks))}")
-    missing = sorted(set(checks) - set(given))
-    if missing:
-        raise ValueError(f"{missing[0]} is missing: this notebook's parameters are {', '.join(sorted(checks))}")
-    checked = {name: check(name, given[name]) for name, check in checks.items()}
-    setting = Setting(**{name: checked[name] for name in COMMON}, own={name: checked[name] for name in own})
-    if setting.embedded and setting.classes:
-        unknown = [name for name in setting.classes if name not in CLASSES]
-        if unknown:
-            hint = near(unknown[0], CLASSES)
-            raise ValueError(
-                f"classes={setting.classes!r}: the embedded model has no {unknown[0]!r}{hint}; it has {', '.join(CLASSES)}"
-            )
-    if setting.embedded and setting.prompt != PROMPT:
-        raise ValueError(f"prompt={setting.prompt!r}: the embedded model knows no other sentence than {PROMPT!r}")
-    for name in (name for name, kind in own.items() if kind == "step"):
-        if checked[name] is None:
-            setting.own[name] = int(0.4 * setting.calls)
-        elif checked[name] >= setting.calls:
-            raise ValueError(
-                f"{name}={checked[name]!r} must be below {setting.calls}, the U-Net calls of steps={setting.steps}"
-            )
-    return setting

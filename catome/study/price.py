@@ -2,7 +2,7 @@
 
 Three steps, each of which can be looked at alone:
 
-1. `count` runs the notebook's own study cells with stand-ins that generate nothing and write down what they were asked for.
+1. `count` asks a study for its list of generations.
 2. `generation_seconds` is the time of a generation on a device by the roofline of `catome.study.accounting`, divided by the
    *reach*: the share of its roofline's speed that a real program gets, from a time that somebody measured (`PRINTED`).
 3. `makespan` deals the pieces out to processes as `catome.study.work` does.
@@ -13,24 +13,20 @@ from __future__ import annotations
 import heapq
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from catome import study
 from catome.checks import check_integer, check_number
 from catome.study import accounting
 from catome.study.comparison import COST, QUALITY
-from catome.study.drift import SHARD, amount_name
-from catome.study.parameters import Setting
 from catome.study.store import CHECKOUT, RECORDED, Store
+from catome.study.studies import STUDIES, find, jobs
 from catome.study.work import Claims, deal
 
-COLUMNS = ["phase", "what", "method", "images", "piece", "calls", "rows", "height", "width"]
 WEIGHTS_BYTES = 2 * 1_066_000_000
 """Of Stable Diffusion v1.5 in half precision: U-Net 860 million numbers, text encoder 123 million, VAE 84 million."""
 
@@ -49,103 +45,18 @@ PRINTED = pd.DataFrame(
 ``source`` is a key of the bibliography. Nothing here was measured by this project."""
 
 
-class _Asked:
-    """Writes down what a study asks for, once each, as rows of `COLUMNS`."""
-
-    def __init__(self) -> None:
-        self.rows, self.phases, self._kept = [], 0, set()
-
-    def _note(self, what: str, method: str, setting: Setting, piece: int) -> None:
-        self.rows.append(
-            {
-                "phase": self.phases,
-                "what": what,
-                "method": method,
-                "images": setting.images,
-                "piece": piece,
-                "calls": setting.calls,
-                "rows": 2 if setting.guidance > 1 else 1,
-                "height": setting.height,
-                "width": setting.width,
-            }
-        )
-
-    def _new(self, setting: Setting, label: object) -> bool:
-        key = (label, setting.images, setting.steps, setting.guidance, setting.guidance_rescale, setting.seed)
-        known = key in self._kept
-        self._kept.add(key)
-        return not known
-
-    def compare(self, pipe, setting: Setting, methods: Sequence, *_, **__):
-        new = [method for method in methods if self._new(setting, method.label)]
-        self.phases += bool(new)
-        for label in ["unmerged"] * bool(new) + [method.label for method in new if method.family != "unmerged"]:
-            self._note("images", label, setting, setting.batch_size)
-        # shares that differ: what they are is not known before, and equal ones would be counted once
-        table = pd.DataFrame({"share": [0.3 + 0.001 * i for i in range(len(methods))]}, index=[m.label for m in methods])
-        return SimpleNamespace(summary=lambda *_: table)
-
-    def drift_study(self, pipe, setting: Setting, thresholds: Sequence = (), ratios: Sequence = (), **__):
-        amounts = [amount_name(threshold=t) for t in thresholds] + [amount_name(ratio=r) for r in ratios]
-        if self._new(setting, ("drift", *amounts)):
-            self.phases += 1
-            self._note("drift", "unmerged, watched", setting, SHARD)
-        lag = np.abs(np.subtract.outer(np.arange(setting.calls), np.arange(setting.calls)))
-        return SimpleNamespace(rows=None, steps=setting.calls, staleness=lambda *_, **__: lag / setting.calls)
-
-
-@contextmanager
-def _stand_ins(asked: _Asked) -> Iterator[None]:
-    places = {
-        (study, "load"): lambda setting: None,
-        (study, "compare"): asked.compare,
-        (study, "drift_study"): asked.drift_study,
-        (study, "real_images"): lambda *_: None,
-        (study, "image_size"): lambda _, setting: (setting.height, setting.width),
-        (study, "lag_curves"): lambda rows: None,
-        (study.quality, "extractor"): lambda *_: SimpleNamespace(name="", label=""),
-    }
-    before = {place: getattr(*place) for place in places}
-    try:
-        for (module, name), stand_in in places.items():
-            setattr(module, name, stand_in)
-        yield
-    finally:
-        for (module, name), real in before.items():
-            setattr(module, name, real)
-
-
-def count(notebook: str | Path, values: Mapping) -> pd.DataFrame:
-    """What a study would generate, if nothing of it were kept already. Nothing is loaded, generated or written.
+def count(name: str, values: Mapping) -> pd.DataFrame:
+    """What a study would generate, if nothing of it were kept already: `catome.study.studies.jobs.table`.
 
     Args:
-        notebook: the name of one in ``notebooks/``, or a path; it has cells tagged "study".
-        values: parameters over the notebook's own. ``device`` is not asked for.
-
-    Returns:
-        A row for each way of generating ``images``: ``phase`` (one begins when the one before has ended), ``what`` ("images" or
-        "drift"), ``method``, ``piece`` (images that one process takes at a time), ``calls`` of the U-Net by one generation, ``rows`` of
-        its batch for one image (2 with guidance), ``height`` and ``width`` (pixels; None: the model's own).
+        name: of a study.
+        values: its parameters; ``device`` is not asked for.
 
     Raises:
-        ValueError, TypeError: for a wrong notebook or parameter, as `catome.study.parameters.settle`.
+        ValueError, TypeError: for an unknown study, and as its parameters.
     """
-    from catome.study.__main__ import cells_of, find
-
-    asked, names = _Asked(), {"__name__": "__main__"}
-    work = cells_of(find(notebook))
-    for source in work.parameters:
-        exec(source, names)
-    names |= {**values, "device": "cpu"}
-    with _stand_ins(asked):
-        for source in work.study:
-            exec(source, names)
-    return pd.DataFrame(asked.rows, columns=COLUMNS)
-
-
-def unet_calls(table: pd.DataFrame) -> int:
-    """All U-Net calls of a table of `count`, for one image each (two rows of a batch with guidance)."""
-    return int((table["images"] * table["calls"]).sum())
+    study = find(name)
+    return jobs.table(study.jobs(study.Parameters.checked({**values, "device": "cpu"})))
 
 
 def generation_seconds(
@@ -194,20 +105,30 @@ def count_all(preset: str, batch_size: int | None = None) -> pd.DataFrame:
     Raises:
         ValueError: if there is no such preset.
     """
-    from catome.study.__main__ import parameters, studies
-
-    presets = CHECKOUT / "data/presets"
-    known = sorted(path.stem for path in presets.glob("*.yaml"))
-    if preset not in known:
-        raise ValueError(f"preset={preset!r} must be one of {', '.join(known)}")
     tables = []
-    for name in studies():
-        files = [presets / f"{preset}.yaml", presets / preset / f"{name}.yaml"]
-        values = parameters([str(file) for file in files if file.exists()], [])
+    for name, study in STUDIES.items():
+        values = preset_of(preset, study.NOTEBOOK)
         if batch_size is not None:
             values["batch_size"] = batch_size
         tables.append(count(name, values).assign(study=name))
     return pd.concat(tables, ignore_index=True)
+
+
+def preset_of(preset: str, notebook: str) -> dict:
+    """The parameters of a preset for a notebook, by name.
+
+    Raises:
+        ValueError: if there is no such preset.
+    """
+    presets = CHECKOUT / "data/presets"
+    known = sorted(path.stem for path in presets.glob("*.yaml"))
+    if preset not in known:
+        raise ValueError(f"preset={preset!r} must be one of {', '.join(known)}")
+    values = {}
+    for file in (presets / f"{preset}.yaml", presets / preset / f"{notebook}.yaml"):
+        if file.exists():
+            values |= yaml.safe_load(file.read_text())
+    return values
 
 
 def phases_of(table: pd.DataFrame, call_s: float) -> list[list[float]]:

@@ -20,7 +20,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -113,9 +113,9 @@ def provenance(setting: Setting, model: str) -> dict:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model,
         "parameters": {
-            name: value
-            for name, value in vars(setting).items()
-            if name not in ("own", "output", "classes") and value is not None
+            one.name: value
+            for one in fields(setting)
+            if one.name not in ("output", "classes") and (value := getattr(setting, one.name)) is not None
         },
         "rows": 0,
         "wall_seconds": 0.0,

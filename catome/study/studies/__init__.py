@@ -1,0 +1,31 @@
+"""The studies behind the chapters: each a class of parameters, what there is to generate, and a function that does it.
+
+A study is a module with
+
+- ``Parameters``, a class of `catome.study.parameters.Setting`, whose defaults are those of the chapter's notebook;
+- ``jobs(parameters)``, which lists the generations that it needs, and computes nothing;
+- ``run(parameters, pipe)``, which makes what is missing and returns a result;
+
+and a result has its tables, its comparisons and its intervals as methods. The notebook, the command line and the tests all call these.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from catome.checks import near
+from catome.study.studies import drift, headline, schedules, sweep
+
+STUDIES: dict[str, ModuleType] = {"drift": drift, "sweep": sweep, "schedules": schedules, "headline": headline}
+"""The studies that generate images and keep what they found, by the name that the command line gives them."""
+
+
+def find(study: str) -> ModuleType:
+    """The module of a study.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if study not in STUDIES:
+        raise ValueError(f"study={study!r} is no study{near(study, STUDIES)}; there are {', '.join(STUDIES)}")
+    return STUDIES[study]

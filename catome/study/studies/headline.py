@@ -1,0 +1,153 @@
+"""Chapter 6: the paper's headline, and the peers, on the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from catome.study import methods, quality
+from catome.study.comparison import Comparison, compare, cost
+from catome.study.methods import Method
+from catome.study.parameters import Cosine, Count, Flag, Folder, ScheduleName, Setting, Share, parameters
+from catome.study.reference import Reference, real_images
+from catome.study.store import image_size
+from catome.study.studies.jobs import Job, of_images
+
+NOTEBOOK = "06_headline"
+
+
+@parameters
+class Parameters(Setting):
+    """Which methods.
+
+    Attributes:
+        ratio: ToMe's fixed share.
+        threshold: CA-ToMe's, as in the paper.
+        gentle: one at which merging on the embedded model is nearly free.
+        schedule: CA-ToMe's checkpoints.
+        interval: of DeepCache: the deep part of the U-Net runs every so many steps.
+        repetitions: timed generations of each method.
+        reference: a folder of real images; None for held-out scenes (embedded model only).
+        recompute: compute again what was recorded or kept.
+    """
+
+    ratio: Share = 0.5
+    threshold: Cosine = 0.7
+    gentle: Cosine = 0.9
+    schedule: ScheduleName = "CONFIG_3"
+    interval: Count = 3
+    repetitions: Count = 5
+    reference: Folder = None
+    recompute: Flag = False
+
+
+def peers_of(params: Parameters) -> dict[str, Method]:
+    """The methods by the names that the chapter gives them, each once."""
+    gentle = methods.ca_tome(params.gentle, params.schedule)
+    cache = methods.deep_cache(params.interval)
+    named = {
+        "unmerged": methods.unmerged(),
+        f"tomesd, r = {params.ratio:g}": methods.tomesd(params.ratio),
+        f"ToMe, r = {params.ratio:g}": methods.tome(params.ratio),
+        f"CA-ToMe, t = {params.threshold:g}": methods.ca_tome(params.threshold, params.schedule),
+        f"CA-ToMe, t = {params.gentle:g}": gentle,
+        f"batch maximum, t = {params.gentle:g}": methods.batch_maximum(params.gentle, params.schedule, params.batch_size),
+        "ToDo": methods.todo(2),
+        f"DeepCache, every {params.interval}": cache,
+        f"CA-ToMe, t = {params.gentle:g}, with DeepCache": methods.together(gentle, cache),
+    }
+    found: dict[str, Method] = {}
+    for name, method in named.items():
+        if method.label not in {other.label for other in found.values()}:
+            found[name] = method
+    return found
+
+
+def jobs(params: Parameters) -> Iterator[Job]:
+    """All generations."""
+    yield from of_images(1, params, [method.label for method in peers_of(params).values()])
+
+
+def run(params: Parameters, pipe, **kept) -> Result:
+    """Generate by all methods.
+
+    Args:
+        params: which.
+        pipe: an unpatched pipeline.
+        kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
+    """
+    net = quality.extractor(params.embedded, params.device)
+    real = real_images(params, net, image_size(pipe, params), params.reference)
+    peers = peers_of(params)
+    return Result(params, real, peers, compare(pipe, params, list(peers.values()), real, recompute=params.recompute, **kept))
+
+
+def timed(result: Result, pipe, **kept) -> pd.DataFrame:
+    """Rows of `catome.study.comparison.COST`: every method, one image at a time, in turns."""
+    params = result.params
+    some = list(result.peers.values())
+    return cost(pipe, replace(params, batch_size=1), some, params.repetitions, recompute=params.recompute, **kept)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found.
+
+    Attributes:
+        params: the parameters.
+        real: the real images that FID compares with.
+        peers: the methods, by name.
+        made: the rows.
+    """
+
+    params: Parameters
+    real: Reference
+    peers: dict[str, Method]
+    made: Comparison
+
+    def summary(self) -> pd.DataFrame:
+        """`Comparison.summary` against the real images."""
+        return self.made.summary(self.real.features)
+
+    def records(self, clock: pd.DataFrame) -> pd.DataFrame:
+        """One row for each method by its name: what changed, and what it costs by ``clock``, rows of `timed`.
+
+        ``speed-up`` is the median over turns, and ``speed-up low`` and ``speed-up high`` are the lowest and the highest of them."""
+        summary = self.summary()
+        base = _turns(clock, self.peers["unmerged"])["seconds"].to_numpy()
+        shown = ["PSNR", "PSNR low", "PSNR high", "SSIM", "share", "FID change", "FID change low", "FID change high"]
+        rows = {}
+        for name, method in self.peers.items():
+            turns = _turns(clock, method)
+            faster = base / turns["seconds"].to_numpy()
+            peak = turns["peak_bytes"].max()
+            rows[name] = {
+                "method": name,
+                "family": method.family,
+                "speed-up": np.median(faster),
+                "speed-up low": faster.min(),
+                "speed-up high": faster.max(),
+                "s/image": turns["seconds"].median(),
+                "GFLOP": turns["flops"].iloc[0] / 1e9,
+                "peak MB": peak / 1e6 if pd.notna(peak) else np.nan,
+            }
+            found = summary.loc[method.label]
+            rows[name] |= {column: found.get(column, np.nan) for column in shown}
+        return pd.DataFrame(rows).T.infer_objects()
+
+    def gain(self, a: str, b: str) -> tuple[float, float, float]:
+        """PSNR of one method minus another's on the same seeds, in dB, with its 95 % interval."""
+        return self.made.paired("psnr", self.peers[a], self.peers[b])
+
+    def frontier(self, records: pd.DataFrame) -> list[str]:
+        """The methods that no other one beats in both speed and closeness."""
+        points = records.drop(index="unmerged")[["speed-up", "PSNR"]].astype(float)
+        return [name for name, point in points.iterrows() if not (points > point).all(axis=1).any()]
+
+
+def _turns(clock: pd.DataFrame, method: Method) -> pd.DataFrame:
+    """A method's rows by turn."""
+    return clock[clock["method"] == method.label].sort_values("repetition")

@@ -1,0 +1,73 @@
+"""What a study would generate, as a list, before anything is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+
+from catome.study.drift import SHARD
+from catome.study.parameters import Setting
+
+
+@dataclass(frozen=True)
+class Job:
+    """One way of generating a study's images.
+
+    Attributes:
+        phase: one begins when the one before has ended.
+        what: "images", or "drift" where every block is watched.
+        method: the label of the method; "unmerged" also for the images that others are compared with.
+        setting: which images.
+        piece: images that one process takes at a time.
+    """
+
+    phase: int
+    what: str
+    method: str
+    setting: Setting
+    piece: int
+
+
+def of_images(phase: int, setting: Setting, labels: Iterable[str]) -> Iterator[Job]:
+    """Images by several methods, and the unmerged ones that they are compared with."""
+    for label in ["unmerged", *(label for label in labels if label != "unmerged")]:
+        yield Job(phase, "images", label, setting, setting.batch_size)
+
+
+def of_drift(phase: int, setting: Setting) -> Job:
+    """Unmerged images whose pairs are watched."""
+    return Job(phase, "drift", "unmerged, watched", setting, SHARD)
+
+
+COLUMNS = ["phase", "what", "method", "images", "piece", "calls", "rows", "height", "width"]
+
+
+def table(jobs: Iterable[Job]) -> pd.DataFrame:
+    """A row for each job.
+
+    Returns:
+        ``phase``, ``what``, ``method`` and ``piece`` as in `Job`, ``images``, ``calls`` of the U-Net by one generation, ``rows`` of its
+        batch for one image (2 with guidance), ``height`` and ``width`` (pixels; None for the model's own).
+    """
+    rows = [
+        {
+            "phase": job.phase,
+            "what": job.what,
+            "method": job.method,
+            "images": job.setting.images,
+            "piece": job.piece,
+            "calls": job.setting.calls,
+            "rows": 2 if job.setting.guidance > 1 else 1,
+            "height": job.setting.height,
+            "width": job.setting.width,
+        }
+        for job in jobs
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def unet_calls(counted: pd.DataFrame) -> int:
+    """All U-Net calls of a `table`, for one image each (two rows of a batch with guidance)."""
+    return int((counted["images"] * counted["calls"]).sum())

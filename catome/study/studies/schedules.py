@@ -1,0 +1,212 @@
+"""Chapter 5: when to look again. The paper's schedules, bounds, schedules derived from measured staleness, and the online one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from pydantic import model_validator
+
+from catome.policy.schedule import SCHEDULES, Auto, derive
+from catome.study import methods, quality
+from catome.study.comparison import Comparison, compare, cost
+from catome.study.drift import amount_name, checkpoints_made, drift_study, held_out, mean_staleness
+from catome.study.methods import Method
+from catome.study.parameters import Cosines, Count, Counts, Flag, Folder, Setting, Shares, parameters
+from catome.study.reference import Reference, real_images
+from catome.study.store import image_size
+from catome.study.studies.jobs import Job, of_drift, of_images
+
+NOTEBOOK = "05_checkpoint_schedules"
+
+BASE = "CONFIG_3"
+"""The paper's choice, which all others are compared with."""
+
+
+@parameters
+class Parameters(Setting):
+    """Which schedules.
+
+    Attributes:
+        thresholds: to merge by.
+        tolerances: of the online schedule: the share of cached pairs that may have fallen below the threshold.
+        budgets: checkpoints of the derived schedules.
+        drift_images: derived schedules are made from the staleness of images ``images`` to ``drift_images`` and tried on the others.
+        repetitions: timed generations of each schedule.
+        reference: a folder of real images; None for held-out scenes (embedded model only).
+        recompute: compute again what was recorded or kept.
+    """
+
+    thresholds: Cosines = (0.7, 0.9)
+    tolerances: Shares = (0.1, 0.3)
+    budgets: Counts = (8, 13)
+    drift_images: Count = 240
+    repetitions: Count = 5
+    reference: Folder = None
+    recompute: Flag = False
+
+    @model_validator(mode="after")
+    def _holds_images_out(self) -> Parameters:
+        held_out(self, self.drift_images)
+        return self
+
+    @property
+    def shards(self) -> tuple[range, range]:
+        """Shards of images to derive schedules from, and shards to try them on."""
+        return held_out(self, self.drift_images)
+
+    @property
+    def watched(self) -> Setting:
+        """The setting whose staleness is measured."""
+        return self.common(images=self.drift_images)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A schedule that is tried.
+
+    Attributes:
+        threshold: to merge by.
+        kind: "bounds", "paper", "derived" or "online".
+        name: of the schedule.
+        method: that merges so.
+        checkpoints: its steps; None where it decides while it runs.
+    """
+
+    threshold: float
+    kind: str
+    name: str
+    method: Method
+    checkpoints: tuple[int, ...] | None
+
+
+def asked_of(params: Parameters, derived: dict[tuple[float, int], tuple[int, ...]]) -> dict[tuple[float, str], Asked]:
+    """Every schedule by threshold and name; ``derived`` by threshold and number of checkpoints."""
+    found = {}
+
+    def add(t: float, kind: str, name: str, schedule, steps) -> None:
+        checkpoints = None if steps is None else tuple(steps)
+        found[t, name] = Asked(t, kind, name, methods.ca_tome(t, schedule), checkpoints)
+
+    for t in params.thresholds:
+        add(t, "bounds", "every step", None, range(params.calls))
+        add(t, "bounds", "step 0 only", (0,), (0,))
+        for name, steps in SCHEDULES.items():
+            add(t, "paper", name, name, steps)
+        for (at, count), steps in derived.items():
+            if at == t:
+                add(t, "derived", f"best {count}", steps, steps)
+        for tolerance in params.tolerances:
+            add(t, "online", f"auto {tolerance:g}", Auto(tolerance), None)
+    return found
+
+
+def jobs(params: Parameters) -> Iterator[Job]:
+    """All generations; which steps the derived schedules have is known only when staleness has been measured."""
+    yield of_drift(1, params.watched)
+    derived = {(t, k): tuple(range(k)) for t in params.thresholds for k in params.budgets if k <= params.calls}
+    labels = [
+        f"CA-ToMe, t = {one.threshold:g}, {one.name}" if one.kind == "derived" else one.method.label
+        for one in asked_of(params, derived).values()
+    ]
+    yield from of_images(2, params, dict.fromkeys(labels))
+
+
+def run(params: Parameters, pipe, **kept) -> Result:
+    """Measure staleness, derive schedules from it, and generate by all of them.
+
+    Args:
+        params: which.
+        pipe: an unpatched pipeline.
+        kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
+    """
+    net = quality.extractor(params.embedded, params.device)
+    real = real_images(params, net, image_size(pipe, params), params.reference)
+    drift = drift_study(pipe, params.watched, params.thresholds, **kept)
+    unseen, tried = params.shards
+    names = {t: amount_name(threshold=t) for t in params.thresholds}
+    derived = {
+        (t, k): derive(drift.staleness(names[t], shards=unseen), k)
+        for t in params.thresholds
+        for k in params.budgets
+        if k <= params.calls
+    }
+    staleness = {t: drift.staleness(names[t], shards=tried) for t in params.thresholds}
+    asked = asked_of(params, derived)
+    made = compare(pipe, params, _distinct(asked), real, recompute=params.recompute, **kept)
+    return Result(params, real, staleness, derived, asked, made)
+
+
+def _distinct(asked: dict) -> list[Method]:
+    """All methods, each once, the unmerged one first."""
+    plain = methods.unmerged()
+    return list({method.label: method for method in (plain, *(one.method for one in asked.values()))}.values())
+
+
+def timed(result: Result, pipe, **kept) -> pd.DataFrame:
+    """Rows of `catome.study.comparison.COST`: every schedule of a result, one image at a time, in turns."""
+    params = result.params
+    some = _distinct(result.asked)
+    return cost(pipe, replace(params, batch_size=1), some, params.repetitions, recompute=params.recompute, **kept)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found.
+
+    Attributes:
+        params: the parameters.
+        real: the real images that FID compares with.
+        staleness: ``[T, T]`` of the images that schedules are tried on, by threshold.
+        derived: steps of the derived schedules, by threshold and number of checkpoints.
+        asked: all schedules, by threshold and name.
+        made: the rows.
+    """
+
+    params: Parameters
+    real: Reference
+    staleness: dict[float, np.ndarray]
+    derived: dict[tuple[float, int], tuple[int, ...]]
+    asked: dict[tuple[float, str], Asked]
+    made: Comparison
+
+    def summary(self) -> pd.DataFrame:
+        """`Comparison.summary` against the real images."""
+        return self.made.summary(self.real.features)
+
+    def gain(self, t: float, name: str, base: str = BASE) -> tuple[float, float, float]:
+        """PSNR of a schedule minus that of another on the same seeds, in dB, with its 95 % interval."""
+        return self.made.paired("psnr", self.asked[t, name].method, self.asked[t, base].method)
+
+    def records(self, pipe, clock: pd.DataFrame) -> pd.DataFrame:
+        """One row for each schedule.
+
+        Args:
+            pipe: to count the checkpoints of online schedules with, on two images.
+            clock: of `timed`.
+
+        Returns:
+            ``threshold``, ``kind``, ``schedule``, ``checkpoints``, ``staleness``, the columns of `summary` that the chapter shows,
+            ``seconds``, ``time`` (over unmerged) and ``gain`` over CONFIG_3 with its interval.
+        """
+        two = min(2, self.params.images)
+        few = replace(self.params, images=two, batch_size=min(two, self.params.batch_size))
+        seconds = clock.groupby("method")["seconds"].median()
+        summary = self.summary()
+        shown = ["PSNR", "PSNR low", "PSNR high", "share", "FID change", "FID change low", "FID change high"]
+        rows = []
+        for (t, name), one in self.asked.items():
+            label = one.method.label
+            if one.checkpoints is None:
+                count, bill = checkpoints_made(pipe, few, one.method, self.staleness[t])
+            else:
+                count = sum(step < self.params.calls for step in one.checkpoints)
+                bill = mean_staleness(self.staleness[t], one.checkpoints)
+            row = {"threshold": t, "kind": one.kind, "schedule": name, "checkpoints": count, "staleness": bill}
+            row |= {column: summary.loc[label, column] for column in shown}
+            row |= {"seconds": seconds[label], "time": seconds[label] / seconds["unmerged"]}
+            row |= dict(zip(("gain", "gain low", "gain high"), self.gain(t, name), strict=True))
+            rows.append(row)
+        return pd.DataFrame(rows)
