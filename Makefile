@@ -20,7 +20,6 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 # parameters of a notebook: the preset's, then those that the preset has for this notebook alone
 PARAMETERS = -f data/presets/$(1).yaml $(addprefix -f ,$(wildcard data/presets/$(1)/$(2).yaml))
-RECORDED := $(basename $(notdir $(wildcard data/presets/record/*.yaml)))
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -64,11 +63,10 @@ $(SOURCE)/notebooks/%.ipynb: notebooks/%.ipynb data/presets/$(PRESET).yaml $(wil
 	    $(if $(RECOMPUTE),$(if $(shell grep -l '"recompute = ' $<),-p recompute True)) -k python3 --no-progress-bar
 
 record: $(STAMP) ## compute what is missing from data/results (hours; go on any time; DEVICE=cuda BATCH=96 on a GPU)
-	@mkdir -p $(BUILD)/record
-	for study in $(RECORDED); do \
-	    $(BIN)/papermill notebooks/$$study.ipynb $(BUILD)/record/$$study.ipynb -f data/presets/tiny.yaml \
-	        -f data/presets/record/$$study.yaml -p output data/results $(if $(DEVICE),-p device $(DEVICE)) \
-	        $(if $(BATCH),-p batch_size $(BATCH)) -k python3 --no-progress-bar --log-output || exit 1; \
+	for study in drift sweep schedules headline; do \
+	    notebook=$$($(BIN)/python -c "from catome.study.studies import STUDIES; print(STUDIES['$$study'].NOTEBOOK)"); \
+	    $(BIN)/python -m catome.study $$study -f data/presets/tiny.yaml -f data/presets/record/$$notebook.yaml \
+	        --output data/results $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH)) || exit 1; \
 	done
 
 bench: $(STAMP) ## time catome against its peers on the CPU (under 10 minutes)

@@ -43,12 +43,12 @@ def _checked(check: Callable, *arguments):
 
 
 def _parser(bench) -> argparse.ArgumentParser:
-    from catome.study.parameters import COMMON, DTYPES
+    from catome.study.parameters import DTYPES, usable_device
 
     def device(text: str) -> str:
         if text.split(":")[0] not in ("cpu", "cuda"):
             raise argparse.ArgumentTypeError(f"device={text!r} must be 'cpu' or 'cuda'")
-        return _checked(COMMON["device"], "device", text)
+        return _checked(usable_device, "device", text)
 
     parser = argparse.ArgumentParser(
         "python -m catome.bench",
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (by default the process's); exits with 2 where they are wrong or something is missing."""
     try:
         from catome.study import bench
-        from catome.study.parameters import COMMON
+        from catome.study.parameters import writable_folder
         from catome.study.store import RECORDED
     except ModuleNotFoundError as error:
         print(f"{error.name} is missing: pip install 'catome[study,peers]'", file=sys.stderr)
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output=str(RECORDED) if given.record else given.output,
     )
     try:
-        COMMON["output"]("output", options.output)
+        writable_folder("output", options.output)
         bench.points(options)
         bench.Store(bench.BENCH, options.output, None)
         Path(options.output).mkdir(parents=True, exist_ok=True)

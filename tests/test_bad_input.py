@@ -32,7 +32,20 @@ from catome.policy.refresh import broken_share
 from catome.policy.schedule import derive
 from catome.policy.staleness import total_staleness
 from catome.study import quality
+from catome.study.parameters import (
+    Cosines,
+    Count,
+    Counts,
+    Flag,
+    Folder,
+    Guidances,
+    ScheduleName,
+    Setting,
+    Shares,
+    parameters,
+)
 from catome.study.store import Store, Table
+from catome.study.studies.chapters import Review
 from catome.tensors.matching import split_tokens
 
 NAN, INF = float("nan"), float("inf")
@@ -486,20 +499,21 @@ def test_derived_and_online_schedules_refuse(what, says):
 
 # A notebook's parameters
 
-OWN = dict(
-    threshold="cosine",
-    thresholds="cosines",
-    ratio="share",
-    ratios="shares",
-    step="step",
-    block="position",
-    repetitions="count",
-    step_counts="counts",
-    guidances="guidances",
-    strict="flag",
-    reference="folder",
-    schedule="schedule",
-)
+
+@parameters
+class Everything(Review):
+    """A parameter of each kind, beside those of chapter 1: ``ratio``, ``threshold``, ``step`` and ``block``."""
+
+    thresholds: Cosines
+    ratios: Shares
+    repetitions: Count
+    step_counts: Counts
+    guidances: Guidances
+    strict: Flag
+    reference: Folder
+    schedule: ScheduleName
+
+
 GOOD = dict(
     threshold=0.9,
     thresholds=[0.8, 0.9],
@@ -586,11 +600,11 @@ CLASSES = "desert, snowy mountain, sea sunset"
         "output='/dev/null/out' must be a folder that can be written to, or made; '/dev/null' is none",
     ),
     (dict(output="a" * 300), "output='aaa", "must be a folder that can be written to, or made: File name too long"),
-    (dict(imges=3), "imges=3 is no parameter of this notebook (did you mean 'images'?); it has batch_size, block, classes"),
-    (dict(Steps=3), "Steps=3 is no parameter of this notebook (did you mean 'steps'?)"),
-    (dict(batchsize=3), "batchsize=3 is no parameter of this notebook (did you mean 'batch_size'?)"),
-    (dict(treshold=0.5), "treshold=0.5 is no parameter of this notebook (did you mean 'threshold'?)"),
-    (dict(zzz=None), "zzz=None is no parameter of this notebook; it has batch_size"),
+    (dict(imges=3), "imges=3 is no parameter of this study (did you mean 'images'?); it has batch_size, block, classes"),
+    (dict(Steps=3), "Steps=3 is no parameter of this study (did you mean 'steps'?)"),
+    (dict(batchsize=3), "batchsize=3 is no parameter of this study (did you mean 'batch_size'?)"),
+    (dict(treshold=0.5), "treshold=0.5 is no parameter of this study (did you mean 'threshold'?)"),
+    (dict(zzz=None), "zzz=None is no parameter of this study; it has batch_size"),
     (dict(threshold=1.01), "threshold=1.01 must be between -1 and 1"),
     (dict(threshold=None), "threshold=None must be a number, not NoneType"),
     (dict(thresholds=[]), "thresholds=[] must be a list of numbers, at least one"),
@@ -624,7 +638,7 @@ CLASSES = "desert, snowy mountain, sea sunset"
 def test_parameters_are_refused_before_anything_runs(what, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    refused(lambda: study.settle({**SMOKE, **GOOD, "output": "out", **what}, **OWN), *says)
+    refused(lambda: Everything.of({**SMOKE, **GOOD, "output": "out", **what}), *says)
     assert os.listdir() == []
 
 
@@ -632,11 +646,11 @@ def test_parameters_are_refused_before_anything_runs(what, says, tmp_path, monke
 def test_a_parameter_that_is_not_declared_is_named(name):
     given = {**SMOKE, **GOOD}
     del given[name]
-    refused(lambda: study.settle(given, **OWN), f"{name} is missing: this notebook's parameters are batch_size, block, classes")
+    refused(lambda: Everything.of(given), f"{name} is missing: the parameters are batch_size, block, classes")
 
 
 def test_the_good_parameters_are_good():
-    assert study.settle({**SMOKE, **GOOD}, **OWN).own["step"] == 2
+    assert Everything.of({**SMOKE, **GOOD}).step_shown == 2
 
 
 # The benchmark's command
@@ -673,7 +687,10 @@ def test_the_good_parameters_are_good():
     ("--device cuda:x", "device='cuda:x' must be a torch device"),
     ("--device cuda", "device='cuda': this machine's torch sees no CUDA device; use 'cpu'"),
     ("--dtype float8", "--dtype: invalid choice: 'float8' (choose from 'float32', 'float16', 'bfloat16')"),
-    ("--suite speed", "--suite: invalid choice: 'speed' (choose from 'operations', 'attention', 'memory', 'block', 'unet')"),
+    (
+        "--suite speed",
+        "--suite: invalid choice: 'speed' (choose from 'operations', 'attention', 'memory', 'block', 'unet', 'compiled')",
+    ),
     ("--suite memory", "suite='memory' needs a CUDA device"),
     ("--suite unet memory", "suite='memory' needs a CUDA device"),
     ("--architecture SD15", "--architecture: invalid choice: 'SD15' (choose from 'sd15', 'sd21', 'sdxl')"),
@@ -727,7 +744,7 @@ def contents(folder) -> dict:
 
 
 def setting(tmp_path, **change):
-    return study.settle({**SMOKE, "output": str(tmp_path / "out"), **change})
+    return Setting.of({**SMOKE, "output": str(tmp_path / "out"), **change})
 
 
 class Trap:

@@ -70,7 +70,7 @@ def test_notebooks_run_with_parameters_nobody_tried(notebook, arguments, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("-p", "imges", "3"), "imges=3 is no parameter of this notebook (did you mean 'images'?)"),
+        (("-p", "imges", "3"), "imges=3 is no parameter of this study (did you mean 'images'?)"),
         (("-p", "ratio", "0.9"), "ratio=0.9 must be between 0 and 0.75"),
     ],
 )

@@ -120,12 +120,12 @@ def test_the_others_finish_when_one_is_killed(loaded, whole, tmp_path, processes
 
 
 def arguments(folder, *more):
-    given = ["06_headline", "-f", str(ROOT / "data/presets/smoke.yaml"), "-p", "output", str(folder), "-p", "steps", "2"]
-    return [*given, "-p", "batch_size", "1", *more]
+    given = ["headline", "-f", str(ROOT / "data/presets/smoke.yaml"), "--output", str(folder), "--steps", "2"]
+    return [*given, "--batch-size", "1", *more]
 
 
 def test_the_command_ends_when_interrupted_and_goes_on_afterwards(loaded, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("catome.study.load", lambda setting: loaded)
+    monkeypatch.setattr(command, "load", lambda params: loaded)
     calls = []
 
     def interrupted(pipe, some, images, progress=None):
@@ -161,7 +161,7 @@ def test_accelerate_launches_it(tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "catome.study"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    given = arguments(tmp_path, "-p", "images", "0")
+    given = arguments(tmp_path, "--images", "0")
     done = subprocess.run([*launch, *given], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode != 0
     assert "images=0 must be at least 1" in done.stderr
@@ -200,22 +200,24 @@ def test_a_single_image_that_does_not_fit_is_an_error():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["05_chekpoint"], "study='05_chekpoint' is no notebook (did you mean '05_checkpoint_schedules'?)"),
-        (["01_tome_review"], "study='01_tome_review' has no cell tagged 'study'"),
-        (["06_headline", "-p", "imges", "3"], "imges=3 is no parameter of this notebook (did you mean 'images'?)"),
-        (["06_headline", "-p", "images", "0"], "images=0 must be at least 1"),
-        (["06_headline", "-p", "images", "{"], "images='{' must be a value as in YAML"),
-        (["06_headline", "-f", "nowhere.yaml"], "f='nowhere.yaml' must be a YAML file of parameters"),
-        (["06_headline", "-f", "Makefile"], "f='Makefile' must "),
-        (["06_headline", "-p", "model", "nowhere/at-all"], "nowhere/at-all"),
-        (["06_headline", "-p", "reference", "nowhere"], "reference='nowhere'"),
-        (["06_headline", "-p", "device", "cuda:99"], "device='cuda:99'"),
+        (["schedule"], "study='schedule' is no study (did you mean 'schedules'?); there are drift, sweep, schedules, headline"),
+        (["01_tome_review"], "study='01_tome_review' is no study"),
+        (["headline", "--imges", "3"], "imges=3 is no parameter of this study (did you mean 'images'?)"),
+        (["headline", "--images", "0"], "images=0 must be at least 1"),
+        (["headline", "--images", "{"], "images='{' must be a value as in YAML"),
+        (["headline", "images", "3"], "'images' is no option: parameters are given as --name value"),
+        (["headline", "-f", "nowhere.yaml"], "f='nowhere.yaml' must be a YAML file of parameters"),
+        (["headline", "-f", "Makefile"], "f='Makefile' must "),
+        (["headline", "--model", "nowhere/at-all"], "nowhere/at-all"),
+        (["headline", "--reference=nowhere"], "reference='nowhere'"),
+        (["headline", "--device", "cuda:99"], "device='cuda:99'"),
+        (["drift", "--timed"], "--timed: the study drift times nothing"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_message_before_anything_is_computed(given, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert command.main([*given, "-p", "output", str(tmp_path / "out")]) == 2
+    assert command.main([*given, "--output", str(tmp_path / "out")]) == 2
     out, err = capsys.readouterr()
     assert says in err
     assert out == ""
@@ -226,8 +228,8 @@ def test_what_is_wrong_is_said_in_one_message_before_anything_is_computed(given,
 def test_several_processes_do_not_compute_everything_again_each(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert command.main(["06_headline", "-p", "recompute", "true", "-p", "output", str(tmp_path / "out")]) == 2
+    assert command.main(["headline", "--recompute", "true", "--output", str(tmp_path / "out")]) == 2
     assert "recompute=True with 2 processes" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
-    assert command.main(["06_headline", "-p", "images", "0"]) == 2
+    assert command.main(["headline", "--images", "0"]) == 2
     assert capsys.readouterr().err == ""  # the first process says it

@@ -12,6 +12,8 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import types
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,14 +23,14 @@ import pytest
 import yaml
 from click import ClickException
 from PIL import Image
-from test_repository import ROOT
+from test_repository import PARAMETERS, ROOT
 
 import catome.study.__main__ as command
 from catome import study, tiny
 from catome.study import methods, paper, price, reference
 from catome.study.comparison import QUALITY
-from catome.study.parameters import COMMON
 from catome.study.store import Store
+from catome.study.studies import STUDIES, find
 
 BIN = Path(sys.executable).parent
 PAGES = ("gpu", "rerun", "services", "extend", "long_runs")
@@ -93,13 +95,9 @@ def check_make(words: list[str], page: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def check_parameters(notebook: Path, values: dict) -> None:
-    """As the notebook itself checks them, but that nothing needs to be there yet."""
-    sources = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
-    names = {"__name__": "__main__"}
-    exec(sources[0], names)
-    names |= {**values, "device": "cpu", "output": "_build/output"}
-    exec(next(source for source in sources if "settle(" in source), names)
+def check_parameters(kind: type[study.Setting], values: dict) -> None:
+    """As the notebook and the command check them, but that nothing needs to be there yet."""
+    kind.checked({**values, "device": "cpu", "output": "_build/output"})
 
 
 def check_papermill(words: list[str]) -> None:
@@ -109,17 +107,18 @@ def check_papermill(words: list[str]) -> None:
     notebook = ROOT / given["notebook_path"]
     assert notebook.is_file(), notebook
     assert given["kernel"] == "python3"
-    values = command.parameters([str(ROOT / file) for file in given["parameters_file"]], given["parameters"])
+    values = command.parameters([str(ROOT / file) for file in given["parameters_file"]], dict(given["parameters"]))
     for text in given["parameters_yaml"]:
         values |= yaml.safe_load(text)
-    check_parameters(notebook, values)
+    check_parameters(PARAMETERS[notebook.stem], values)
 
 
 def check_study(words: list[str]) -> None:
-    given = command._parser().parse_args(words)
-    notebook = ROOT / "notebooks" / f"{given.study}.ipynb"
-    assert given.study in command.studies()
-    check_parameters(notebook, command.parameters([str(ROOT / file) for file in given.files], given.pairs))
+    if words == ["--help"]:
+        return
+    own, given = command.split(words)
+    values = command.parameters([str(ROOT / file) for file in own.files], given)
+    check_parameters(find(own.study).Parameters, values)
 
 
 def check_pip(words: list[str], page: str) -> None:
@@ -227,15 +226,15 @@ def test_what_a_page_tells_to_type_is_understood(page, words):
         ".venv/bin/papermill notebooks/06_headline.ipynb out.ipynb -k python3 -p imges 3",
         ".venv/bin/papermill notebooks/06_headline.ipynb out.ipynb -k python3 -p ratio 0.9",
         ".venv/bin/papermill notebooks/06_headline.ipynb out.ipynb -k python3 --no-progress",
-        ".venv/bin/python -m catome.study 06_headlines",
-        ".venv/bin/python -m catome.study 06_headline -p threshold 2",
+        ".venv/bin/python -m catome.study headlines",
+        ".venv/bin/python -m catome.study headline --threshold 2",
         ".venv/bin/python -m catome.studies 06_headline",
         ".venv/bin/python -m catome.bench --devices cuda",
         ".venv/bin/python -c 'from catome.study import qualty'",
         ".venv/bin/python -c 'from catome.study import quality; quality.extractors()'",
         ".venv/bin/python -c 'from catome.study import quality; quality.extractor(embeded=False)'",
-        "torchrun --standalone -m catome.study 06_headline -p imges 3",
-        "accelerate launch --multi_gpus -m catome.study 06_headline",
+        "torchrun --standalone -m catome.study headline --imges 3",
+        "accelerate launch --multi_gpus -m catome.study headline",
         ".venv/bin/hf download somebody/model --incude x",
         ".venv/bin/jupyter lab notebooks/06_headlines.ipynb",
         "python -m pip install -c constraints.txt -e .[studdy]",
@@ -264,17 +263,17 @@ def test_links_lead_somewhere_and_search_engines_are_told(page):
 def test_the_numbers_of_the_gpu_page(capsys):
     text = re.sub(r"\s+", " ", TEXT["gpu"])
     images = {}
-    for name in ("03_pair_drift", "04_threshold_sweep", "05_checkpoint_schedules", "06_headline"):
-        files = [str(ROOT / "data/presets/paper.yaml"), str(ROOT / f"data/presets/paper/{name}.yaml")]
+    for name, module in STUDIES.items():
+        files = [str(ROOT / "data/presets/paper.yaml"), str(ROOT / f"data/presets/paper/{module.NOTEBOOK}.yaml")]
         assert command.main([name, "--count", *(word for file in files for word in ("-f", file))]) == 0
         images[name] = int(re.search(r"(\d+) images in \d+ ways", capsys.readouterr().out)[1])
-        assert f"| `{name}` | {images[name]:,} |" in text
+        assert f"| `{name}`, in `{module.NOTEBOOK}` | {images[name]:,} |" in text
     seconds = paper.METHODS["seconds"].iloc[0]
     assert (
-        f"At the {seconds:.2f} s of the paper's V100S, Table IV would be {images['06_headline'] * seconds / 3600:.0f} hours"
+        f"At the {seconds:.2f} s of the paper's V100S, Table IV would be {images['headline'] * seconds / 3600:.0f} hours"
         in text
     )
-    assert f"so {images['06_headline'] * 2048 * 2 / 1e6:.0f} MB for Table IV" in text
+    assert f"so {images['headline'] * 2048 * 2 / 1e6:.0f} MB for Table IV" in text
     numbers = price.WEIGHTS_BYTES / 2
     assert f"the weights take {2 * numbers / 1e9:.1f} GB in float16, being {numbers / 1e6:.0f} million numbers" in text
     assert f"the weights ({4 * numbers / 1e9:.1f} GB, since the files hold float32)" in text
@@ -308,7 +307,7 @@ def test_messages_that_the_pages_quote_are_said_somewhere():
     said = re.sub(r'"\s*\n\s*f?"', "", said)  # texts over several lines
     quoted = re.findall(r"^\| `([^`]+)` \|", TEXT["gpu"], re.M)
     assert len(quoted) >= 6
-    for message in [*quoted, "is no parameter of this notebook"]:
+    for message in [*quoted, "is no parameter of this study"]:
         assert message in said, message
 
 
@@ -318,7 +317,7 @@ def test_the_refusals_of_the_walk_are_those_of_the_notebook():
     for line in shown:
         name, value = re.match(r"(\w+)=(\S+)", line).groups()
         with pytest.raises(ValueError, match=re.escape(line)):
-            check_parameters(ROOT / "notebooks/01_tome_review.ipynb", smoke | {name: float(value)})
+            check_parameters(PARAMETERS["01_tome_review"], smoke | {name: float(value)})
 
 
 def test_the_pinned_torch_knows_the_gpus_that_the_page_names():
@@ -347,8 +346,10 @@ def test_the_way_to_table_iv_on_the_embedded_model(tmp_path):
     def run(words):
         words = [word.replace("presets/paper", "presets/smoke").replace("runs/", f"{tmp_path}/") for word in words]
         words = [word.replace(f"{tmp_path}/sd15/imagenet", str(real.parent)) for word in words]
-        if "-p" in words:
-            at = words.index(f"{tmp_path}/sd15/model")
+        at = words.index(f"{tmp_path}/sd15/model") if f"{tmp_path}/sd15/model" in words else None
+        if at is not None and words[at - 1] == "--model":
+            words = [*words[: at - 1], *words[at + 1 :], "--steps", "2"]
+        elif at is not None:
             words = [*words[: at - 2], *words[at + 1 :], "-p", "steps", "2"]
         words[0] = str(BIN / Path(words[0]).name)
         done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=OFFLINE)
@@ -378,11 +379,11 @@ def test_a_preset_of_ones_own_finds_its_real_images(tmp_path):
     subprocess.run(["bash", "-e"], input=block.replace("make book", ": make book"), text=True, check=True, cwd=tmp_path)
     for name in ("04_threshold_sweep", "05_checkpoint_schedules", "06_headline"):
         files = [str(tmp_path / "data/presets/mine.yaml"), str(tmp_path / f"data/presets/mine/{name}.yaml")]
-        values = command.parameters(files, [])
+        values = command.parameters(files)
         assert values["model"] == "runs/sd15/model"
         assert values["reference"] == "runs/sd15/imagenet/val"
         assert values["images"] == 2000
-        check_parameters(ROOT / f"notebooks/{name}.ipynb", values)
+        check_parameters(PARAMETERS[name], values)
 
 
 # the page about adding things
@@ -391,22 +392,22 @@ def test_a_preset_of_ones_own_finds_its_real_images(tmp_path):
 def test_the_preset_of_a_model_of_ones_own():
     (text,) = blocks("extend", "yaml")
     values = yaml.safe_load(text)
-    assert set(values) == set(COMMON)
-    setting = study.settle({**values, "device": "cpu"})
+    assert set(values) == set(study.Setting.names_of_parameters())
+    setting = study.Setting.of({**values, "device": "cpu"})
     assert setting.prompts[0] == "An oil painting of a harbour at night."
 
 
-def test_the_examples_of_what_can_be_added_run(tmp_path, monkeypatch):
+def test_the_examples_of_what_can_be_added_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.chdir(tmp_path)
-    examples = [block for block in blocks("extend", "python") if not block.startswith("# cell:")]
+    examples = [block for block in blocks("extend", "python") if not block.startswith(("# cell:", "# file:"))]
     assert len(examples) == 6
     names = {"__name__": "page"}
     for block in examples:
         exec(compile(block, "book/extend.md", "exec"), names)
     assert (tmp_path / "runs/mymodel/model_index.json").exists()
     setting, capped = names["setting"], names["capped"]
-    assert study.load(study.Setting(**{**vars(setting), "model": "runs/mymodel"})).unet.config.in_channels == 4
+    assert study.load(replace(setting, model="runs/mymodel")).unet.config.in_channels == 4
     assert len(names["best"]) == 3
 
     rows = Store(QUALITY, tmp_path / "runs/extend", None)
@@ -415,34 +416,41 @@ def test_the_examples_of_what_can_be_added_run(tmp_path, monkeypatch):
     assert max(share.max() for share in free) > 0.3  # there was something to cap
     assert all(abs(share.max() - 0.3) < 1e-2 for share in held)
 
-    # the chapter, by the command and as a notebook
-    monkeypatch.setattr(methods, "capped", capped, raising=False)
-    cells = [block for block in blocks("extend", "python") if block.startswith("# cell:")]
-    notebook = nbformat.v4.new_notebook()
-    for block in cells:
-        cell = nbformat.v4.new_code_cell(block.split("\n", 1)[1])
-        cell.metadata["tags"] = block.split("\n", 1)[0].removeprefix("# cell: ").split(", ")
-        notebook.cells.append(cell)
-    nbformat.write(notebook, tmp_path / "08_a_cap.ipynb")
-    arguments = [str(tmp_path / "08_a_cap.ipynb"), "-f", "data/presets/smoke.yaml", "-p", "output", str(tmp_path / "out")]
+    # the study, by the command and in its notebook
+    (source,) = (block for block in blocks("extend", "python") if block.startswith("# file:"))
+    module = types.ModuleType("catome.study.studies.windows")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(source, "windows.py", "exec"), vars(module))
+    monkeypatch.setitem(STUDIES, "windows", module)
+    monkeypatch.setattr(study.studies, "windows", module, raising=False)
+    arguments = ["windows", "-f", "data/presets/smoke.yaml", "--output", str(tmp_path / "out")]
+    assert command.main([*arguments, "--count"]) == 0
+    assert "6 images in 3 ways" in capsys.readouterr().out
     assert command.main(arguments) == 0
-    assert len(Store(QUALITY, tmp_path / "out", None).find()) == 4 * 2
-    shown = []
-    monkeypatch.setattr("catome.study.figures.say", shown.append)
+    assert len(Store(QUALITY, tmp_path / "out", None).find()) == 3 * 2
+    monkeypatch.setattr("catome.study.comparison.generate_batch", lambda *_: pytest.fail("it was made again"))
+    cells = [block for block in blocks("extend", "python") if block.startswith("# cell:")]
     namespace = {}
-    for cell in notebook.cells:
-        exec(cell.source, namespace)
-        if "parameters" in cell.metadata["tags"]:
-            smoke = command.parameters(["data/presets/smoke.yaml"], [])
-            namespace |= smoke | {"output": str(tmp_path / "out")}
-    assert "| 0.1 | 10% |" in shown[0]
+    for cell in cells:
+        exec(cell, namespace)
+        if cell.startswith("# cell: parameters"):
+            declared = {name: value for name, value in namespace.items() if name != "__builtins__"}
+            assert vars(module.Parameters.of(declared)) == vars(module.Parameters())
+            namespace |= command.parameters(["data/presets/smoke.yaml"]) | {"output": str(tmp_path / "out")}
+    table = namespace["found"].table()
+    assert list(table.index) == [2, 4]
+    assert (table["PSNR low"] <= table["PSNR"]).all()
+    lines = sum(len(block.splitlines()) for block in [source, *cells])
+    assert lines <= 80
 
     # as in every notebook
     def common(source):
-        return [line.split("  #")[0] for line in source.splitlines() if line.split(" = ")[0] in COMMON]
+        return [
+            line.split("  #")[0] for line in source.splitlines() if line.split(" = ")[0] in study.Setting.names_of_parameters()
+        ]
 
     theirs = nbformat.read(ROOT / "notebooks/06_headline.ipynb", 4).cells
-    assert common(notebook.cells[0].source) == common(next(c.source for c in theirs if c.cell_type == "code"))
+    assert common(cells[0]) == common(next(c.source for c in theirs if c.cell_type == "code"))
 
 
 def test_code_for_a_service_is_python():

@@ -9,21 +9,20 @@ import pytest
 from test_repository import ROOT
 
 from catome.study import price
-from catome.study.__main__ import parameters
 from catome.study.comparison import QUALITY
 from catome.study.drift import DRIFT
 from catome.study.store import Store
+from catome.study.studies import STUDIES, jobs
 
 SMOKE = ROOT / "data/presets"
 
 
 def smoke(study: str, **values) -> dict:
-    files = [SMOKE / "smoke.yaml", SMOKE / f"smoke/{study}.yaml"]
-    return parameters([str(file) for file in files if file.exists()], []) | values
+    return price.preset_of("smoke", STUDIES[study].NOTEBOOK) | values
 
 
 @pytest.mark.book
-@pytest.mark.parametrize("study", ["04_threshold_sweep", "03_pair_drift"])
+@pytest.mark.parametrize("study", ["sweep", "drift"])
 def test_a_study_generates_what_was_counted(study, tmp_path):
     values = smoke(study, output=str(tmp_path / "out"), images=3)
     counted = price.count(study, values)
@@ -32,7 +31,7 @@ def test_a_study_generates_what_was_counted(study, tmp_path):
     command = [sys.executable, "-m", "catome.study", study, "-f", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    if study == "04_threshold_sweep":
+    if study == "sweep":
         made = Store(QUALITY, tmp_path / "out", None).find().groupby("method")["image"].nunique()
         wanted = counted.drop_duplicates("method").set_index("method")["images"]
         # the shares of the fixed twins are known only afterwards
@@ -51,35 +50,30 @@ def test_a_study_generates_what_was_counted(study, tmp_path):
 
 def test_the_paper_study_is_counted_with_its_images():
     table = price.count_all("paper")
-    sweep = table[table["study"] == "04_threshold_sweep"]
+    sweep = table[table["study"] == "sweep"]
     assert set(sweep["images"]) == {2000}
     assert set(sweep["calls"]) == {51}
     assert {f"CA-ToMe(threshold={t:g}, schedule=every step)" for t in (0.4, 0.7, 1.0)} <= set(sweep["method"])
-    schedules = table[(table["study"] == "05_checkpoint_schedules") & (table["what"] == "images")]
+    schedules = table[(table["study"] == "schedules") & (table["what"] == "images")]
     assert sum("CON" in method for method in schedules["method"]) == 6
-    assert price.unet_calls(sweep) == 51 * 2000 * len(sweep)
+    assert jobs.unet_calls(sweep) == 51 * 2000 * len(sweep)
 
 
-def test_counting_leaves_the_studies_as_they_are():
-    from catome import study
-
-    before = {
-        name: getattr(study, name) for name in ("load", "compare", "drift_study", "real_images", "image_size", "lag_curves")
-    }
-    price.count("06_headline", smoke("06_headline"))
+def test_counting_refuses_what_the_study_refuses():
     with pytest.raises(ValueError, match="threshold=3"):
-        price.count("06_headline", smoke("06_headline", threshold=3))
-    assert {name: getattr(study, name) for name in before} == before
+        price.count("headline", smoke("headline", threshold=3))
+    with pytest.raises(ValueError, match="study='headlines' is no study"):
+        price.count("headlines", {})
 
 
 def test_the_command_counts_and_writes_nothing(tmp_path):
-    command = [sys.executable, "-m", "catome.study", "06_headline", "-f", str(SMOKE / "smoke.yaml"), "--count"]
-    done = subprocess.run([*command, "-p", "output", str(tmp_path / "out")], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-m", "catome.study", "headline", "-f", str(SMOKE / "smoke.yaml"), "--count"]
+    done = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "tomesd(ratio=0.5)" in done.stdout
     assert "U-Net calls" in done.stdout.splitlines()[-1]
     assert not (tmp_path / "out").exists()
-    done = subprocess.run([*command, "-p", "interval", "0"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([*command, "--interval", "0"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert "interval=0" in done.stderr
     assert "Traceback" not in done.stderr
@@ -118,7 +112,7 @@ def test_the_makespan_of_small_cases_by_hand():
 
 
 def test_pieces_are_what_processes_claim():
-    table = price.count("04_threshold_sweep", smoke("04_threshold_sweep", images=5, batch_size=2))
+    table = price.count("sweep", smoke("sweep", images=5, batch_size=2))
     phases = price.phases_of(table, 1.0)
     calls = table.groupby("phase")["calls"].sum()
     assert [len(pieces) for pieces in phases] == [3, 3]  # 2 + 2 + 1 images, for the sweep and then for the fixed shares

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from catome.study.parameters import COMMON
+from catome.study.parameters import Setting
+from catome.study.studies import STUDIES
+from catome.study.studies.chapters import CHAPTERS
 
 ROOT = Path(__file__).resolve().parents[1]
+PARAMETERS = CHAPTERS | {study.NOTEBOOK: study.Parameters for study in STUDIES.values()}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LIBRARY = [path for path in sorted((ROOT / "catome").rglob("*.py")) if path.parent.name not in ("study", "tiny")]
 
@@ -23,7 +26,12 @@ def test_notebooks_are_stored_without_outputs_and_have_parameters(notebook):
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
     tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     assert tagged == code[:1]
-    assert re.search(r"settle\(\s*globals\(\)", "".join(code[1]["source"]))
+    assert ".of(globals())" in "".join(code[1]["source"])
+    declared = {}
+    exec("".join(code[0]["source"]), declared)
+    del declared["__builtins__"]
+    kind = PARAMETERS[notebook.stem]
+    assert vars(kind.of(declared)) == vars(kind()), "the defaults of the class are those of the cell"
     for cell in code:  # a figure has a caption and a text for those who do not see it
         if "plt.show()" in "".join(cell["source"]):
             assert len(cell["metadata"]["mystnb"]["image"]["alt"]) > 20
@@ -32,7 +40,7 @@ def test_notebooks_are_stored_without_outputs_and_have_parameters(notebook):
 
 @pytest.mark.parametrize("preset", sorted((ROOT / "data/presets").glob("*.yaml")), ids=lambda path: path.stem)
 def test_presets_set_every_common_parameter(preset):
-    assert set(yaml.safe_load(preset.read_text())) == set(COMMON)
+    assert set(yaml.safe_load(preset.read_text())) == set(Setting.names_of_parameters())
 
 
 def test_the_library_imports_neither_models_nor_studies():

@@ -33,9 +33,7 @@ TABLE = Table("numbers", 1, {"version": pa.int16(), "image": pa.int32(), "t": pa
 
 
 def setting(tmp_path, **change):
-    base = Setting(
-        "tiny", None, "A high quality photograph of a {}.", 3, 4, 7.5, 0.0, None, None, 0, "cpu", "float32", 2, str(tmp_path)
-    )
+    base = Setting(images=3, steps=4, batch_size=2, output=str(tmp_path))
     return replace(base, **change)
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import yaml
@@ -6,14 +8,15 @@ from test_repository import ROOT
 import catome
 from catome import study, tiny
 from catome.study import figures
-from catome.study.parameters import COMMON, imagenet_classes
+from catome.study.parameters import Setting, imagenet_classes
+from catome.study.studies.chapters import Review
 
 SMOKE = yaml.safe_load((ROOT / "data/presets/smoke.yaml").read_text())
 PAPER = yaml.safe_load((ROOT / "data/presets/paper.yaml").read_text())
 
 
-def settle(own=None, **change):
-    return study.settle({**SMOKE, "threshold": 0.9, "step": 2, **change}, threshold="cosine", step="step", **(own or {}))
+def settle(**change):
+    return Review.of({**SMOKE, "threshold": 0.9, "ratio": 0.5, "step": 2, "block": 0, **change})
 
 
 def test_settle_keeps_what_was_given():
@@ -21,7 +24,8 @@ def test_settle_keeps_what_was_given():
     assert setting.embedded
     assert setting.names == ["desert", "lighthouse", "desert", "lighthouse", "desert"]
     assert setting.prompts[1] == tiny.prompt("lighthouse")
-    assert setting.own == {"threshold": 0.9, "step": 2}
+    assert (setting.threshold, setting.step_shown) == (0.9, 2)
+    assert settle(step=None, steps=50).step_shown == 20
     assert settle(classes="volcano, desert").classes == ["volcano", "desert"]
     assert settle(classes=None, images=12).names == list(tiny.CLASSES)
 
@@ -38,7 +42,7 @@ def test_the_papers_classes_are_imagenets():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (dict(imges=3), "imges=3 is no parameter of this notebook (did you mean 'images'?)"),
+        (dict(imges=3), "imges=3 is no parameter of this study (did you mean 'images'?)"),
         (dict(images=0), "images=0 must be at least 1"),
         (dict(images=2.5), "images=2.5 must be an integer"),
         (dict(steps="ten"), "steps='ten' must be an integer"),
@@ -76,8 +80,8 @@ def test_bad_parameters_are_named_before_anything_runs(change, says):
 
 def test_missing_parameters_are_named():
     with pytest.raises(ValueError, match="seed is missing"):
-        study.settle({name: value for name, value in SMOKE.items() if name != "seed"})
-    assert set(SMOKE) == set(COMMON)
+        Setting.of({name: value for name, value in SMOKE.items() if name != "seed"})
+    assert set(SMOKE) == set(Setting.names_of_parameters())
 
 
 def test_images_do_not_depend_on_the_batch_size(pipe):
@@ -129,5 +133,5 @@ def test_the_real_loading_path_reads_a_diffusers_folder(pipe, tmp_path):
     """What loads Stable Diffusion v1.5, on a pipeline saved to disk in the same format."""
     pipe.save_pretrained(tmp_path)
     setting = settle()
-    other = study.load(study.Setting(**{**vars(setting), "model": str(tmp_path)}))
+    other = study.load(replace(setting, model=str(tmp_path)))
     assert np.array_equal(study.generate(pipe, setting), study.generate(other, setting))

@@ -1,7 +1,7 @@
 """What the notebooks call: parameters, generation, the studies and their figures."""
 
 from catome.policy.schedule import Auto, derive
-from catome.study import accounting, accounting_figures, figures, methods, paper, quality
+from catome.study import accounting, accounting_figures, figures, methods, paper, quality, studies
 from catome.study.bench import bench_rows
 from catome.study.comparison import compare, cost, timed_on
 from catome.study.drift import (
@@ -49,6 +49,7 @@ __all__ = [
     "real_images",
     "shares_above",
     "similarity_study",
+    "studies",
     "timed_on",
     "tokens_of",
     "weakest_merged",

@@ -57,7 +57,8 @@ def _one_of(*allowed: str) -> Callable:
     return check
 
 
-def _device(name: str, value) -> str:
+def usable_device(name: str, value) -> str:
+    """Check that this machine's torch has a device, and return its name."""
     try:
         device = torch.device(value)
     except (RuntimeError, TypeError):
@@ -87,7 +88,8 @@ def _template(name: str, value) -> str:
     return value
 
 
-def _folder(name: str, value) -> str:
+def writable_folder(name: str, value) -> str:
+    """Check that a folder can be written to, or made, without making it."""
     path = Path(_text(name, value))
     try:
         made = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
@@ -187,10 +189,10 @@ class Setting:
     height: Annotated[int | None, _by(_size)] = None
     width: Annotated[int | None, _by(_size)] = None
     seed: Annotated[int, _by(_integer(0, 10**12))] = 0
-    device: Annotated[str, _by(_device)] = "cpu"
+    device: Annotated[str, _by(usable_device)] = "cpu"
     dtype: Annotated[str, _by(_one_of(*DTYPES))] = "float32"
     batch_size: Count = 12
-    output: Annotated[str, _by(_folder)] = "_build/output"
+    output: Annotated[str, _by(writable_folder)] = "_build/output"
 
     @model_validator(mode="after")
     def _fits_the_model(self) -> Self:
