@@ -43,7 +43,7 @@ def _checked(check: Callable, *arguments):
 
 
 def _parser(bench) -> argparse.ArgumentParser:
-    from catome.study.parameters import DTYPES, usable_device
+    from catome.study.run.parameters import DTYPES, usable_device
 
     def device(text: str) -> str:
         if text.split(":")[0] not in ("cpu", "cuda"):
@@ -85,9 +85,9 @@ def _parser(bench) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (by default the process's); exits with 2 where they are wrong or something is missing."""
     try:
-        from catome.study import bench
-        from catome.study.parameters import writable_folder
-        from catome.study.store import RECORDED
+        from catome.study.bench import suites as bench
+        from catome.study.run.parameters import writable_folder
+        from catome.study.run.store import RECORDED
     except ModuleNotFoundError as error:
         print(f"{error.name} is missing: pip install 'catome[study,peers]'", file=sys.stderr)
         return 2

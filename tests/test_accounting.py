@@ -10,8 +10,8 @@ from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 import catome
-from catome.study import accounting, accounting_figures
-from catome.study.accounting import (
+from catome.study.costs import accounting
+from catome.study.costs.accounting import (
     ARCHITECTURES,
     DEVICES,
     FORMULAS,
@@ -23,6 +23,7 @@ from catome.study.accounting import (
     parts,
     roofline_seconds,
 )
+from catome.study.plots import accounting_figures
 
 TEXT, CROSS = 77, 24
 # at 64 px three topmost blocks of 64 tokens and 32 channels, one below of 16 tokens and 64 channels

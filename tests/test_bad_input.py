@@ -31,8 +31,8 @@ from catome.patch import applied_patch
 from catome.policy.refresh import broken_share
 from catome.policy.schedule import derive
 from catome.policy.staleness import total_staleness
-from catome.study import quality
-from catome.study.parameters import (
+from catome.study.measure import quality
+from catome.study.run.parameters import (
     Cosines,
     Count,
     Counts,
@@ -44,7 +44,7 @@ from catome.study.parameters import (
     Shares,
     parameters,
 )
-from catome.study.store import Store, Table
+from catome.study.run.store import Store, Table
 from catome.study.studies.chapters import Review
 from catome.tensors.matching import split_tokens
 
@@ -709,7 +709,7 @@ def test_the_command_refuses_and_measures_nothing(what, says, tmp_path, monkeypa
 
 
 def stopped(arguments, says, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("catome.study.bench.run", lambda *_, **__: pytest.fail("it was accepted"))
+    monkeypatch.setattr("catome.study.bench.suites.run", lambda *_, **__: pytest.fail("it was accepted"))
     with pytest.raises(SystemExit) as caught:
         bench.main(arguments)
     assert caught.value.code == 2
@@ -1144,7 +1144,7 @@ def test_a_description_that_says_nothing_of_a_checksum_is_passed_over(beside, tm
 
 
 @cases(
-    (lambda folder: Store("numbers", folder), "table='numbers' must be a catome.study.store.Table, not str"),
+    (lambda folder: Store("numbers", folder), "table='numbers' must be a catome.study.run.store.Table, not str"),
     (lambda folder: Store(TABLE, None), "folder=None must be a path, not NoneType"),
     (lambda folder: Store(TABLE, 5), "folder=5 must be a path, not int"),
     (lambda folder: Store(TABLE, folder, 5), "recorded=5 must be a path, or None for none, not int"),
@@ -1202,7 +1202,7 @@ CANNOT = "cannot be written as JSON: it must be text, finite numbers, True, Fals
     (dict(rows=[ROW | {"image": 2**40}]), "rows do not fit the columns of numbers: ", f"{2**40}", "column image"),
     (dict(rows=[ROW | {"image": 2**70}]), "rows do not fit the columns of numbers: "),
     (dict(rows=[ROW | {"value": [1]}]), "rows do not fit the columns of numbers: ", "column value"),
-    (dict(run=None), "run=None must be a dict, as catome.study.store.provenance makes it, not NoneType"),
+    (dict(run=None), "run=None must be a dict, as catome.study.run.store.provenance makes it, not NoneType"),
     (dict(run="r"), "run='r' must be a dict"),
     (dict(run={}), "run['id']=None must be a text of letters, digits, _ and -"),
     (dict(run={"id": ""}), "run['id']='' must be a text of letters"),

@@ -15,9 +15,11 @@ from catome import patch
 from catome.bench import main
 from catome.policy import rates
 from catome.runtime import state
-from catome.study import bench, bench_layers, methods
-from catome.study.bench import BENCH, Call, Contender, Options, Point, ratio, summary, take_turns, targets
-from catome.study.store import Store
+from catome.study import methods
+from catome.study.bench import layers as bench_layers
+from catome.study.bench import suites as bench
+from catome.study.bench.suites import BENCH, Call, Contender, Options, Point, ratio, summary, take_turns, targets
+from catome.study.run.store import Store
 
 SMALL = dict(
     sample_size=8,
@@ -172,7 +174,7 @@ def test_a_bug_is_no_note():
 
 def test_after_the_deadline_only_the_first_round_is_finished(monkeypatch):
     now = iter(range(100))
-    monkeypatch.setattr("catome.study.bench.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("catome.study.bench.suites.time.monotonic", lambda: next(now))
     samples, _ = take_turns(logging([], "a", "b"), 10, second, deadline=2)
     assert [len(own) for own in samples.values()] == [4, 4]
     samples, _ = take_turns(logging([], "a", "b"), 10, second, deadline=-1)
@@ -200,7 +202,7 @@ def test_only_a_checkpoint_step_matches(monkeypatch):
     contenders = {c.method: c.calls[0].run for c in bench.operations(TOKENS, "cpu")}
     matched = []
     real = bench.match
-    monkeypatch.setattr("catome.study.bench.match", lambda *a, **k: matched.append(1) or real(*a, **k))
+    monkeypatch.setattr("catome.study.bench.suites.match", lambda *a, **k: matched.append(1) or real(*a, **k))
     monkeypatch.setattr("tomesd.merge.bipartite_soft_matching_random2d", lambda *a, **k: matched.append(2))
     contenders[f"catome {bench.CACHED}"]()
     contenders[f"tomesd {bench.CACHED}"]()
@@ -274,7 +276,7 @@ def test_every_method_does_something_at_the_given_share_and_leaves_nothing(mergi
 
 def test_who_reduces_nothing_is_left_out(monkeypatch):
     idle = methods.Method("idle", "idle", lambda pipe: nullcontext(pipe))
-    monkeypatch.setattr("catome.study.bench.methods.todo", lambda: idle)
+    monkeypatch.setattr("catome.study.bench.suites.methods.todo", lambda: idle)
     rows = pd.DataFrame(bench.measure(UNET, "cpu", second)).set_index("method")
     assert rows.loc["ToDo", "note"] == "reduces no tokens here"
     assert math.isnan(rows.loc["ToDo", "seconds"])
@@ -307,7 +309,7 @@ def test_peak_memory_is_of_a_checkpoint_and_a_cached_call_with_fused_and_unfused
         return unet, noted
 
     monkeypatch.setattr(bench, "_caller", caller)
-    monkeypatch.setattr("catome.study.bench.methods.peak_memory", lambda device: lambda: len(seen))
+    monkeypatch.setattr("catome.study.bench.suites.methods.peak_memory", lambda device: lambda: len(seen))
     rows = bench.measure(Point("memory", "small", "float32", 1, 64, 64, 16, 0.5, 1), "cpu", second)
     fused = "AttnProcessor2_0"
     order = [(False, fused), (True, fused), (False, "AttnProcessor"), (True, "AttnProcessor")]
@@ -505,7 +507,7 @@ def test_each_point_is_kept_when_it_is_done(tmp_path, monkeypatch):
 
 def test_record_writes_where_the_repository_keeps_its_results(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("catome.study.store.RECORDED", tmp_path / "shipped")
+    monkeypatch.setattr("catome.study.run.store.RECORDED", tmp_path / "shipped")
     assert main([*QUICK, "--suite", "operations", "--record"]) == 0
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["bench.json", "bench.parquet", "shipped"]
     assert pq.read_table(tmp_path / "shipped/bench.parquet").num_rows == 14

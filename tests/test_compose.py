@@ -7,9 +7,10 @@ import pytest
 import torch
 from test_results import setting
 
-from catome.study import compose, methods
-from catome.study.compose import Tried, chosen, frontier, judged, predicted, promising, report, search
+from catome.study import methods
 from catome.study.methods import Method
+from catome.study.studies import compose
+from catome.study.studies.compose import Tried, chosen, frontier, judged, predicted, promising, report, search
 
 
 class Polynomial(torch.nn.Module):
@@ -144,7 +145,7 @@ def test_the_search_from_end_to_end(pipe, tmp_path, monkeypatch):
     assert labels == [few["merged keys"][0].label, few["forecast"][0].label, together]
     assert all(one.seconds > 0 for one in found)
     assert found[2].psnr < found[0].psnr
-    monkeypatch.setattr("catome.study.comparison.generate_batch", lambda *_: pytest.fail("it was made again"))
+    monkeypatch.setattr("catome.study.measure.comparison.generate_batch", lambda *_: pytest.fail("it was made again"))
     again = search(pipe, asked, recorded=None)
     assert [(one.method.label, one.psnr, one.seconds) for one in again] == [
         (one.method.label, one.psnr, one.seconds) for one in found

@@ -10,10 +10,10 @@ from test_results import setting
 import catome
 from catome.patch import applied_patch
 from catome.study import methods
-from catome.study.comparison import QUALITY
-from catome.study.frontier import SCORES, SEED, _ratio, frontier, scores_left
-from catome.study.quality import mean_interval
-from catome.study.store import RECORDED, Store
+from catome.study.measure.comparison import QUALITY
+from catome.study.measure.quality import mean_interval
+from catome.study.run.store import RECORDED, Store
+from catome.study.studies.frontier import SCORES, SEED, _ratio, frontier, scores_left
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,11 +66,11 @@ def test_the_table_says_what_the_rows_say(made):
 def test_scores_are_those_of_all_rows_and_are_kept(made, loaded, monkeypatch):
     asked, found = made
     method = methods.named_configuration(catome.RECOMMENDED, "EVEN_13")
-    monkeypatch.setattr("catome.study.frontier.generate_batch", lambda *_: pytest.fail("it was made again"))
+    monkeypatch.setattr("catome.study.studies.frontier.generate_batch", lambda *_: pytest.fail("it was made again"))
     assert scores_left(loaded, asked, method, recorded=None) == found.scores[method.label]
     monkeypatch.undo()
     with method.applied(loaded):
-        from catome.study.generate import generate_batch
+        from catome.study.run.generate import generate_batch
 
         generate_batch(loaded, asked, range(2))
         said = catome.summary(loaded)

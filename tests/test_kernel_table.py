@@ -8,8 +8,8 @@ from io import StringIO
 import pandas as pd
 import pytest
 
-from catome.study.accounting import DEVICES
-from catome.study.kernel_table import GPUS, KERNELS, SHARED_KIB, SIZES, kernel_table, least_times
+from catome.study.bench.kernel_table import GPUS, KERNELS, SHARED_KIB, SIZES, kernel_table, least_times
+from catome.study.costs.accounting import DEVICES
 
 pytest.importorskip("triton")
 
@@ -19,7 +19,7 @@ TENSOR_CORES = {80: "mma", 89: "mma", 90: "wgmma", 100: "tcgen05.mma"}
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
     """In a process of its own: in this one the kernels may have been imported to be interpreted."""
-    program = "from catome.study.kernel_table import kernel_table; print(kernel_table().to_csv(index=False))"
+    program = "from catome.study.bench.kernel_table import kernel_table; print(kernel_table().to_csv(index=False))"
     surroundings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=surroundings)
     assert run.returncode == 0, run.stderr

@@ -149,6 +149,18 @@ def test_what_the_kernels_do_not_take():
             assert kernels.usable(torch.zeros(1, device="cuda", requires_grad=True))
 
 
+def test_of_equal_dst_tokens_in_different_blocks_the_first_is_taken():
+    """The search goes over dst tokens block by block; a tie between two blocks goes to the earlier one."""
+    tokens = torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE).repeat(1, 32 * 32, 1)
+    src, dst = split_tokens((32, 32), (2, 2), device=DEVICE)
+    assert len(dst) == 256
+    _, best = kernels.best_matches_of(tokens, src, dst)
+    assert (best == dst[0]).all()
+    tokens[0, dst[:128]] *= -1  # nothing in the first blocks comes near
+    _, best = kernels.best_matches_of(tokens, src, dst)
+    assert (best == dst[128]).all()
+
+
 @pytest.mark.skipif(GPU, reason="the embedded model is compared on the CPU")
 @pytest.mark.parametrize("amount", [{"ratio": 0.5}, {"threshold": 0.9}])
 def test_a_generation_by_kernels_is_that_by_torch(generate, pipe, monkeypatch, amount):

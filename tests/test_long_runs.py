@@ -18,11 +18,12 @@ from test_repository import ROOT
 from test_results import setting
 
 import catome.study.__main__ as command
-from catome.study import compare, drift, drift_study, methods
-from catome.study.comparison import QUALITY
-from catome.study.drift import DRIFT, STALENESS
-from catome.study.generate import by_halves, generate_batch
-from catome.study.store import Store
+from catome.study import compare, drift_study, methods
+from catome.study.measure import drift
+from catome.study.measure.comparison import QUALITY
+from catome.study.measure.drift import DRIFT, STALENESS
+from catome.study.run.generate import by_halves, generate_batch
+from catome.study.run.store import Store
 
 KILLS = int(os.environ.get("KILLS", "20"))
 fork = multiprocessing.get_context("fork")
@@ -134,7 +135,7 @@ def test_the_command_ends_when_interrupted_and_goes_on_afterwards(loaded, tmp_pa
             raise KeyboardInterrupt
         return generate_batch(pipe, some, images, progress)
 
-    monkeypatch.setattr("catome.study.comparison.generate_batch", interrupted)
+    monkeypatch.setattr("catome.study.measure.comparison.generate_batch", interrupted)
     assert command.main(arguments(tmp_path)) == 130
     assert f"what was done is in {tmp_path}, and the same command goes on from there" in capsys.readouterr().err
     assert len(Store(QUALITY, tmp_path, None).find()) == 9  # the first image by all methods
@@ -177,8 +178,8 @@ def test_a_batch_that_does_not_fit_is_halved(loaded, tmp_path, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return generate_batch(pipe, given, images, progress)
 
-    monkeypatch.setattr("catome.study.comparison.generate_batch", small)
-    monkeypatch.setattr("catome.study.drift.generate_batch", small)
+    monkeypatch.setattr("catome.study.measure.comparison.generate_batch", small)
+    monkeypatch.setattr("catome.study.measure.drift.generate_batch", small)
     with pytest.warns(UserWarning, match="out of memory with batches of 5: going on with 3"):
         found = compare(loaded, some, ways, folder=tmp_path / "b", recorded=None).rows
     assert found["image"].tolist() == expected["image"].tolist()
@@ -200,7 +201,10 @@ def test_a_single_image_that_does_not_fit_is_an_error():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["schedule"], "study='schedule' is no study (did you mean 'schedules'?); there are drift, sweep, schedules, headline"),
+        (
+            ["schedule"],
+            "study='schedule' is no study (did you mean 'schedules'?); there are drift, sweep, schedules, headline, frontier",
+        ),
         (["01_tome_review"], "study='01_tome_review' is no study"),
         (["headline", "--imges", "3"], "imges=3 is no parameter of this study (did you mean 'images'?)"),
         (["headline", "--images", "0"], "images=0 must be at least 1"),

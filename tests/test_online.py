@@ -70,6 +70,19 @@ def test_tolerance_decides_how_often_pairs_are_found(pipe, generate, amount):
     assert made[1.0] < made[0.3] <= made[0.0]
 
 
+def test_pairs_that_all_hold_are_kept_without_any_tolerance(pipe):
+    """Nothing is broken, which is no more than is tolerated."""
+    unet = pipe.unet
+    sample = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    text = torch.zeros(1, 77, unet.config.cross_attention_dim)
+    times = torch.arange(500, 494, -1)
+    with catome.patched(unet, catome.PAPER, threshold=-1.0, schedule=Auto(0.0)), torch.no_grad():
+        for timestep in times:
+            unet(sample, timestep, text)
+        found = {attention.found_at for attention in catome.summary(unet).attentions}
+    assert found == {(0,)}  # no pair is below the threshold of -1
+
+
 def test_no_tolerance_leaves_no_pair_below_the_threshold(pipe, generate):
     with catome.patched(pipe, catome.PAPER, threshold=0.8, schedule=Auto(0.0)), catome.probe(pipe, keep_tokens=True) as record:
         generate(["volcano", "desert"], steps=5)

@@ -27,10 +27,12 @@ from test_repository import PARAMETERS, ROOT
 
 import catome.study.__main__ as command
 from catome import study, tiny
-from catome.study import methods, paper, price, reference
-from catome.study.comparison import QUALITY
-from catome.study.store import Store
-from catome.study.studies import STUDIES, find
+from catome.study import methods, paper
+from catome.study.costs import estimate
+from catome.study.measure import real_images as reference
+from catome.study.measure.comparison import QUALITY
+from catome.study.run.store import Store
+from catome.study.studies import OF_CHAPTERS, STUDIES, find
 
 BIN = Path(sys.executable).parent
 PAGES = ("gpu", "rerun", "services", "extend", "long_runs")
@@ -263,7 +265,7 @@ def test_links_lead_somewhere_and_search_engines_are_told(page):
 def test_the_numbers_of_the_gpu_page(capsys):
     text = re.sub(r"\s+", " ", TEXT["gpu"])
     images = {}
-    for name, module in STUDIES.items():
+    for name, module in OF_CHAPTERS.items():
         files = [str(ROOT / "data/presets/paper.yaml"), str(ROOT / f"data/presets/paper/{module.NOTEBOOK}.yaml")]
         assert command.main([name, "--count", *(word for file in files for word in ("-f", file))]) == 0
         images[name] = int(re.search(r"(\d+) images in \d+ ways", capsys.readouterr().out)[1])
@@ -274,7 +276,7 @@ def test_the_numbers_of_the_gpu_page(capsys):
         in text
     )
     assert f"so {images['headline'] * 2048 * 2 / 1e6:.0f} MB for Table IV" in text
-    numbers = price.WEIGHTS_BYTES / 2
+    numbers = estimate.WEIGHTS_BYTES / 2
     assert f"the weights take {2 * numbers / 1e9:.1f} GB in float16, being {numbers / 1e6:.0f} million numbers" in text
     assert f"the weights ({4 * numbers / 1e9:.1f} GB, since the files hold float32)" in text
     assert reference.PER_CLASS * 1000 == 5000
@@ -428,7 +430,7 @@ def test_the_examples_of_what_can_be_added_run(tmp_path, monkeypatch, capsys):
     assert "6 images in 3 ways" in capsys.readouterr().out
     assert command.main(arguments) == 0
     assert len(Store(QUALITY, tmp_path / "out", None).find()) == 3 * 2
-    monkeypatch.setattr("catome.study.comparison.generate_batch", lambda *_: pytest.fail("it was made again"))
+    monkeypatch.setattr("catome.study.measure.comparison.generate_batch", lambda *_: pytest.fail("it was made again"))
     cells = [block for block in blocks("extend", "python") if block.startswith("# cell:")]
     namespace = {}
     for cell in cells:

@@ -9,8 +9,8 @@ from PIL import Image
 from test_book import papermill
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from catome.study.bench import random_unet
-from catome.study.parameters import imagenet_classes
+from catome.study.bench.suites import random_unet
+from catome.study.run.parameters import imagenet_classes
 
 pytestmark = pytest.mark.book
 

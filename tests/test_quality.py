@@ -1,5 +1,7 @@
 """Metrics, methods, and the studies that put them together."""
 
+import itertools
+from contextlib import contextmanager
 from dataclasses import replace
 from urllib.error import URLError
 
@@ -8,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import torch_fidelity
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -16,11 +19,13 @@ from torch_fidelity.utils import create_feature_extractor
 
 import catome
 from catome import tiny
-from catome.study import figures, methods, quality
-from catome.study.comparison import COST, compare, cost, timed_blocks, timed_on
-from catome.study.drift import checkpoints_made, held_out
-from catome.study.generate import generate_batch
-from catome.study.reference import image_files, read_image, real_images
+from catome.study import methods
+from catome.study.measure import quality
+from catome.study.measure.comparison import COST, compare, cost, timed_blocks, timed_on
+from catome.study.measure.drift import checkpoints_made, held_out
+from catome.study.measure.real_images import image_files, read_image, real_images
+from catome.study.plots import figures
+from catome.study.run.generate import generate_batch
 from catome.tiny.evaluate import HELD_OUT
 from catome.tiny.features import LAYER, register
 
@@ -173,6 +178,86 @@ def test_todo_has_a_quarter_of_the_keys(pipe, tmp_path):
     assert set(keys) == {256}
 
 
+def test_todo_keeps_the_top_left_token_of_each_window(pipe, tmp_path):
+    seen = []
+    attention = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    with methods.todo(2).applied(pipe):
+        handle = attention.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+        generate_batch(pipe, setting(tmp_path, images=1, steps=2), range(1))
+        handle.remove()
+    args, kwargs = seen[0]
+    grid = args[0].unflatten(1, (32, 32))
+    assert torch.equal(kwargs["encoder_hidden_states"], grid[:, 0::2, 0::2].flatten(1, 2))
+    assert not torch.equal(kwargs["encoder_hidden_states"], grid[:, 1::2, 1::2].flatten(1, 2))
+
+
+@pytest.mark.parametrize(("interval", "deep"), [(2, 5), (3, 4), (5, 2)])
+def test_deep_cache_runs_the_deep_part_every_so_many_steps(pipe, tmp_path, interval, deep):
+    """Of 9 steps, which are 10 calls, those at 0, interval, 2 * interval ..."""
+    calls = []
+    with methods.deep_cache(interval).applied(pipe):
+        inner = pipe.unet.mid_block.forward
+        pipe.unet.mid_block.forward = lambda *args, **kwargs: calls.append(1) or inner(*args, **kwargs)
+        generate_batch(pipe, setting(tmp_path, images=1, steps=9), range(1))
+    assert len(calls) >= 10  # it wraps the whole block, and skips what is inside
+    inside = []
+    handle = pipe.unet.mid_block.resnets[0].register_forward_hook(lambda *_: inside.append(1))
+    with methods.deep_cache(interval).applied(pipe):
+        generate_batch(pipe, setting(tmp_path, images=1, steps=9), range(1))
+    handle.remove()
+    assert len(inside) == deep
+
+
+def test_features_are_compared_with_the_unmerged_image_of_the_same_seed(pipe, tmp_path):
+    chosen = setting(tmp_path, images=2)
+    found = compare(pipe, chosen, [methods.unmerged(), methods.tome(0.75)], recorded=None)
+    plain, merged = (found.features(method) for method in found.methods)
+    away = np.linalg.norm(merged - plain, axis=1)
+    assert np.allclose(found.of("ToMe(ratio=0.75, schedule=every step)")["feature_distance"], away, rtol=0.02)
+    assert not np.allclose(np.linalg.norm(merged - plain[::-1], axis=1), away, rtol=0.1)
+
+
+def test_methods_take_turns(pipe, tmp_path, monkeypatch):
+    """Each round begins with another one, so that what the machine does meanwhile hits all alike."""
+    order = []
+    ways = []
+    for name in "abc":
+
+        @contextmanager
+        def applied(pipe, name=name):
+            order.append(name)
+            yield pipe
+
+        ways.append(methods.Method(name, name, applied))
+    cost(pipe, setting(tmp_path, images=1, batch_size=1, steps=1), ways, repetitions=3, recorded=None)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"  # the warm-up first
+
+
+def test_kid_is_over_subsets_of_a_hundred():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(150, 8)).astype(np.float32)
+    b = rng.normal(0.2, 1, size=(150, 8)).astype(np.float32)
+    assert quality.kid(a, b) == quality.kid(a, b, subset=100)
+    assert quality.kid(a, b) != quality.kid(a, b, subset=10)
+
+
+def test_an_online_schedule_is_counted_in_the_rows_with_a_prompt(pipe, tmp_path):
+    chosen = setting(tmp_path, images=2, batch_size=2, steps=8)
+    method = methods.ca_tome(0.8, catome.Auto(0.05))
+    count, _ = checkpoints_made(pipe, chosen, method, np.zeros((9, 9)))
+    with method.applied(pipe), catome.probe(pipe) as record:
+        generate_batch(pipe, chosen, range(2))
+
+    def found(rows) -> float:
+        made = []
+        for block, row in itertools.product(range(len(record.blocks())), rows):
+            plans = [record.at(step, block).plan.target[row] for step in record.steps()]
+            made.append(1 + sum(not torch.equal(a, b) for a, b in itertools.pairwise(plans)))
+        return float(np.mean(made))
+
+    assert count == found([2, 3]) != found([0, 1])
+
+
 def test_compare_and_its_record(pipe, tmp_path, monkeypatch):
     made = []
     real = generate_batch
@@ -181,7 +266,7 @@ def test_compare_and_its_record(pipe, tmp_path, monkeypatch):
         made.append(list(images))
         return real(pipe, chosen, images, *rest)
 
-    monkeypatch.setattr("catome.study.comparison.generate_batch", counted)
+    monkeypatch.setattr("catome.study.measure.comparison.generate_batch", counted)
     chosen, asked = setting(tmp_path), [methods.unmerged(), methods.ca_tome(0.9, None), methods.tome(0.5)]
     real_set = real_images(chosen, quality.extractor(embedded=True), (128, 128), per_class=2)
     found = compare(pipe, chosen, asked, real_set, recorded=None)
@@ -462,6 +547,23 @@ def test_without_inception_the_scene_extractor_takes_its_place_and_says_so(monke
     large = np.asarray(Image.fromarray(scene).resize((320, 256), Image.Resampling.NEAREST))
     assert net(np.stack([large, large])).shape == (2, 128)
     assert np.allclose(net(scene[None]), quality.extractor(embedded=True)(scene[None]), atol=1e-4)
+
+
+def test_the_jackknife_leaves_out_one_of_each_class():
+    """Classes far apart, each with a spread of 1: of the mean over 10 of each, the standard error is 1 / sqrt(120)."""
+    rng = np.random.default_rng(3)
+    widths = []
+    drawn = []
+    for _ in range(30):
+        classes = np.tile(np.arange(12), 10)
+        values = 100.0 * classes + rng.normal(size=120)
+        mean, low, high = quality.jackknife(lambda x: float(x.mean()), values, groups=np.repeat(np.arange(10), 12))
+        widths.append((high - low) / 2 / 1.96)
+        drawn.append(mean)
+        blind = quality.jackknife(lambda x: float(x.mean()), values)
+        assert blind[2] - blind[1] > 10 * (high - low)  # groups that change the mixture see the distance of the classes
+    assert np.mean(widths) == pytest.approx(1 / np.sqrt(120), rel=0.15)
+    assert np.std(drawn) == pytest.approx(1 / np.sqrt(120), rel=0.4)
 
 
 def test_the_jackknife_is_the_standard_error_of_a_mean():

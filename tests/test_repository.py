@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from catome.study.parameters import Setting
-from catome.study.studies import STUDIES
+from catome.study.run.parameters import Setting
+from catome.study.studies import OF_CHAPTERS
 from catome.study.studies.chapters import CHAPTERS
 
 ROOT = Path(__file__).resolve().parents[1]
-PARAMETERS = CHAPTERS | {study.NOTEBOOK: study.Parameters for study in STUDIES.values()}
+PARAMETERS = CHAPTERS | {study.NOTEBOOK: study.Parameters for study in OF_CHAPTERS.values()}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LIBRARY = [path for path in sorted((ROOT / "catome").rglob("*.py")) if path.parent.name not in ("study", "tiny")]
 

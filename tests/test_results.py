@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,14 +20,15 @@ from catome import tiny
 from catome.policy import schedule
 from catome.policy.staleness import total_staleness
 from catome.probe import probe
-from catome.study import methods, quality
-from catome.study.comparison import COST, QUALITY, cost
-from catome.study.drift import DRIFT, NONE, drift_study, jaccard_distances, partners
-from catome.study.generate import generate_batch
-from catome.study.parameters import Setting
-from catome.study.similarity import short_name
-from catome.study.store import RECORDED, Store, Table, fingerprint, provenance
-from catome.study.work import Claims
+from catome.study import methods
+from catome.study.measure import quality
+from catome.study.measure.comparison import COST, QUALITY, cost
+from catome.study.measure.drift import DRIFT, NONE, Drift, drift_study, jaccard_distances, partners
+from catome.study.measure.similarity import short_name
+from catome.study.run.claims import Claims
+from catome.study.run.generate import generate_batch
+from catome.study.run.parameters import Setting
+from catome.study.run.store import RECORDED, Store, Table, fingerprint, provenance
 from catome.tiny.evaluate import HELD_OUT
 
 TABLE = Table("numbers", 1, {"version": pa.int16(), "image": pa.int32(), "t": pa.float64()}, {"value": pa.float64()})
@@ -287,6 +289,31 @@ def test_drift_study(pipe, tmp_path):
         drift.staleness("r = 0.4")
 
 
+def test_drift_is_that_of_the_rows_with_a_prompt(pipe, tmp_path):
+    chosen = setting(tmp_path, images=2)
+    drift = drift_study(pipe, chosen, ratios=[0.5], recorded=None)
+    with probe(pipe) as record:
+        generate_batch(pipe, chosen, range(2))
+
+    def neighbours(row: int, block: int) -> np.ndarray:
+        sets = [set(map(tuple, record.pairs(step, block, row, ratio=0.5).tolist())) for step in record.steps()]
+        return np.array([1 - len(a & b) / len(a | b) for a, b in itertools.pairwise(sets)], np.float16)
+
+    for image in range(2):
+        for number, block in enumerate(drift.blocks):
+            rows = drift.rows[(drift.rows["image"] == image) & (drift.rows["block"] == block)]
+            assert np.array_equal(rows["neighbour"].iloc[0], neighbours(2 + image, number))
+            assert not np.array_equal(rows["neighbour"].iloc[0], neighbours(image, number))
+
+
+def test_staleness_weighs_shards_by_their_images():
+    distances = [np.array([0.1]), np.array([0.4])]
+    rows = {"amount": "r = 0.5", "block": "down 0", "image": [0, 24], "images": [24, 8], "distance": distances}
+    found = Drift(pd.DataFrame(), pd.DataFrame(rows), 2, {})
+    assert found.staleness("r = 0.5")[0, 1] == pytest.approx((24 * 0.1 + 8 * 0.4) / 32)
+    assert found.staleness("r = 0.5", shards=[1])[0, 1] == pytest.approx(0.4)
+
+
 def test_drift_is_computed_once_and_only_where_something_is_missing(pipe, tmp_path, monkeypatch):
     generated = []
     real = generate_batch
@@ -295,8 +322,8 @@ def test_drift_is_computed_once_and_only_where_something_is_missing(pipe, tmp_pa
         generated.extend(images)
         return real(pipe, chosen, images, *rest)
 
-    monkeypatch.setattr("catome.study.drift.generate_batch", counted)
-    monkeypatch.setattr("catome.study.drift.SHARD", 2)
+    monkeypatch.setattr("catome.study.measure.drift.generate_batch", counted)
+    monkeypatch.setattr("catome.study.measure.drift.SHARD", 2)
     chosen = setting(tmp_path)
     first = drift_study(pipe, chosen, ratios=[0.5], recorded=None)
     assert generated == [0, 1, 2]

@@ -7,8 +7,8 @@ from test_repository import ROOT
 
 import catome
 from catome import study, tiny
-from catome.study import figures
-from catome.study.parameters import Setting, imagenet_classes
+from catome.study.plots import figures
+from catome.study.run.parameters import Setting, imagenet_classes
 from catome.study.studies.chapters import Review
 
 SMOKE = yaml.safe_load((ROOT / "data/presets/smoke.yaml").read_text())

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from catome.study import work
-from catome.study.work import Claims, deal, place
+from catome.study.run import claims as work
+from catome.study.run.claims import Claims, deal, place
 
 fork = multiprocessing.get_context("fork")
 

@@ -1,10 +1,12 @@
 """What the notebooks call: parameters, generation, the studies and their figures."""
 
 from catome.policy.schedule import Auto, derive
-from catome.study import accounting, accounting_figures, figures, methods, paper, quality, studies
-from catome.study.bench import bench_rows
-from catome.study.comparison import compare, cost, timed_on
-from catome.study.drift import (
+from catome.study import methods, paper, studies
+from catome.study.bench.suites import bench_rows
+from catome.study.costs import accounting, estimate
+from catome.study.measure import quality
+from catome.study.measure.comparison import compare, cost, timed_on
+from catome.study.measure.drift import (
     SHARD,
     amount_name,
     checkpoints_made,
@@ -14,11 +16,12 @@ from catome.study.drift import (
     lag_curves,
     mean_staleness,
 )
-from catome.study.generate import generate, generate_batch, load, tokens_of
-from catome.study.parameters import Setting
-from catome.study.reference import real_images
-from catome.study.similarity import shares_above, similarity_study, weakest_merged
-from catome.study.store import computed_on, image_size
+from catome.study.measure.real_images import real_images
+from catome.study.measure.similarity import shares_above, similarity_study, weakest_merged
+from catome.study.plots import accounting_figures, figures
+from catome.study.run.generate import generate, generate_batch, load, tokens_of
+from catome.study.run.parameters import Setting
+from catome.study.run.store import computed_on, image_size
 
 __all__ = [
     "SHARD",
@@ -34,6 +37,7 @@ __all__ = [
     "cost",
     "derive",
     "drift_study",
+    "estimate",
     "figures",
     "generate",
     "generate_batch",

@@ -1,7 +1,7 @@
 """Run a study without its notebook: ``python -m catome.study sweep --images 1000``.
 
 Any number of processes may do so at once, on one machine or on many that share the output folder: under ``accelerate launch``,
-``torchrun``, ``srun``, or started by hand. They send each other nothing; each claims pieces of the work (`catome.study.work`). The
+``torchrun``, ``srun``, or started by hand. They send each other nothing; each claims pieces of the work (`catome.study.run.claims`). The
 study's notebook, run with the same parameters, then finds all rows.
 """
 
@@ -16,9 +16,9 @@ from types import ModuleType
 
 import yaml
 
-from catome.study.generate import load
+from catome.study.run.claims import place
+from catome.study.run.generate import load
 from catome.study.studies import STUDIES, find, jobs
-from catome.study.work import place
 
 INTERRUPTED = 130
 
@@ -138,7 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"python -m catome.study: error: {error}", file=sys.stderr)
         return 1
-    if rank == 0:
+    if rank == 0 and study.NOTEBOOK is None:
+        print(result.report())
+    elif rank == 0:
         print(f"all rows are in {params.output}; {study.NOTEBOOK}.ipynb with the same parameters shows them")
     return 0
 

@@ -2,11 +2,12 @@
 
 A study is a module with
 
-- ``Parameters``, a class of `catome.study.parameters.Setting`, whose defaults are those of the chapter's notebook;
+- ``NOTEBOOK``, the name of the chapter's notebook, or None;
+- ``Parameters``, a class of `catome.study.run.parameters.Setting`, whose defaults are those of the chapter's notebook;
 - ``jobs(parameters)``, which lists the generations that it needs, and computes nothing;
 - ``run(parameters, pipe)``, which makes what is missing and returns a result;
 
-and a result has its tables, its comparisons and its intervals as methods. The notebook, the command line and the tests all call these.
+and a result has its tables, its comparisons and its intervals as methods, and ``report()`` where no notebook shows it. The notebook, the command line and the tests all call these.
 """
 
 from __future__ import annotations
@@ -14,10 +15,20 @@ from __future__ import annotations
 from types import ModuleType
 
 from catome.checks import near
-from catome.study.studies import drift, headline, schedules, sweep
+from catome.study.studies import compose, drift, frontier, headline, schedules, sweep
 
-STUDIES: dict[str, ModuleType] = {"drift": drift, "sweep": sweep, "schedules": schedules, "headline": headline}
+STUDIES: dict[str, ModuleType] = {
+    "drift": drift,
+    "sweep": sweep,
+    "schedules": schedules,
+    "headline": headline,
+    "frontier": frontier,
+    "compose": compose,
+}
 """The studies that generate images and keep what they found, by the name that the command line gives them."""
+
+OF_CHAPTERS = {name: study for name, study in STUDIES.items() if study.NOTEBOOK}
+"""Those that a notebook of the book shows; the others print a report."""
 
 
 def find(study: str) -> ModuleType:

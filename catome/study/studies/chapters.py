@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from catome.study.parameters import (
+from catome.study.run.parameters import (
     Cosine,
     Cosines,
     Count,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from catome.policy.schedule import SCHEDULES, derive
-from catome.study.drift import Drift, amount_name, drift_study, lag_curves
-from catome.study.parameters import Cosines, Count, Counts, Flag, Guidances, Setting, Share, parameters
+from catome.study.measure.drift import Drift, amount_name, drift_study, lag_curves
+from catome.study.run.parameters import Cosines, Count, Counts, Flag, Guidances, Setting, Share, parameters
 from catome.study.studies.jobs import Job, of_drift
 
 NOTEBOOK = "03_pair_drift"

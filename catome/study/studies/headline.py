@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from catome.study import methods, quality
-from catome.study.comparison import Comparison, compare, cost
+from catome.study import methods
+from catome.study.measure import quality
+from catome.study.measure.comparison import Comparison, compare, cost
+from catome.study.measure.real_images import Reference, real_images
 from catome.study.methods import Method
-from catome.study.parameters import Cosine, Count, Flag, Folder, ScheduleName, Setting, Share, parameters
-from catome.study.reference import Reference, real_images
-from catome.study.store import image_size
+from catome.study.run.parameters import Cosine, Count, Flag, Folder, ScheduleName, Setting, Share, parameters
+from catome.study.run.store import image_size
 from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = "06_headline"
@@ -86,7 +87,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
 
 
 def timed(result: Result, pipe, **kept) -> pd.DataFrame:
-    """Rows of `catome.study.comparison.COST`: every method, one image at a time, in turns."""
+    """Rows of `catome.study.measure.comparison.COST`: every method, one image at a time, in turns."""
     params = result.params
     some = list(result.peers.values())
     return cost(pipe, replace(params, batch_size=1), some, params.repetitions, recompute=params.recompute, **kept)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from catome.study.drift import SHARD
-from catome.study.parameters import Setting
+from catome.study.measure.drift import SHARD
+from catome.study.run.parameters import Setting
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ import pandas as pd
 from pydantic import model_validator
 
 from catome.policy.schedule import SCHEDULES, Auto, derive
-from catome.study import methods, quality
-from catome.study.comparison import Comparison, compare, cost
-from catome.study.drift import amount_name, checkpoints_made, drift_study, held_out, mean_staleness
+from catome.study import methods
+from catome.study.measure import quality
+from catome.study.measure.comparison import Comparison, compare, cost
+from catome.study.measure.drift import amount_name, checkpoints_made, drift_study, held_out, mean_staleness
+from catome.study.measure.real_images import Reference, real_images
 from catome.study.methods import Method
-from catome.study.parameters import Cosines, Count, Counts, Flag, Folder, Setting, Shares, parameters
-from catome.study.reference import Reference, real_images
-from catome.study.store import image_size
+from catome.study.run.parameters import Cosines, Count, Counts, Flag, Folder, Setting, Shares, parameters
+from catome.study.run.store import image_size
 from catome.study.studies.jobs import Job, of_drift, of_images
 
 NOTEBOOK = "05_checkpoint_schedules"
@@ -146,7 +147,7 @@ def _distinct(asked: dict) -> list[Method]:
 
 
 def timed(result: Result, pipe, **kept) -> pd.DataFrame:
-    """Rows of `catome.study.comparison.COST`: every schedule of a result, one image at a time, in turns."""
+    """Rows of `catome.study.measure.comparison.COST`: every schedule of a result, one image at a time, in turns."""
     params = result.params
     some = _distinct(result.asked)
     return cost(pipe, replace(params, batch_size=1), some, params.repetitions, recompute=params.recompute, **kept)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from catome.study import methods, paper, quality
-from catome.study.comparison import Comparison, compare, cost
+from catome.study import methods, paper
+from catome.study.measure import quality
+from catome.study.measure.comparison import Comparison, compare, cost
+from catome.study.measure.real_images import Reference, real_images
 from catome.study.methods import Method
-from catome.study.parameters import Cosines, Count, Flag, Folder, Setting, parameters
-from catome.study.reference import Reference, real_images
-from catome.study.store import image_size
+from catome.study.run.parameters import Cosines, Count, Flag, Folder, Setting, parameters
+from catome.study.run.store import image_size
 from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = "04_threshold_sweep"
@@ -76,7 +77,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
 
 
 def timed(result: Result, pipe, **kept) -> pd.DataFrame:
-    """Rows of `catome.study.comparison.COST`: every threshold, one image at a time, in turns."""
+    """Rows of `catome.study.measure.comparison.COST`: every threshold, one image at a time, in turns."""
     params = result.params
     some = [methods.unmerged(), *result.sweep.values()]
     return cost(pipe, replace(params, batch_size=1), some, params.repetitions, recompute=params.recompute, **kept)

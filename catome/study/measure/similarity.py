@@ -10,8 +10,8 @@ import torch
 from tqdm import tqdm
 
 from catome.probe import Record, probe
-from catome.study.generate import batches, generate_batch
-from catome.study.parameters import Setting
+from catome.study.run.generate import batches, generate_batch
+from catome.study.run.parameters import Setting
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,11 @@ from catome.policy.rates import processor, rates_of
 from catome.policy.schedule import SCHEDULES
 from catome.runtime.config import PAPER, MergeConfig
 from catome.runtime.install import install, uninstall
-from catome.study import bench_layers, methods
-from catome.study.accounting import ARCHITECTURES
-from catome.study.parameters import DTYPES
-from catome.study.store import Stopwatch, Store, Table, provenance
+from catome.study import methods
+from catome.study.bench import layers as bench_layers
+from catome.study.costs.accounting import ARCHITECTURES
+from catome.study.run.parameters import DTYPES
+from catome.study.run.store import Stopwatch, Store, Table, provenance
 from catome.tensors.matching import Matches
 from catome.tensors.plan import MergePlan, make_plan, match
 
@@ -83,7 +84,7 @@ BY_COSINE, BY_DISTANCE = "pairs by cosine", "pairs by distance"
 KEYS = "merged keys"
 BEST = "recommended"
 BEST_SHARE = 0.57
-"""The share of keys that `catome.RECOMMENDED` merges on the embedded model (``python -m catome.study.frontier``): random weights
+"""The share of keys that `catome.RECOMMENDED` merges on the embedded model (``python -m catome.study.studies.frontier``): random weights
 have nothing in common that a threshold could be set by."""
 UNFUSED = ", unfused attention"
 
@@ -449,7 +450,7 @@ def _caller(point: Point, device: str) -> tuple[UNet2DConditionModel, Callable[[
 
 
 def attention(point: Point, device: str) -> list[Contender]:
-    """One self-attention with its projections; see `catome.study.bench_layers.attention_work`."""
+    """One self-attention with its projections; see `catome.study.bench.layers.attention_work`."""
     works = bench_layers.attention_work(point, device)
     return [Contender(method, (Call(work),), least_s=_LEAST_SAMPLE) for method, work in works.items()]
 
@@ -465,7 +466,7 @@ def block_calls(point: Point, device: str) -> list[Contender]:
 
 
 def compiled(point: Point, device: str) -> list[Contender]:
-    """A cached call by the hooks and compiled; see `catome.study.bench_layers.compiled_calls`."""
+    """A cached call by the hooks and compiled; see `catome.study.bench.layers.compiled_calls`."""
     calls = bench_layers.compiled_calls(point, device)
     return [Contender(method, (Call(work),), note=took) for method, (work, took) in calls.items()]
 

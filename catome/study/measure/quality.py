@@ -179,19 +179,39 @@ def bootstrap(
 
 
 def jackknife(
-    statistic: Callable[..., float], *samples: np.ndarray, groups: int = 24, seed: int = 0
+    statistic: Callable[..., float], *samples: np.ndarray, groups: int | Sequence[int] = 24, seed: int = 0
 ) -> tuple[float, float, float]:
     """``(value, low, high)`` of ``statistic(*samples)``, with a 95 % interval from leaving out groups of images in turn.
 
     For statistics such as FID that depend on how many *different* images there are: drawing images anew, with repetitions,
-    would shift them by more than they vary. ``samples`` as in `bootstrap`; NaN where there are fewer than four images."""
+    would shift them by more than they vary.
+
+    Args:
+        statistic: of samples.
+        samples: rows of images; several are paired, and lose the same images.
+        groups: how many groups are drawn, or the group of each image. Images that come from several classes must be left out
+            with one of each class: else the mixture changes, which moves the statistic by more than chance would.
+        seed: of the drawn groups.
+
+    Returns:
+        NaN for the interval where there are fewer than four images, or fewer than two groups.
+
+    Raises:
+        ValueError: if samples have different numbers of images.
+    """
     count = len(samples[0])
     if any(len(sample) != count for sample in samples):
         raise ValueError(f"samples of {[len(sample) for sample in samples]} images cannot be paired")
     value = float(statistic(*samples))
     if count < 4:
         return value, float("nan"), float("nan")
-    left_out = np.array_split(np.random.default_rng(seed).permutation(count), min(groups, count))
+    if isinstance(groups, int):
+        left_out = np.array_split(np.random.default_rng(seed).permutation(count), min(groups, count))
+    else:
+        of_image = np.asarray(groups)
+        left_out = [np.flatnonzero(of_image == group) for group in np.unique(of_image)]
+    if len(left_out) < 2:
+        return value, float("nan"), float("nan")
     without = np.array([statistic(*(np.delete(sample, out, axis=0) for sample in samples)) for out in left_out])
     error = np.sqrt((len(without) - 1) / len(without) * ((without - without.mean()) ** 2).sum())
     return value, value - 1.96 * float(error), value + 1.96 * float(error)

@@ -20,13 +20,14 @@ from tqdm import tqdm
 from catome.models.unet import transformer_blocks
 from catome.patch import applied_patch
 from catome.policy.rates import processor
-from catome.study import quality
-from catome.study.accounting import FORMULAS
-from catome.study.generate import batches, by_halves, generate_batch
+from catome.study.costs.accounting import FORMULAS
+from catome.study.measure import quality
+from catome.study.measure.real_images import Reference
 from catome.study.methods import Method, peak_memory
-from catome.study.parameters import Setting
-from catome.study.reference import Reference
-from catome.study.store import (
+from catome.study.run.claims import Claims, deal
+from catome.study.run.generate import batches, by_halves, generate_batch
+from catome.study.run.parameters import Setting
+from catome.study.run.store import (
     RECORDED,
     SHARED_KEYS,
     Stopwatch,
@@ -38,7 +39,6 @@ from catome.study.store import (
     provenance,
     shared_keys,
 )
-from catome.study.work import Claims, deal
 
 QUALITY = Table(
     "quality",
@@ -145,9 +145,10 @@ class Comparison:
                 def change(sample: np.ndarray, plain: np.ndarray) -> float:
                     return fid(sample) - fid(plain)
 
-                row["FID"], row["FID low"], row["FID high"] = quality.jackknife(fid, features)
+                of_class = rows.groupby("class").cumcount()  # one image of each class is left out at a time
+                row["FID"], row["FID low"], row["FID high"] = quality.jackknife(fid, features, groups=of_class)
                 if "unmerged" in self.methods and method != "unmerged":
-                    found = quality.jackknife(change, features, self.features("unmerged"))
+                    found = quality.jackknife(change, features, self.features("unmerged"), groups=of_class)
                     row["FID change"], row["FID change low"], row["FID change high"] = found
                 row["FID infinity"] = quality.fid_infinity(features, statistics)
                 row["KID x 1000"] = 1000 * quality.kid(features, reference)

@@ -20,7 +20,7 @@ from diffusers.models.attention_processor import Attention
 from catome.patch import apply_patch, patched
 from catome.runtime.compiled import BUCKETS, compile_cached_steps
 from catome.runtime.config import RECOMMENDED
-from catome.study.parameters import DTYPES
+from catome.study.run.parameters import DTYPES
 from catome.tensors.attention import joined, key_bias, padded
 from catome.tensors.plan import match
 

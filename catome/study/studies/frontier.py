@@ -1,13 +1,13 @@
 """Images against scores: the library's configurations beside ToMe and ToDo at equal numbers of attention scores.
 
-``python -m catome.study.frontier`` prints the table of the README. Its images have seeds of their own, which no choice of the
+``python -m catome.study frontier`` prints the table of the README. Its images have seeds of their own, which no choice of the
 configurations was made by. What was generated is kept, and read again the next time.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,15 +15,27 @@ import pyarrow as pa
 
 from catome.runtime.config import FAST, PAPER, RECOMMENDED
 from catome.study import methods
-from catome.study.comparison import Comparison, compare
-from catome.study.generate import generate_batch, load
+from catome.study.measure.comparison import Comparison, compare
 from catome.study.methods import Method
-from catome.study.parameters import Setting
-from catome.study.store import RECORDED, SHARED_KEYS, Stopwatch, Store, Table, provenance, shared_keys
+from catome.study.run.generate import generate_batch
+from catome.study.run.parameters import Flag, Seed, Setting, parameters
+from catome.study.run.store import RECORDED, SHARED_KEYS, Stopwatch, Store, Table, provenance, shared_keys
+from catome.study.studies.jobs import Job, of_images
 from catome.summary import summary
+
+NOTEBOOK = None
 
 SEED = 1013
 """Of the images: of no other study, and of none by which a configuration was chosen."""
+
+
+@parameters
+class Parameters(Setting):
+    """Which images; ``recompute``: generate everything again, whatever is kept."""
+
+    seed: Seed = SEED
+    recompute: Flag = False
+
 
 SCORES = Table(
     "scores",
@@ -66,6 +78,10 @@ class Frontier:
             interval = f"{row['PSNR']:4.1f} dB [{row['PSNR low']:4.1f}, {row['PSNR high']:4.1f}]"
             lines.append(f"{name:{width}}  {self.scores[label]:11.2f}  {interval}    {poor:8.0%}")
         return "\n".join(lines)
+
+    def report(self) -> str:
+        """The table and the differences."""
+        return f"{self.table()}\n\n{self.differences()}"
 
     def differences(self) -> str:
         """Each configuration minus its rivals on the same seeds, with 95 % intervals."""
@@ -146,28 +162,15 @@ def _ratio(scores: float) -> float:
     return math.floor(100 * (1 - math.sqrt(scores))) / 100
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m catome.study.frontier", description=__doc__)
-    parser.add_argument("--images", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", default="_build/output", help="where new rows are kept")
-    parser.add_argument("--recompute", action="store_true", help="generate everything again, whatever is kept")
-    options = parser.parse_args(argv)
-    setting = Setting(
-        images=options.images,
-        steps=options.steps,
-        seed=SEED,
-        device=options.device,
-        batch_size=options.batch,
-        output=options.output,
-    )
-    found = frontier(load(setting), setting, recompute=options.recompute)
-    print(found.table())
-    print()
-    print(found.differences())
+def jobs(params: Parameters) -> Iterator[Job]:
+    """All generations; ToMe's shares are known only when the library's configurations have run."""
+    own = [methods.named_configuration(config, "EVEN_13") for config in (RECOMMENDED, FAST)]
+    labels = [*(method.label for method in own), methods.ca_tome(PAPER.threshold, "CONFIG_3").label]
+    yield from of_images(1, params, labels)
+    twins = [f"ToMe, as many scores as {method.label}" for method in own]
+    yield from of_images(2, params, [*twins, methods.todo(factor=2, rows=1).label, methods.todo(factor=2).label])
 
 
-if __name__ == "__main__":
-    main()
+def run(params: Parameters, pipe, **kept) -> Frontier:
+    """`frontier` with these parameters."""
+    return frontier(pipe, params, recompute=params.recompute, **kept)

@@ -3,9 +3,9 @@
 Three steps, each of which can be looked at alone:
 
 1. `count` asks a study for its list of generations.
-2. `generation_seconds` is the time of a generation on a device by the roofline of `catome.study.accounting`, divided by the
+2. `generation_seconds` is the time of a generation on a device by the roofline of `catome.study.costs.accounting`, divided by the
    *reach*: the share of its roofline's speed that a real program gets, from a time that somebody measured (`PRINTED`).
-3. `makespan` deals the pieces out to processes as `catome.study.work` does.
+3. `makespan` deals the pieces out to processes as `catome.study.run.claims` does.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import pandas as pd
 import yaml
 
 from catome.checks import check_integer, check_number
-from catome.study import accounting
-from catome.study.comparison import COST, QUALITY
-from catome.study.store import CHECKOUT, RECORDED, Store
-from catome.study.studies import STUDIES, find, jobs
-from catome.study.work import Claims, deal
+from catome.study.costs import accounting
+from catome.study.measure.comparison import COST, QUALITY
+from catome.study.run.claims import Claims, deal
+from catome.study.run.store import CHECKOUT, RECORDED, Store
+from catome.study.studies import OF_CHAPTERS, find, jobs
 
 WEIGHTS_BYTES = 2 * 1_066_000_000
 """Of Stable Diffusion v1.5 in half precision: U-Net 860 million numbers, text encoder 123 million, VAE 84 million."""
@@ -73,7 +73,7 @@ def generation_seconds(
 
     Args:
         size: of the square image, in pixels.
-        device: a name in `catome.study.accounting.DEVICES`.
+        device: a name in `catome.study.costs.accounting.DEVICES`.
         precision: "float16", "bfloat16" or "float32".
         attention: "fused" or "naive".
         reach: share of the roofline's speed that is reached; at 1 no program can be faster.
@@ -81,7 +81,7 @@ def generation_seconds(
         calls, architecture: of one generation.
 
     Raises:
-        ValueError, TypeError: for a reach that is not in (0, 1], and as `catome.study.accounting.operations`.
+        ValueError, TypeError: for a reach that is not in (0, 1], and as `catome.study.costs.accounting.operations`.
     """
     if not check_number("reach", reach, 0.0, 1.0) > 0:
         raise ValueError(f"reach={reach!r} must be above 0 and at most 1")
@@ -93,7 +93,7 @@ def generation_seconds(
 
 
 def count_all(preset: str, batch_size: int | None = None) -> pd.DataFrame:
-    """`count` of every study with the parameters of a preset, and those that it has for one study alone.
+    """`count` of every chapter's study with the parameters of a preset, and those that it has for one study alone.
 
     Args:
         preset: name of a file in ``data/presets``, without ``.yaml``.
@@ -106,7 +106,7 @@ def count_all(preset: str, batch_size: int | None = None) -> pd.DataFrame:
         ValueError: if there is no such preset.
     """
     tables = []
-    for name, study in STUDIES.items():
+    for name, study in OF_CHAPTERS.items():
         values = preset_of(preset, study.NOTEBOOK)
         if batch_size is not None:
             values["batch_size"] = batch_size

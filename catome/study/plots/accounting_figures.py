@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from catome.study.accounting import MERGING, PARTS, TITLES, device_rates
-from catome.study.figures import METHOD_COLOURS, PALETTE, WIDTH
+from catome.study.costs.accounting import MERGING, PARTS, TITLES, device_rates
+from catome.study.plots.figures import METHOD_COLOURS, PALETTE, WIDTH
 
 PART_COLOURS = dict(
     zip((*PARTS, *MERGING), [*(PALETTE[i] for i in (3, 1, 6, 8, 9, 2, 0, 7, 5)), "0.2", "0.4", "0.7"], strict=True)
@@ -41,7 +41,7 @@ def flop_shares(tables: Mapping[str, Mapping[int, pd.DataFrame]]):
     """Share of a call's FLOPs by part over sizes, a panel for each architecture.
 
     Args:
-        tables: of `catome.study.accounting.parts`, by architecture and size in pixels.
+        tables: of `catome.study.costs.accounting.parts`, by architecture and size in pixels.
     """
     figure, axes = plt.subplots(1, len(tables), figsize=(WIDTH, 3.3), sharey=True, squeeze=False)
     for ax, (name, by_size) in zip(axes[0], tables.items(), strict=True):
@@ -92,7 +92,7 @@ def time_shares(seconds: Mapping[tuple[str, str], Mapping[int, pd.Series]], titl
     """Where the least time of a call goes, and how much it is: a panel for each key.
 
     Args:
-        seconds: of `catome.study.accounting.roofline_seconds`, by (device, attention) and size in pixels.
+        seconds: of `catome.study.costs.accounting.roofline_seconds`, by (device, attention) and size in pixels.
         title: of a panel, filled in with its key.
     """
     columns = 2
@@ -120,7 +120,7 @@ def roofline(tables: Mapping[int, pd.DataFrame], devices: Mapping[str, tuple[str
     """How fast devices can be at most, by arithmetic intensity, above the intensity of each part over sizes.
 
     Args:
-        tables: of `catome.study.accounting.parts` in the devices' precision, by size in pixels.
+        tables: of `catome.study.costs.accounting.parts` in the devices' precision, by size in pixels.
         devices: by what to call it, a device and a precision; the last one's ridge parts the lower panel.
     """
     figure, (roofs, lanes) = plt.subplots(2, 1, figsize=(WIDTH, 5.4), sharex=True, height_ratios=(1, 1.25))
@@ -159,7 +159,7 @@ def speedup_bounds(bounds: pd.DataFrame, printed: Mapping[str, tuple[int, float]
     """What merging could give at most against size: a panel for each device and precision.
 
     Args:
-        bounds: of `catome.study.accounting.speedup_bounds`.
+        bounds: of `catome.study.costs.accounting.speedup_bounds`.
         printed: by panel ("device, precision"), a size and a speed-up that somebody printed.
     """
     groups = list(bounds.groupby(["device", "precision"], sort=False))
@@ -245,7 +245,7 @@ def worth_merging(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], me
 
     Args:
         lines: by name, numbers of tokens and the least share at each (infinite where none pays).
-        measured: of `catome.study.bench.attention_turns`; a dot at each point, filled where merging was faster.
+        measured: of `catome.study.bench.suites.attention_turns`; a dot at each point, filled where merging was faster.
     """
     figure, ax = plt.subplots(figsize=(WIDTH * 0.72, 3.4))
     for (name, (tokens, least)), colour in zip(lines.items(), (PALETTE[0], PALETTE[3], PALETTE[2]), strict=False):
@@ -266,7 +266,7 @@ def measured(table: pd.DataFrame):
     """Measured speed-up of U-Net calls against what merging could give, a panel for each method.
 
     Args:
-        table: of `catome.study.accounting.with_bounds`, with the measured ``unmerged``: how many times as fast as unmerged.
+        table: of `catome.study.costs.accounting.with_bounds`, with the measured ``unmerged``: how many times as fast as unmerged.
     """
     table = table.dropna(subset=["bound", "unmerged"])
     methods, sizes = list(dict.fromkeys(table["method"])), sorted(table["width"].unique())

@@ -32,8 +32,8 @@ import torch
 import catome
 from catome.checks import check_collection, check_kind, check_number, near, shown
 from catome.policy.rates import processor
-from catome.study.parameters import Setting
-from catome.study.work import Claims, born
+from catome.study.run.claims import Claims, born
+from catome.study.run.parameters import Setting
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 RECORDED = CHECKOUT / "data" / "results"
@@ -152,7 +152,7 @@ class Store:
     """
 
     def __init__(self, table: Table, folder: Path, recorded: Path | None = RECORDED) -> None:
-        check_kind("table", table, Table, "a catome.study.store.Table")
+        check_kind("table", table, Table, "a catome.study.run.store.Table")
         check_kind("folder", folder, (str, os.PathLike), "a path")
         check_kind("recorded", recorded, (str, os.PathLike, type(None)), "a path, or None for none")
         self.table, self.file = table, Path(folder) / f"{table.name}.parquet"
@@ -372,7 +372,7 @@ def _check_keys(name: str, rows: pa.Table, table: Table) -> None:
 
 def _check_run(run) -> None:
     """Provenance must be something that can be written as JSON, with an id that can be part of a file's name."""
-    check_kind("run", run, Mapping, "a dict, as catome.study.store.provenance makes it")
+    check_kind("run", run, Mapping, "a dict, as catome.study.run.store.provenance makes it")
     if not isinstance(run.get("id"), str) or not re.fullmatch(r"[\w-]+", run["id"]):
         raise ValueError(f"run['id']={shown(run.get('id'))} must be a text of letters, digits, _ and -")
     for name, value in run.items():

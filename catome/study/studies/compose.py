@@ -1,6 +1,6 @@
 """The fastest generation at a given quality: merged keys, feature caching and forecasts, alone and together.
 
-``python -m catome.study.compose`` searches and prints the frontier. Four kinds of methods save different things: merged keys save
+``python -m catome.study compose`` searches and prints the frontier. Four kinds of methods save different things: merged keys save
 attention within a call of the model, DeepCache the deep part of some calls, a forecast whole calls, and so do fewer denoising steps,
 which is what all others have to be better than. The search has three stages.
 
@@ -14,7 +14,6 @@ All that was generated is kept, and the search goes on from there.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,16 +25,39 @@ import pandas as pd
 import pyarrow as pa
 
 from catome.runtime.config import FAST, RECOMMENDED
-from catome.study import methods, quality
-from catome.study.comparison import compare, cost
-from catome.study.generate import load
+from catome.study import methods
+from catome.study.measure import quality
+from catome.study.measure.comparison import compare, cost
 from catome.study.methods import Method, together
-from catome.study.parameters import Setting
-from catome.study.store import SHARED_KEYS, Stopwatch, Store, Table, provenance, shared_keys
-from catome.tiny.scenes import PROMPT
+from catome.study.run.parameters import Flag, Seed, Setting, parameters
+from catome.study.run.store import SHARED_KEYS, Stopwatch, Store, Table, provenance, shared_keys
+from catome.study.studies.jobs import Job, of_images
 
 SEARCHED, HELD_OUT = 2027, 3041
 """Seeds of the images that the search sees, and of those that it is judged by."""
+
+NOTEBOOK = None
+
+
+@parameters
+class Parameters(Setting):
+    """Which images are judged; half as many are searched by.
+
+    Attributes:
+        seed: of those that are judged.
+        searched_seed: of those that the search sees.
+        recompute: generate everything again, whatever is kept.
+    """
+
+    seed: Seed = HELD_OUT
+    searched_seed: Seed = SEARCHED
+    recompute: Flag = False
+
+    @property
+    def searched(self) -> Setting:
+        """The images that the search sees."""
+        return self.common(images=max(1, self.images // 2), seed=self.searched_seed)
+
 
 FLOORS = (30.0, 35.0, 40.0)
 """PSNR in dB above which the fastest generation is looked for."""
@@ -222,37 +244,34 @@ def report(table: pd.DataFrame, floors: Sequence[float] = FLOORS) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m catome.study.compose", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model", default="tiny", help="name or folder of a Stable Diffusion pipeline (default: the embedded model)"
-    )
-    parser.add_argument("--prompt", default=PROMPT, help="with {} for the class, where the model is the embedded one")
-    parser.add_argument("--images", type=int, default=24, help="that are judged; half as many are searched by (default: 24)")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", default="_build/output", help="where new rows are kept")
-    options = parser.parse_args(argv)
-    setting = Setting(
-        model=options.model,
-        prompt=options.prompt,
-        images=max(1, options.images // 2),
-        steps=options.steps,
-        seed=SEARCHED,
-        device=options.device,
-        dtype="float32" if options.device == "cpu" else "float16",
-        batch_size=options.batch,
-        output=options.output,
-    )
-    pipe = load(setting)
-    tried = search(pipe, setting)
-    print("On the images of the search:")
-    for one in frontier(tried):
-        print(f"  {one.psnr:5.1f} dB  {one.seconds:6.2f} s  {one.method.label}")
-    print()
-    print(report(judged(pipe, replace(setting, images=options.images, seed=HELD_OUT), chosen(tried))))
+def jobs(params: Parameters) -> Iterator[Job]:
+    """All generations; which combinations are tried and judged is known only when the single settings have run."""
+    singles = [method.label for some in kinds().values() for method in some]
+    yield from of_images(1, params.searched, singles)
+    yield from of_images(2, params.searched, [f"combination {i}" for i in range(1, MOST_TRIED * len(FLOORS) + 1)])
+    yield from of_images(3, params, [f"of the frontier, {i}" for i in range(1, 3 * len(FLOORS) + 1)])
 
 
-if __name__ == "__main__":
-    main()
+def run(params: Parameters, pipe, **kept) -> Result:
+    """Search, and judge what was found."""
+    tried = search(pipe, params.searched, recompute=params.recompute, **kept)
+    return Result(tried, judged(pipe, params, chosen(tried), recompute=params.recompute, **kept))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found.
+
+    Attributes:
+        tried: everything that was searched.
+        table: what was judged, as rows of `COMPOSED`.
+    """
+
+    tried: list[Tried]
+    table: pd.DataFrame
+
+    def report(self) -> str:
+        """The frontier of the search, and what became of it on other seeds."""
+        lines = ["On the images of the search:"]
+        lines += [f"  {one.psnr:5.1f} dB  {one.seconds:6.2f} s  {one.method.label}" for one in frontier(self.tried)]
+        return "\n".join([*lines, "", report(self.table)])

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from catome import tiny
 from catome.models.unet import topmost_downsample
-from catome.study.parameters import DTYPES, Setting
+from catome.study.run.parameters import DTYPES, Setting
 from catome.tiny.model import read_pipeline
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from catome import tiny
 from catome.checks import check_integer
-from catome.study.parameters import Setting
-from catome.study.quality import Extractor
+from catome.study.measure.quality import Extractor
+from catome.study.run.parameters import Setting
 from catome.tiny.evaluate import HELD_OUT
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}

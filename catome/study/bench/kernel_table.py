@@ -1,4 +1,4 @@
-"""What the Triton kernels become on GPUs that are not at hand: ``python -m catome.study.kernel_table``.
+"""What the Triton kernels become on GPUs that are not at hand: ``python -m catome.study.bench.kernel_table``.
 
 Each kernel is compiled for each GPU, in each dtype, with the arguments that the library launches it with for the sizes of real
 models. NVIDIA's assembler, which comes with Triton, then says how many registers a thread needs and whether any is spilled. What
@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from catome.study.accounting import DTYPE_BYTES, device_rates
+from catome.study.costs.accounting import DTYPE_BYTES, device_rates
 from catome.tensors import kernels
 from catome.tensors.matching import split_tokens
 from catome.tensors.plan import match
@@ -189,7 +189,7 @@ def least_times(device: str, share: float = 0.57, sources: float = 0.75, dtype: 
     """The roofline of what merged keys take in one self-attention, beside that attention as it is.
 
     Args:
-        device: a name in `catome.study.accounting.DEVICES`.
+        device: a name in `catome.study.costs.accounting.DEVICES`.
         share: of the keys that is merged away.
         sources: share of src tokens.
         dtype: of the tokens; "float16" or "float32".

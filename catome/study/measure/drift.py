@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from catome.policy.staleness import total_staleness
 from catome.probe import Record, probe
-from catome.study.generate import batches, by_halves, generate_batch
+from catome.study.measure.similarity import short_name
 from catome.study.methods import Method
-from catome.study.parameters import Setting
-from catome.study.similarity import short_name
-from catome.study.store import (
+from catome.study.run.claims import Claims, deal
+from catome.study.run.generate import batches, by_halves, generate_batch
+from catome.study.run.parameters import Setting
+from catome.study.run.store import (
     RECORDED,
     SHARED_KEYS,
     Stopwatch,
@@ -32,7 +33,6 @@ from catome.study.store import (
     provenance,
     shared_keys,
 )
-from catome.study.work import Claims, deal
 from catome.tensors.plan import make_plan
 
 SHARD = 24

@@ -144,6 +144,7 @@ Folder = Annotated[str | None, _by(lambda name, value: None if value is None els
 Flag = Annotated[bool, _by(check_flag)]
 Count = Annotated[int, _by(_integer(1))]
 Position = Annotated[int, _by(_integer(0))]
+Seed = Annotated[int, _by(_integer(0, 10**12))]
 Step = Annotated[int | None, _by(lambda name, value: None if value is None else check_integer(name, value, 0))]
 Cosine = Annotated[float, _by(_number(-1, 1))]
 Share = Annotated[float, _by(_number(0, 0.75))]
@@ -188,7 +189,7 @@ class Setting:
     guidance_rescale: Annotated[float, _by(_number(0, 1))] = 0.0
     height: Annotated[int | None, _by(_size)] = None
     width: Annotated[int | None, _by(_size)] = None
-    seed: Annotated[int, _by(_integer(0, 10**12))] = 0
+    seed: Seed = 0
     device: Annotated[str, _by(usable_device)] = "cpu"
     dtype: Annotated[str, _by(_one_of(*DTYPES))] = "float32"
     batch_size: Count = 12

@@ -1,0 +1,1 @@
+"""What a study costs, and where the time of a generation goes: counted, not timed."""
