@@ -1,0 +1,360 @@
+"""Small wrong changes to the code, each of which some test must notice: ``python tests/mutations.py``.
+
+Every mutation is applied by itself to a copy of the repository, in which the tests that should notice it are run. One that they pass
+has survived, and the command ends with 1. `tests/test_mutations.py` holds that each of them still fits the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A wrong change.
+
+    Attributes:
+        what: it is, in words.
+        file: that is changed, under ``catome``.
+        before, after: the text, which is there once, and what takes its place.
+        tests: files under ``tests`` that should notice, with options of pytest behind them.
+    """
+
+    what: str
+    file: str
+    before: str
+    after: str
+    tests: str
+
+
+PLANS = "test_matching_and_plan.py test_patch.py -k 'not checkpoint'"
+STEPS = "runtime/test_steps.py runtime/test_generations.py"
+ONLINE = "test_online.py"
+DRIFT = "test_results.py -k 'drift or staleness or derived or jaccard'"
+QUALITY = "test_quality.py"
+
+MUTATIONS = (
+    Mutation(
+        "a pair exactly at the threshold is not merged",
+        "tensors/plan.py",
+        "merged = matches.similarity >= threshold",
+        "merged = matches.similarity > threshold",
+        PLANS,
+    ),
+    Mutation(
+        "a share is rounded, not cut", "tensors/plan.py", "count = int(ratio * tokens)", "count = round(ratio * tokens)", PLANS
+    ),
+    Mutation("sums for means", "tensors/plan.py", 'mode="mean").to(x.dtype)', 'mode="sum").to(x.dtype)', PLANS),
+    Mutation(
+        "a permuted gather",
+        "tensors/plan.py",
+        "y.index_select(0, self.slot.flatten())",
+        "y.index_select(0, self.slot.flip(1).flatten())",
+        PLANS,
+    ),
+    Mutation(
+        "groups count by the root of their size",
+        "tensors/attention.py",
+        "return counted.log().to(dtype)",
+        "return (counted.log() / 2).to(dtype)",
+        "test_attention.py",
+    ),
+    Mutation(
+        "groups count once",
+        "tensors/attention.py",
+        "counted = sizes if weighted else sizes.clamp(max=1)",
+        "counted = sizes.clamp(max=1)",
+        "test_attention.py",
+    ),
+    Mutation(
+        "values count as much as keys where pairs are found",
+        "tensors/attention.py",
+        "_VALUES = 0.5",
+        "_VALUES = 1.0",
+        "test_attention.py",
+    ),
+    Mutation(
+        "the weights' channel forgets the scale",
+        "tensors/attention.py",
+        "return 1 / (scale * _CONSTANT)",
+        "return 1 / _CONSTANT",
+        "test_attention.py",
+    ),
+    Mutation(
+        "slots without a member are attended to",
+        "tensors/padded.py",
+        "log_weights = (sizes if weighted else sizes.clamp(max=1)).log()",
+        "log_weights = sizes.clamp(min=1).log()",
+        "runtime/test_compiled_steps.py",
+    ),
+    Mutation(
+        "compiled steps go on with the pairs of the checkpoint before",
+        "runtime/compiled.py",
+        "if self._loaded is not loaded and not _same_plans(self._loaded, loaded):",
+        "if self._loaded is None:",
+        "runtime/test_compiled_steps.py",
+    ),
+    Mutation(
+        "checkpoints of another length are rounded up",
+        "policy/schedule.py",
+        "{step * calls // self.length for step in self.steps}",
+        "{-(-step * calls // self.length) for step in self.steps}",
+        "test_schedule.py",
+    ),
+    Mutation(
+        "pairs are found afresh one step after a checkpoint as well",
+        "runtime/state.py",
+        "or cached.made < self._due():",
+        "or cached.made <= self._due():",
+        "test_patch.py " + STEPS,
+    ),
+    Mutation(
+        "a checkpoint one step late",
+        "policy/schedule.py",
+        "if checkpoint <= step)",
+        "if checkpoint < step or checkpoint == 0)",
+        "test_schedule.py test_patch.py",
+    ),
+    Mutation(
+        "merging begins one step late",
+        "runtime/state.py",
+        "return self.config.start * length <= self.generation.step and not over",
+        "return self.config.start * length < self.generation.step and not over",
+        "test_patch.py " + STEPS,
+    ),
+    Mutation(
+        "the online schedule looks again where nothing more is broken than is tolerated",
+        "runtime/state.py",
+        "> self.config.schedule.tolerance",
+        ">= self.config.schedule.tolerance",
+        ONLINE,
+    ),
+    Mutation(
+        "broken pairs are those that still hold",
+        "policy/refresh.py",
+        "broken = (merged & ~(similarity >= least)).sum(1)",
+        "broken = (merged & (similarity >= least)).sum(1)",
+        ONLINE,
+    ),
+    Mutation(
+        "the rows of a video's frames get each other's checkpoints",
+        "runtime/state.py",
+        "return changed.repeat_interleave(images // len(changed))",
+        "return changed.repeat(images // len(changed))",
+        STEPS + " models/test_contract.py -k 'another or image or row'",
+    ),
+    Mutation(
+        "a second call at one place begins a generation",
+        "runtime/steps.py",
+        "return (place - self.place) * self.direction < 0",
+        "return (place - self.place) * self.direction <= 0",
+        STEPS,
+    ),
+    Mutation(
+        "a failed call leaves its generation behind",
+        "runtime/hooks.py",
+        "        if output is None:\n            self.reset()",
+        "        if output is None:\n            pass",
+        STEPS + " runtime/test_wrappers.py test_surroundings.py",
+    ),
+    Mutation(
+        "a schedule pays for the age since step 0",
+        "policy/staleness.py",
+        "last = step if step in checkpoints else last",
+        "last = 0",
+        DRIFT,
+    ),
+    Mutation(
+        "derived schedules may leave a checkpoint without a step",
+        "policy/staleness.py",
+        "total[torch.ones_like(total, dtype=torch.bool).tril()]",
+        "total[torch.ones_like(total, dtype=torch.bool).tril(-1)]",
+        DRIFT,
+    ),
+    Mutation(
+        "drift of the half without a prompt",
+        "study/measure/drift.py",
+        "prompted = slice(-len(images), None)",
+        "prompted = slice(0, len(images))",
+        DRIFT,
+    ),
+    Mutation(
+        "online checkpoints counted in the half without a prompt",
+        "study/measure/drift.py",
+        "range(len(record.blocks())), range(-len(part), 0)",
+        "range(len(record.blocks())), range(len(part))",
+        QUALITY + " -k online",
+    ),
+    Mutation(
+        "shards count alike, however many images they have",
+        "study/measure/drift.py",
+        "axis=0, weights=weights)",
+        "axis=0)",
+        DRIFT,
+    ),
+    Mutation(
+        "Jaccard distance over one of both sets",
+        "study/measure/drift.py",
+        "union = size[lag:] + size[:-lag] - common",
+        "union = size[lag:]",
+        DRIFT,
+    ),
+    Mutation(
+        "schedules are derived from images that they are tried on",
+        "study/measure/drift.py",
+        "return range(tried, shards), range(tried)",
+        "return range(tried - 1, shards), range(tried)",
+        QUALITY + " -k derived_from",
+    ),
+    Mutation(
+        "features compared with another image's",
+        "study/measure/comparison.py",
+        "np.linalg.norm(features - reference, axis=1)",
+        "np.linalg.norm(features - reference[::-1], axis=1)",
+        QUALITY + " -k features_are_compared",
+    ),
+    Mutation(
+        "merged share of the half without a prompt",
+        "study/measure/comparison.py",
+        "plan.merged_share[-len(part) :]",
+        "plan.merged_share[: len(part)]",
+        QUALITY + " -k 'compare or summary or share'",
+    ),
+    Mutation(
+        "methods are timed one after the other",
+        "study/measure/comparison.py",
+        "turn = [*methods[repetition % len(methods) :], *methods[: repetition % len(methods)]]",
+        "turn = list(methods)",
+        QUALITY + " -k turns",
+    ),
+    Mutation("KID of ten images", "study/measure/quality.py", "subset: int = 100", "subset: int = 10", QUALITY + " -k kid"),
+    Mutation(
+        "the jackknife's factor",
+        "study/measure/quality.py",
+        "error = np.sqrt((len(without) - 1) / len(without) *",
+        "error = np.sqrt(1 / len(without) *",
+        QUALITY + " -k jackknife",
+    ),
+    Mutation(
+        "the jackknife changes the mixture of classes",
+        "study/measure/quality.py",
+        "np.flatnonzero(of_image == group) for group",
+        "np.flatnonzero(np.sort(of_image) == group) for group",
+        QUALITY + " -k jackknife",
+    ),
+    Mutation("PSNR of another peak", "study/measure/quality.py", "np.log10(255**2 / error)", "np.log10(255 / error)", QUALITY),
+    Mutation(
+        "DeepCache's interval is ignored",
+        "study/methods.py",
+        "cache_interval=interval",
+        "cache_interval=2",
+        QUALITY + " -k deep_cache",
+    ),
+    Mutation(
+        "ToDo keeps the wrong token",
+        "study/methods.py",
+        "grid[:, ::of_rows, ::factor]",
+        "grid[:, of_rows - 1 :: of_rows, factor - 1 :: factor]",
+        QUALITY + " -k todo",
+    ),
+    Mutation(
+        "forecasts by a polynomial of lower order",
+        "study/methods.py",
+        "while len(self.known) > self.order + 1:",
+        "while len(self.known) > max(self.order, 1):",
+        "test_compose.py -k 'forecast or order'",
+    ),
+    Mutation(
+        "errors of methods together are those of the worst",
+        "study/studies/compose.py",
+        "error = sum(one.error for one in parts)",
+        "error = max(one.error for one in parts)",
+        "test_compose.py -k 'errors'",
+    ),
+    Mutation(
+        "noise by the place in the batch",
+        "study/run/generate.py",
+        "setting.seed * 1_000_003 + i) for i in images]",
+        "setting.seed * 1_000_003 + i) for i in range(len(images))]",
+        "test_study.py",
+    ),
+    Mutation(
+        "of equal dst tokens the last block's is taken by the kernel",
+        "tensors/kernels.py",
+        "better = here > highest  #",
+        "better = here >= highest  #",
+        "test_kernels.py -k equal",
+    ),
+    Mutation(
+        "merging keys saves queries, too, in the cost model",
+        "policy/cost_model.py",
+        "scores_left = 1 - share if keep_queries else (1 - share) ** 2",
+        "scores_left = (1 - share) ** 2",
+        "test_worth.py",
+    ),
+)
+
+
+def mutated(text: str, mutation: Mutation) -> str:
+    """The text of a file with a mutation.
+
+    Raises:
+        ValueError: unless what is to be changed is there once.
+    """
+    if text.count(mutation.before) != 1:
+        raise ValueError(f"{mutation.file} has {mutation.before!r} {text.count(mutation.before)} times, not once")
+    return text.replace(mutation.before, mutation.after)
+
+
+def caught(mutation: Mutation, copy: Path) -> bool:
+    """Whether the tests notice a mutation of a copy of the repository, which is as before afterwards."""
+    file = copy / "catome" / mutation.file
+    whole = file.read_text()
+    file.write_text(mutated(whole, mutation))
+    try:
+        command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider -n0 {mutation.tests}"
+        done = subprocess.run(command, shell=True, cwd=copy / "tests", capture_output=True, env=_environment(copy))
+    finally:
+        file.write_text(whole)
+    if done.returncode not in (0, 1):  # neither all passed nor some failed
+        raise RuntimeError(f"{command}: {done.stdout.decode()[-2000:]}{done.stderr.decode()[-2000:]}")
+    return done.returncode == 1
+
+
+def _environment(copy: Path) -> dict:
+    return {**os.environ, "PYTHONPATH": str(copy), "HF_HUB_OFFLINE": "1"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("numbers", nargs="*", type=int, help="of the mutations to try, from 1; by default all")
+    chosen = parser.parse_args().numbers or range(1, len(MUTATIONS) + 1)
+    survived = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "catome"
+        ignored = shutil.ignore_patterns(".venv", "_build", ".git", "runs", "results", "__pycache__")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        (copy / "data" / "results").symlink_to(ROOT / "data" / "results")
+        for number in chosen:
+            mutation = MUTATIONS[number - 1]
+            began = time.monotonic()
+            found = caught(mutation, copy)
+            survived += not found
+            verdict = "caught" if found else "SURVIVED"
+            print(f"{number:3d}  {verdict:8}  {time.monotonic() - began:4.0f} s  {mutation.file}: {mutation.what}", flush=True)
+    print(f"{len(chosen) - survived} of {len(chosen)} mutations are caught")
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
