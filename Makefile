@@ -2,7 +2,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 PRESET ?= tiny
 REMOTE ?= origin
-WORKERS ?= 2
+WORKERS ?= auto
 GPU_PYTHON ?= .venv/bin/python
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ GPU_STAMP := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(STAMP))
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup book test torture lint format notebooks slides record bench gpu-test gpu-bench clean publish publishable audit check-book pdf
+.PHONY: help setup book test check mutations torture lint format notebooks slides record bench gpu-test gpu-bench clean publish publishable audit check-book pdf
 
 # parameters of a notebook: the preset's, then those that the preset has for this notebook alone
 PARAMETERS = -f data/presets/$(1).yaml $(addprefix -f ,$(wildcard data/presets/$(1)/$(2).yaml))
@@ -80,8 +80,14 @@ gpu-test: $(GPU_STAMP) ## test the kernels on a GPU (GPU_PYTHON=python3: with th
 gpu-bench: $(GPU_STAMP) ## time catome against its peers on a GPU and keep the rows in data/results (under 10 minutes)
 	$(GPU_PYTHON) -m catome.bench --device cuda --record
 
-test: $(STAMP) ## run all tests: library, notebooks, and the book in a headless browser
-	$(BIN)/python -m pytest -n $(WORKERS)
+test: $(STAMP) ## run the tests of the library, the contracts and the studies (minutes)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+check: test ## run all other tests, too: notebooks, recorded results, and the book in a headless browser
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+mutations: $(STAMP) ## try small wrong changes to the code, each of which some test must notice (minutes)
+	$(BIN)/python tests/mutations.py
 
 audit: $(STAMP) ## look the pinned versions up in the database of known advisories (needs a network)
 	$(BIN)/python -m pytest --noconftest -rs tests/test_advisories.py

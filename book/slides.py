@@ -15,7 +15,8 @@ the tags of a notebook's cells:
 ``slide-skip``
     A code cell of which nothing is shown.
 
-Other tags ``slide-*`` of a slide are classes for the style sheet. Title, goals, mistakes and exercises are those of ``teach.md``.
+Other tags ``slide-*`` of a slide are classes for the style sheet. Title, goals, mistakes and exercises are those of
+``teach.md``.
 """
 
 from __future__ import annotations

@@ -83,7 +83,8 @@ def _parser(bench) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with ``arguments`` (by default the process's); exits with 2 where they are wrong or something is missing."""
+    """Run the command with ``arguments`` (by default the process's); exits with 2 where they are wrong or something is
+    missing."""
     try:
         from catome.study.bench import suites as bench
         from catome.study.run.parameters import writable_folder

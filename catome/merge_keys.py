@@ -37,9 +37,9 @@ class MergedKeys:
 def merge_keys(grid: tuple[int, int], first: int = 0, config: MergeConfig = RECOMMENDED, **changes) -> Iterator[MergedKeys]:
     """Merge the keys and values of image tokens in every self-attention that runs within a ``with`` block, in this thread.
 
-    Pairs are found in the keys and values of each call; nothing is kept from one call to the next. A call counts as a self-attention over
-    the image where it has as many queries as keys, or as image tokens, and its keys include the grid. Others are left as they
-    are, and so are calls that are causal or have a mask.
+    Pairs are found in the keys and values of each call; nothing is kept from one call to the next. A call counts as a
+    self-attention over the image where it has as many queries as keys, or as image tokens, and its keys include the grid.
+    Others are left as they are, and so are calls that are causal or have a mask.
 
     >>> with merge_keys(grid=(14, 14), first=1, threshold=0.9) as seen:  # a vision transformer with a class token
     ...     logits = model(pixels)

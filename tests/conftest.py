@@ -63,8 +63,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest begins first."""
+    """What takes longest begins first; what runs notebooks or reads the book is slow."""
     for item in items:
+        if item.path.stem in OF_THE_BOOK or item.get_closest_marker("book"):
+            item.add_marker(pytest.mark.slow)
         if "book" in item.fixturenames and item.path.stem not in OF_THE_BOOK:
             raise pytest.UsageError(f"{item.nodeid} reads the book: its file must be one of {', '.join(OF_THE_BOOK)}")
     items.sort(key=lambda item: (item.path.stem not in OF_THE_BOOK, not item.get_closest_marker("book")))
@@ -72,7 +74,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def book(tmp_path_factory) -> Path:
-    """The folder of the rendered book: the one that BOOK names, else the whole book, built by the Makefile with the smoke preset."""
+    """The folder of the rendered book: the one that BOOK names, else the whole book, built by the Makefile with the smoke
+    preset."""
     if "BOOK" in os.environ:
         given = ROOT / os.environ["BOOK"]
         assert (given / "index.html").is_file(), f"{given} is no rendered book: run make book"

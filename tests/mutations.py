@@ -1,7 +1,7 @@
 """Small wrong changes to the code, each of which some test must notice: ``python tests/mutations.py``.
 
-Every mutation is applied by itself to a copy of the repository, in which the tests that should notice it are run. One that they pass
-has survived, and the command ends with 1. `tests/test_mutations.py` holds that each of them still fits the code.
+Every mutation is applied by itself to a copy of the repository, in which the tests that should notice it are run. One that they
+pass has survived, and the command ends with 1. `tests/test_mutations.py` holds that each of them still fits the code.
 """
 
 from __future__ import annotations

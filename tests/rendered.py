@@ -1,4 +1,5 @@
-"""What must hold for every page of a rendered book. Each function takes the book's folder, or a page in a browser, and returns faults."""
+"""What must hold for every page of a rendered book. Each function takes the book's folder, or a page in a browser, and returns
+faults."""
 
 import sys
 from functools import cache
@@ -15,7 +16,8 @@ from pdf import CHROMIUM, FLAGS, TYPESET
 __all__ = ["CHROMIUM", "FLAGS", "SIZES", "TYPESET"]
 SIZES = {"phone": (390, 844), "laptop": (1280, 800), "wide": (1920, 1080)}
 
-# faults of layout: a page that scrolls sideways, words that are cut off, boxes that scroll but cannot be reached with the keyboard
+# faults of layout: a page that scrolls sideways, words that are cut off, boxes that scroll but cannot be reached with the
+# keyboard
 LAYOUT = """() => {
   const faults = [], says = (e) => `${e.tagName.toLowerCase()}.${[...e.classList].join(".")}: ${(e.textContent || "").trim().slice(0, 60)}`;
   const style = document.head.appendChild(document.createElement("style"));

@@ -1,4 +1,5 @@
-"""The accounting of FLOPs and bytes: against hand-written formulas, torch's own counter, and a merged forward that really runs."""
+"""The accounting of FLOPs and bytes: against hand-written formulas, torch's own counter, and a merged forward that really
+runs."""
 
 from itertools import pairwise
 

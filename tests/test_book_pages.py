@@ -1,7 +1,7 @@
 """Every page of the book, as files and in a real browser.
 
-On the book with the smoke preset, a phone in the dark and a laptop in the light, and three pages printed; `make check-book` takes the
-book in _build/html (`BOOK` names another folder), three sizes in both themes, and prints every page.
+On the book with the smoke preset, a phone in the dark and a laptop in the light, and three pages printed; `make check-book`
+takes the book in _build/html (`BOOK` names another folder), three sizes in both themes, and prints every page.
 """
 
 import os

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from labels import from_label
 from test_results import setting
 
 from catome.study import methods
@@ -74,7 +75,7 @@ def test_intervals_may_grow(monkeypatch):
     run(model, methods.forecast(1, 1, 3, 1.5), [float(t) for t in range(1000, 0, -50)], monkeypatch)
     assert model.calls == [1000.0 - 50 * step for step in (0, 1, 2, 3, 4, 7, 10, 15)]
     assert methods.forecast(1, 1, 3, 1.5).label == "forecast(interval=1, order=1, first=3, growth=1.5)"
-    assert methods.from_label("forecast(interval=1, order=1, first=3, growth=1.5)").family == "forecast"
+    assert from_label("forecast(interval=1, order=1, first=3, growth=1.5)").family == "forecast"
 
 
 def test_fewer_steps_are_as_many_as_were_named(pipe):

@@ -1,4 +1,5 @@
-"""Every kernel compiles for the GPUs that people have, with none at hand: no register is spilled, and what it needs is there."""
+"""Every kernel compiles for the GPUs that people have, with none at hand: no register is spilled, and what it needs is
+there."""
 
 import os
 import subprocess

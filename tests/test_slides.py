@@ -1,4 +1,5 @@
-"""The slides: what the converter puts on them, the slides in the notebooks, and every slide of the built book in a real browser."""
+"""The slides: what the converter puts on them, the slides in the notebooks, and every slide of the built book in a real
+browser."""
 
 import ast
 import base64
@@ -278,7 +279,8 @@ def test_the_map_on_a_slide_is_the_book_s():
     assert table(shown) == table((ROOT / "book/field.md").read_text())
 
 
-# what does not fit: boxes that leave the sheet, lie upon its heading or footer, or hold more than they show; words too small for a room
+# what does not fit: boxes that leave the sheet, lie upon its heading or footer, or hold more than they show; words too small
+# for a room
 FIT = """() => {
   const faults = [], sheet = Reveal.getCurrentSlide().querySelector(".sheet"), body = sheet.querySelector(".body");
   const inside = (box, frame) => box.left >= frame.left - 1 && box.right <= frame.right + 1 && box.top >= frame.top - 1 && box.bottom <= frame.bottom + 1;

@@ -1,7 +1,7 @@
 """Spelling, British, of all prose: the pages and notebooks, the docstrings, and what the cells of the rendered book write.
 
-A word is known to the dictionary, to codespell's list of British spellings, or to `words.txt`, the project's own list. A word that
-is written with a capital there is a name and wants it everywhere.
+A word is known to the dictionary, to codespell's list of British spellings, or to `words.txt`, the project's own list. A word
+that is written with a capital there is a name and wants it everywhere.
 """
 
 import ast

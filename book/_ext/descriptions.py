@@ -1,7 +1,7 @@
 """A description in the head of every page: `description` of its front matter or of its notebook's metadata.
 
-The search page shows them under what it found. (Sphinx would fetch every page to quote from it, which a browser refuses to a book
-that is opened from a folder.)
+The search page shows them under what it found. (Sphinx would fetch every page to quote from it, which a browser refuses to a
+book that is opened from a folder.)
 """
 
 import json

@@ -1,4 +1,5 @@
-"""Mend what Sphinx and its extensions write into pages: roles that are out of use, ids that occur twice, headers without words, links to another name."""
+"""Mend what Sphinx and its extensions write into pages: roles that are out of use, ids that occur twice, headers without words,
+links to another name."""
 
 import re
 

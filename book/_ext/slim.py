@@ -1,4 +1,5 @@
-"""Leave out of the book what no page loads: MathJax in its other bundles, and maps to the sources of scripts and style sheets."""
+"""Leave out of the book what no page loads: MathJax in its other bundles, and maps to the sources of scripts and style
+sheets."""
 
 from pathlib import Path
 

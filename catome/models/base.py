@@ -55,8 +55,9 @@ class SelfAttention:
 
     Attributes:
         name: the module's path in the model.
-        module: the module; within its call `torch.nn.functional.scaled_dot_product_attention` is called, once in most models. If
-            several of these calls have image tokens, each has pairs of its own, and they come in the same order at every step.
+        module: the module; within its call `torch.nn.functional.scaled_dot_product_attention` is called, once in most models.
+            If several of these calls have image tokens, each has pairs of its own, and they come in the same order at every
+            step.
         layout: ``layout(call, queries, keys)`` says where the image tokens are in a call with that many queries and keys, or
             None where they cannot be told or the call is no self-attention over them.
         block: the module whose input are the tokens that the paper compares (a U-Net's transformer block); None where keys are

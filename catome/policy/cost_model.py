@@ -8,12 +8,11 @@ A model of one image in one block, of N tokens of C channels, of which the share
 - cross-attention, if it runs on merged tokens: :math:`4 N C^2 m` of its two projections of them;
 - the MLP, if it does: :math:`24 N C^2 m`.
 
-Paid, at every step and for each of these parts, are the :math:`(4 - 2 m) N C` numbers that merging and unmerging read and
-write (:math:`(2 - m) N C` where queries are kept and tokens are merged before the projections, for nothing is unmerged), and
-`LAUNCHES` operations that have to be started.
-At every checkpoint, the similarities of src and dst tokens are paid: :math:`2 s (1 - s) N^2 C` FLOPs, where s is the share of
-src tokens. The device's rates (`catome.policy.rates`) make them all seconds. It is a model of one image, whatever the batch, so that an image's result does not
-depend on what else is in it.
+Paid, at every step and for each of these parts, are the :math:`(4 - 2 m) N C` numbers that merging and unmerging read and write
+(:math:`(2 - m) N C` where queries are kept and tokens are merged before the projections, for nothing is unmerged), and
+`LAUNCHES` operations that have to be started. At every checkpoint, the similarities of src and dst tokens are paid: :math:`2 s
+(1 - s) N^2 C` FLOPs, where s is the share of src tokens. The device's rates (`catome.policy.rates`) make them all seconds. It
+is a model of one image, whatever the batch, so that an image's result does not depend on what else is in it.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 2. `BlockHook.before` notes what enters a transformer block of a U-Net, if that is compared: the paper's way.
 3. `AttentionHook.before` runs before a self-attention and takes one of three ways:
    a. *at the call*: it watches for `F.scaled_dot_product_attention` inside (`AttentionMode`), and merges keys and values there;
-   b. *context*: it hands over merged tokens as the context that the attention makes keys and values of, which saves projections,
-      and every token stays a query;
+   b. *context*: it hands over merged tokens as the context that the attention makes keys and values of, which saves
+      projections, and every token stays a query;
    c. *tokens*: as the paper does it, the attention gets merged tokens, and `AttentionHook.after` copies its results back.
 4. `PartHook` does (c) for cross-attention and the MLP, if asked.
 5. `Patch.after` ends the call; the pipeline's `_reset_stateful_cache`, or an exception, ends the generation.
@@ -437,7 +437,8 @@ class AttentionHook(ModuleHook):
         return True
 
     def _plan_by_keys(self, running: Running, module, x: torch.Tensor) -> MergePlan | None:
-        """The plan for the tokens ``x`` ``[B, N, C]`` that enter the attention, by the keys and values that it will make of them.
+        """The plan for the tokens ``x`` ``[B, N, C]`` that enter the attention, by the keys and values that it will make of
+        them.
 
         These are linear in tokens: the mean of keys is the key of the mean, and tokens can be merged before they are projected.
         Where pairs are looked for, this takes two projections more."""

@@ -1,4 +1,5 @@
-"""What is written down while a model runs: what each attention merged, when pairs were found, and why something was not merged."""
+"""What is written down while a model runs: what each attention merged, when pairs were found, and why something was not
+merged."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Run a study without its notebook: ``python -m catome.study sweep --images 1000``.
 
 Any number of processes may do so at once, on one machine or on many that share the output folder: under ``accelerate launch``,
-``torchrun``, ``srun``, or started by hand. They send each other nothing; each claims pieces of the work (`catome.study.run.claims`). The
-study's notebook, run with the same parameters, then finds all rows.
+``torchrun``, ``srun``, or started by hand. They send each other nothing; each claims pieces of the work
+(`catome.study.run.claims`). The study's notebook, run with the same parameters, then finds all rows.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         "python -m catome.study",
         description="Run a study; alone, or with any number of processes that share the output folder.",
-        epilog="Every parameter of the study is an option: --images 1000, --thresholds '[0.7, 0.9]'. Started again, the command goes "
-        "on where it was.",
+        epilog="Every parameter of the study is an option: --images 1000, --thresholds '[0.7, 0.9]'. "
+        "Started again, the command goes on where it was.",
         allow_abbrev=False,
     )
     found.add_argument("study", help=f"one of {', '.join(STUDIES)}")

@@ -167,7 +167,8 @@ def batch_maximum(threshold: float, schedule: str | Iterable[int] | None, batch:
 
 
 def todo(factor: int = 2, rows: int | None = None) -> Method:
-    """ToDo (arXiv 2402.13573): keys and values of the topmost self-attentions downsampled to every ``factor``-th token each way.
+    """ToDo (arXiv 2402.13573): keys and values of the topmost self-attentions downsampled to every ``factor``-th token each
+    way.
 
     Written from the paper for this comparison: nearest-neighbour downsampling of the attention's input. With ``rows``, every
     ``rows``-th row of tokens is kept instead, which the paper does not do: ``rows=1`` halves the keys where factor 2 would
@@ -341,62 +342,6 @@ def together(*methods: Method) -> Method:
             yield pipe
 
     return Method(" + ".join(m.label for m in methods), " + ".join(m.family for m in methods), applied)
-
-
-def from_label(label: str) -> Method:
-    """The method that has this label, as results are kept under it.
-
-    Raises:
-        ValueError: if no method has it.
-    """
-    parts = [_from_part(part) for part in label.split(" + ")]
-    method = parts[0] if len(parts) == 1 else together(*parts)
-    if method.label != label:
-        raise ValueError(f"label={label!r} is no method's label; the nearest is {method.label!r}")
-    return method
-
-
-_MAKERS = {
-    "ToMe": tome,
-    "CA-ToMe": ca_tome,
-    "merged keys": merged_keys,
-    "tomesd": tomesd,
-    "batch maximum": batch_maximum,
-    "ToDo": todo,
-    "DeepCache": deep_cache,
-    "fewer steps": fewer_steps,
-    "forecast": forecast,
-}
-
-
-def _from_part(label: str) -> Method:
-    if label == "unmerged":
-        return unmerged()
-    family, _, arguments = label.removesuffix(")").partition("(")
-    pairs = [argument.partition("=") for argument in arguments.replace(", unweighted", ", weighted=no").split(", ")]
-    if family not in _MAKERS or not label.endswith(")") or not all(equals for _, equals, _ in pairs):
-        known = ", ".join(["unmerged", *(f"{name}(...)" for name in _MAKERS)])
-        raise ValueError(f"label={label!r} is no method's label; those are {known}")
-    try:
-        return _MAKERS[family](**{name: _argument(name, value) for name, _, value in pairs})
-    except TypeError as error:
-        raise ValueError(f"label={label!r} is no method's label: {error}") from None
-
-
-def _argument(name: str, value: str):
-    if name == "weighted":
-        return value != "no"
-    if name in ("measure", "compare"):
-        return value
-    if name == "stride":
-        return tuple(map(int, value.split("x")))
-    if name != "schedule":
-        return int(value) if value.isdecimal() else float(value)
-    if value == "every step":
-        return None
-    if value.startswith("auto "):
-        return Auto(float(value.removeprefix("auto ")))
-    return tuple(map(int, value.split())) if value[0].isdecimal() else value
 
 
 def peak_memory(device: str) -> Callable[[], int | None]:

@@ -6,9 +6,9 @@ Softmax attention of a query :math:`q` over a group of :math:`s` tokens with key
 
 .. math:: \sum_i e^{q k_i} = s\, e^{q \bar k} \Bigl(1 + \tfrac12 \operatorname{Var}_i(q k_i) + \dots\Bigr)
 
-because the first-order term :math:`\sum_i (q k_i - q \bar k)` is zero. So one key with the score :math:`q \bar k + \log s` stands
-for the group: exactly where its keys are equal, and to first order elsewhere. What is left out is of second order: half the
-variance of the group's scores, and the covariance of its scores and values.
+because the first-order term :math:`\sum_i (q k_i - q \bar k)` is zero. So one key with the score :math:`q \bar k + \log s`
+stands for the group: exactly where its keys are equal, and to first order elsewhere. What is left out is of second order: half
+the variance of the group's scores, and the covariance of its scores and values.
 
 A bound. Let the scores of each group lie within :math:`\delta` of their mean. A group's true weight is then between 1 and
 :math:`\cosh\delta` times the one it gets (Jensen's inequality below, convexity above). Two distributions whose ratio stays
@@ -51,8 +51,8 @@ count half, and not at all or as much, was chosen on images of the embedded mode
 
 @torch.no_grad()
 def joined(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """What is compared where keys are: keys ``[B, N, C]`` and values ``[B, N, D]`` side by side, ``[B, N, C + D]``, each divided
-    by the spread that it has in its image."""
+    """What is compared where keys are: keys ``[B, N, C]`` and values ``[B, N, D]`` side by side, ``[B, N, C + D]``, each
+    divided by the spread that it has in its image."""
     wide = torch.promote_types(keys.dtype, torch.float32)
     images = []
     for key, value in zip(keys, values, strict=True):  # one by one: what an image gives must not depend on the others
@@ -179,7 +179,8 @@ _CONSTANT = 8.0
 
 
 def _log_factor(scale: float) -> float:
-    """By what the logarithm of a weight is multiplied in a key's further channel, so that it comes out of the scores as it is."""
+    """By what the logarithm of a weight is multiplied in a key's further channel, so that it comes out of the scores as it
+    is."""
     return 1 / (scale * _CONSTANT)
 
 

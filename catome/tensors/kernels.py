@@ -214,7 +214,8 @@ if triton is not None:
 def best_matches_of(
     tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor, measure: str = "cosine"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `catome.tensors.matching.best_matches_of`: similarity (float32) and index of each src token's best dst, two ``[B, S]``.
+    """As `catome.tensors.matching.best_matches_of`: similarity (float32) and index of each src token's best dst, two ``[B,
+    S]``.
 
     Products are of the tokens as they are, in float32 (three TF32 products for float32 tokens), and scaled afterwards; among
     equally similar dst tokens the first is taken. Memory: nothing beside the result and a few numbers for each token."""

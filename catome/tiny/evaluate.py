@@ -57,7 +57,8 @@ def sample(pipe, names: list[str], seeds: list[int], steps: int, guidance: float
 
 
 def attention_entropy(pipe, steps: int, guidance: float) -> list[float]:
-    """exp(entropy)/N of each top block's self-attention (1: uniform, 1/N: one-hot), mean over heads, queries, steps, classes."""
+    """exp(entropy)/N of each top block's self-attention (1: uniform, 1/N: one-hot), mean over heads, queries, steps,
+    classes."""
     sums: dict[str, list[float]] = {}
 
     def watch(name):

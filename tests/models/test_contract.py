@@ -195,7 +195,8 @@ def test_queries_are_merged_too(name, model):
 
 
 def window_copies(tokens: torch.Tensor, first: int, layout: Layout) -> torch.Tensor:
-    """Tokens ``[B, H, N, D]``; of the image tokens, from ``first`` on, all in a window of 2x2 are copies of its top left one."""
+    """Tokens ``[B, H, N, D]``; of the image tokens, from ``first`` on, all in a window of 2x2 are copies of its top left
+    one."""
     order = torch.arange(tokens.shape[2])
     image = order[first : first + layout.tokens].view(layout.frames, layout.height, layout.width)
     rows = torch.arange(layout.height // 2 * 2) // 2 * 2
@@ -338,7 +339,8 @@ def test_an_image_does_not_depend_on_its_batch(name, model, padded, monkeypatch)
 
 
 def timetable(name: str, steps: int) -> list[dict]:
-    """The inputs of a model for steps at which nothing changes but the place on a timetable, which has the same number there."""
+    """The inputs of a model for steps at which nothing changes but the place on a timetable, which has the same number
+    there."""
     timestep = family_of(built(name)).timestep
     inputs = [TINY[name].inputs(1, 500.0, 3) for _ in range(steps)]
     given = torch.as_tensor(inputs[0][timestep])

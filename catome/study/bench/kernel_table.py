@@ -1,8 +1,9 @@
 """What the Triton kernels become on GPUs that are not at hand: ``python -m catome.study.bench.kernel_table``.
 
 Each kernel is compiled for each GPU, in each dtype, with the arguments that the library launches it with for the sizes of real
-models. NVIDIA's assembler, which comes with Triton, then says how many registers a thread needs and whether any is spilled. What
-cannot be known here is how fast they run; `least_times` is the roofline, of the products they compute and the bytes they must move.
+models. NVIDIA's assembler, which comes with Triton, then says how many registers a thread needs and whether any is spilled.
+What cannot be known here is how fast they run; `least_times` is the roofline, of the products they compute and the bytes they
+must move.
 """
 
 from __future__ import annotations

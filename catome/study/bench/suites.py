@@ -84,8 +84,8 @@ BY_COSINE, BY_DISTANCE = "pairs by cosine", "pairs by distance"
 KEYS = "merged keys"
 BEST = "recommended"
 BEST_SHARE = 0.57
-"""The share of keys that `catome.RECOMMENDED` merges on the embedded model (``python -m catome.study.studies.frontier``): random weights
-have nothing in common that a threshold could be set by."""
+"""The share of keys that `catome.RECOMMENDED` merges on the embedded model (``python -m catome.study.studies.frontier``):
+random weights have nothing in common that a threshold could be set by."""
 UNFUSED = ", unfused attention"
 
 _LEAST_SAMPLE = 0.01  # seconds: operations are repeated until a sample is as long
@@ -501,7 +501,8 @@ def authors_rule(share: float) -> methods.Method:
 
 
 def free_merging(share: float) -> methods.Method:
-    """What merging would be if it cost nothing: the topmost self-attentions on a given share less of the tokens, and that is all.
+    """What merging would be if it cost nothing: the topmost self-attentions on a given share less of the tokens, and that is
+    all.
 
     No pair is looked for, nothing is merged or unmerged; the attention gets the first tokens there are, and the block goes on
     with what it had. Its images are nonsense; its time is the limit (Amdahl) of every method that merges this share there."""
@@ -615,7 +616,8 @@ def attention_turns(
 
     Returns:
         One row for each edge and share: ``tokens``, ``share``, ``speedup`` (median of the rounds) with ``low`` and ``high``
-        (`ratio`), and ``expected``, what `catome.policy.cost_model` reckons with: the seconds saved, negative where merging costs more.
+        (`ratio`), and ``expected``, what `catome.policy.cost_model` reckons with: the seconds saved, negative where merging
+        costs more.
     """
     attention, generator = Attention(channels, heads=heads, dim_head=channels // heads).eval(), torch.Generator().manual_seed(0)
     found = []
@@ -774,9 +776,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The point's keys, ``method``, ``rounds``, ``ms`` (median), ``peak_bytes`` (largest), ``note``, and for each of
-        "unmerged", "tomesd", "batch maximum", "ToDo", "free merging", "copy", "pairs by cosine" and "merged keys" how many times as fast the
-        method is (in the suite "memory": how many times less it holds), with the interval of `ratio`: columns ``X``, ``X
-        low``, ``X high``.
+        "unmerged", "tomesd", "batch maximum", "ToDo", "free merging", "copy", "pairs by cosine" and "merged keys" how many
+        times as fast the method is (in the suite "memory": how many times less it holds), with the interval of `ratio`: columns
+        ``X``, ``X low``, ``X high``.
     """
     table = []
     for key, point in rows.groupby(_POINT, sort=False):

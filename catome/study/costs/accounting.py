@@ -82,8 +82,8 @@ DEVICES = pd.DataFrame(
         "torch": ["V100S", "A100-SXM4-80GB", "RTX 4090", "H100 80GB HBM3", "H200"],
     }
 ).set_index("device")
-"""Peak rates as NVIDIA's datasheets and architecture papers print them; none was measured here. FLOP/s of dense matrix products in
-float16 (tensor cores, float32 sums; bfloat16 is as fast where there is any) and float32 (no TF32), and memory bandwidth in
+"""Peak rates as NVIDIA's datasheets and architecture papers print them; none was measured here. FLOP/s of dense matrix products
+in float16 (tensor cores, float32 sums; bfloat16 is as fast where there is any) and float32 (no TF32), and memory bandwidth in
 bytes/s. ``torch`` is a part of the name by which torch calls the device."""
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}

@@ -1,10 +1,11 @@
-"""What a study costs before it is run: how many generations it needs, how long each takes at the least, and how far GPUs share it.
+"""What a study costs before it is run: how many generations it needs, how long each takes at the least, and how far GPUs share
+it.
 
 Three steps, each of which can be looked at alone:
 
 1. `count` asks a study for its list of generations.
-2. `generation_seconds` is the time of a generation on a device by the roofline of `catome.study.costs.accounting`, divided by the
-   *reach*: the share of its roofline's speed that a real program gets, from a time that somebody measured (`PRINTED`).
+2. `generation_seconds` is the time of a generation on a device by the roofline of `catome.study.costs.accounting`, divided by
+   the *reach*: the share of its roofline's speed that a real program gets, from a time that somebody measured (`PRINTED`).
 3. `makespan` deals the pieces out to processes as `catome.study.run.claims` does.
 """
 
@@ -204,8 +205,8 @@ def recorded_against_reckoned(recorded: Path = RECORDED) -> dict[str, float]:
         recorded: a folder with rows of `QUALITY` and of `COST`.
 
     Returns:
-        ``images``, ``methods``, ``reckoned_hours`` of the machine (the median seconds of a method's generation times its images; a method
-        that was never timed counts as the median one), and ``process_hours`` that the runs noted.
+        ``images``, ``methods``, ``reckoned_hours`` of the machine (the median seconds of a method's generation times its
+        images; a method that was never timed counts as the median one), and ``process_hours`` that the runs noted.
     """
     rows, timed = Store(QUALITY, recorded, None), Store(COST, recorded, None).find()
     made = rows.find().groupby("method").size()

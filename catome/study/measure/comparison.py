@@ -55,10 +55,10 @@ QUALITY = Table(
         "features": pa.list_(pa.float16()),
     },
 )
-"""One row for each image and method. ``psnr`` (dB), ``ssim`` and ``feature_distance`` (Euclidean, of the extractor's features) are
-against the unmerged image of the same seed; ``psnr_real`` and ``ssim_real`` are the paper's way, against an unrelated real image of
-the class (of the set named ``reference``; empty where none was given). ``merged_share`` is that of the image's prompted row at each step, mean over blocks, and
-empty for methods that merge nothing or do not tell."""
+"""One row for each image and method. ``psnr`` (dB), ``ssim`` and ``feature_distance`` (Euclidean, of the extractor's features)
+are against the unmerged image of the same seed; ``psnr_real`` and ``ssim_real`` are the paper's way, against an unrelated real
+image of the class (of the set named ``reference``; empty where none was given). ``merged_share`` is that of the image's
+prompted row at each step, mean over blocks, and empty for methods that merge nothing or do not tell."""
 
 COST = Table(
     "cost",
@@ -86,9 +86,9 @@ COST = Table(
         "peak_bytes": pa.int64(),
     },
 )
-"""One row for each method and repetition: ``seconds`` a generation took for one image of its batch, ``block_seconds`` of those inside
-the transformer blocks, ``flops`` of the U-Net for one image, ``peak_bytes`` the device held (empty on CPU). In one run the methods
-take turns, so that drift of the machine hits all alike; ``company`` is a name for the set of them."""
+"""One row for each method and repetition: ``seconds`` a generation took for one image of its batch, ``block_seconds`` of those
+inside the transformer blocks, ``flops`` of the U-Net for one image, ``peak_bytes`` the device held (empty on CPU). In one run
+the methods take turns, so that drift of the machine hits all alike; ``company`` is a name for the set of them."""
 
 
 @dataclass(frozen=True)
@@ -330,9 +330,9 @@ def cost(
 ) -> pd.DataFrame:
     """Time the methods in turns: one generation of ``setting.batch_size`` images each, ``repetitions`` times after a warm-up.
 
-    Rows that are kept are used only when all of them are there and come from one run, since only turns taken in one run compare.
-    Rows of this device come first, then those of another of its kind (``kind``: "cpu", "cuda"): they hold for where they were
-    taken, which `timed_on` says; ``recompute`` takes them here.
+    Rows that are kept are used only when all of them are there and come from one run, since only turns taken in one run
+    compare. Rows of this device come first, then those of another of its kind (``kind``: "cpu", "cuda"): they hold for where
+    they were taken, which `timed_on` says; ``recompute`` takes them here.
 
     Args:
         pipe, setting, methods, folder, recompute, recorded: as in `compare`.

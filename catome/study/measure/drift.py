@@ -188,8 +188,8 @@ def held_out(setting: Setting, drift_images: int) -> tuple[range, range]:
     tried, shards = len(shards_of(setting.images)), len(shards_of(drift_images))
     if shards <= tried:
         raise ValueError(
-            f"drift_images={drift_images!r} must be above {SHARD * tried}: images={setting.images} are kept for trying out what is "
-            f"derived from the others, in shards of {SHARD}"
+            f"drift_images={drift_images!r} must be above {SHARD * tried}: images={setting.images} are kept for trying out "
+            f"what is derived from the others, in shards of {SHARD}"
         )
     return range(tried, shards), range(tried)
 

@@ -107,8 +107,8 @@ def fid_statistics(features: np.ndarray) -> dict:
 def fid_infinity(features: np.ndarray, reference: np.ndarray | dict, points: int = 12, seed: int = 0) -> float:
     """FID extrapolated to infinitely many images (Chong & Forsyth 2020, arXiv 1911.07023).
 
-    FID's bias falls as 1/n: a line through the FIDs of random subsets against 1/n, read off at 0. NaN unless half of the images are
-    more than the features: with fewer the covariance lacks ranks, and the bias is no line.
+    FID's bias falls as 1/n: a line through the FIDs of random subsets against 1/n, read off at 0. NaN unless half of the images
+    are more than the features: with fewer the covariance lacks ranks, and the bias is no line.
     """
     if len(features) // 2 <= features.shape[1]:
         return float("nan")
@@ -156,28 +156,6 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.array([structural_similarity(x, y, **options) for x, y in zip(a, b, strict=True)])
 
 
-def bootstrap(
-    statistic: Callable[..., float], *samples: np.ndarray, resamples: int = 200, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval of ``statistic(*samples)`` when images are drawn anew, the same ones in all ``samples``.
-
-    Args:
-        statistic: of arrays whose first axis are images.
-        samples: arrays of equal length; drawing the same images from all of them pairs the settings over seeds.
-        resamples, seed, level: of the bootstrap.
-    """
-    rng = np.random.default_rng(seed)
-    count = len(samples[0])
-    if any(len(sample) != count for sample in samples):
-        raise ValueError(f"samples of {[len(sample) for sample in samples]} images cannot be paired")
-    values = []
-    for _ in range(resamples):
-        chosen = rng.integers(count, size=count)
-        values.append(statistic(*(sample[chosen] for sample in samples)))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def jackknife(
     statistic: Callable[..., float], *samples: np.ndarray, groups: int | Sequence[int] = 24, seed: int = 0
 ) -> tuple[float, float, float]:
@@ -222,7 +200,8 @@ def mean_interval(
 ) -> tuple[float, float, float]:
     """``(mean, low, high)``, the interval by bootstrap over the values.
 
-    Infinite values, such as the PSNR of images that nothing changed, are left out, unless all are infinite; NaN if any is NaN."""
+    Infinite values, such as the PSNR of images that nothing changed, are left out, unless all are infinite; NaN if any is
+    NaN."""
     values = np.asarray(values, float)
     if np.isnan(values).any() or np.isinf(values).all():
         return float(values.mean()), float(values.mean()), float(values.mean())

@@ -1,4 +1,5 @@
-"""Real images to compare generated ones with: held-out scenes of the embedded world, or a folder such as ImageNet's validation set."""
+"""Real images to compare generated ones with: held-out scenes of the embedded world, or a folder such as ImageNet's validation
+set."""
 
 from __future__ import annotations
 

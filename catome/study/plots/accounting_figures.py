@@ -266,7 +266,8 @@ def measured(table: pd.DataFrame):
     """Measured speed-up of U-Net calls against what merging could give, a panel for each method.
 
     Args:
-        table: of `catome.study.costs.accounting.with_bounds`, with the measured ``unmerged``: how many times as fast as unmerged.
+        table: of `catome.study.costs.accounting.with_bounds`, with the measured ``unmerged``: how many times as fast as
+            unmerged.
     """
     table = table.dropna(subset=["bound", "unmerged"])
     methods, sizes = list(dict.fromkeys(table["method"])), sorted(table["width"].unique())

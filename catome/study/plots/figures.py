@@ -247,7 +247,8 @@ def staleness_maps(matrices: dict[str, np.ndarray]):
 
 
 def staleness_by_lag(curves: dict[str, np.ndarray], label: str, scale: dict[str, float] | None = None, palette: str = "flare"):
-    """Mean distance of steps that are k apart: curves ``[k]`` or, with a band, ``[images, k]``; ``scale`` stretches the x axis."""
+    """Mean distance of steps that are k apart: curves ``[k]`` or, with a band, ``[images, k]``; ``scale`` stretches the x
+    axis."""
     figure, ax = plt.subplots(figsize=(WIDTH * 0.62, 3.0))
     for (name, values), colour in zip(curves.items(), sns.color_palette(palette, len(curves)), strict=True):
         values = np.atleast_2d(values).astype(float)
@@ -278,7 +279,8 @@ def staleness_paid(paid: dict[str, np.ndarray], checkpoints: dict[str, tuple[int
 
 
 def sweep_curves(table: pd.DataFrame, fixed: pd.DataFrame | None = None):
-    """PSNR, SSIM and merged share against the threshold, each with its interval: columns ``threshold``, ``x``, ``x low``, ``x high``."""
+    """PSNR, SSIM and merged share against the threshold, each with its interval: columns ``threshold``, ``x``, ``x low``, ``x
+    high``."""
     columns = {"PSNR (dB)": "PSNR", "SSIM": "SSIM", "merged share": "share"}
     figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 2.7))
     for ax, (label, name) in zip(axes, columns.items(), strict=True):
@@ -385,7 +387,8 @@ def schedule_plot(table: pd.DataFrame, beside: str):
     """What schedules are worth beside one of them, from the least stale to the most: a panel for each threshold.
 
     Args:
-        table: columns ``threshold``, ``kind``, ``schedule``, ``checkpoints``, ``staleness``, and ``gain`` (dB) with its interval.
+        table: columns ``threshold``, ``kind``, ``schedule``, ``checkpoints``, ``staleness``, and ``gain`` (dB) with its
+            interval.
         beside: the schedule that the gain is measured against.
     """
     kinds = {"paper": METHOD_COLOURS["CA-ToMe"], "derived": PALETTE[2], "online": PALETTE[4], "bounds": PALETTE[7]}
@@ -412,7 +415,8 @@ def schedule_plot(table: pd.DataFrame, beside: str):
 
 
 def quality_against_speed(table: pd.DataFrame):
-    """Each method's quality against its speed-up: columns ``method``, ``family``, ``speed-up`` and ``PSNR`` with their intervals."""
+    """Each method's quality against its speed-up: columns ``method``, ``family``, ``speed-up`` and ``PSNR`` with their
+    intervals."""
     figure, ax = plt.subplots(figsize=(WIDTH, 3.8))
     seen: dict[str, int] = {}
     for _, row in table.iterrows():

@@ -1,4 +1,5 @@
-"""Who computes what, where several processes share a folder: on one machine or on many, started together or one after the other.
+"""Who computes what, where several processes share a folder: on one machine or on many, started together or one after the
+other.
 
 A piece of work is *claimed* by making a file that only one process can make. Whoever has a claim touches it while it lives; a
 claim of a process that is gone is anybody's. So nobody has to be told what the others do, a process that is killed loses the
@@ -197,7 +198,8 @@ def deal(
 
 
 def place() -> tuple[int, int]:
-    """Which of how many processes this is: ``(rank, processes)``, by what torchrun, accelerate or SLURM put into the environment."""
+    """Which of how many processes this is: ``(rank, processes)``, by what torchrun, accelerate or SLURM put into the
+    environment."""
     for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
         if rank in os.environ and size in os.environ:
             return int(os.environ[rank]), int(os.environ[size])

@@ -1,8 +1,8 @@
 """The parameters of the studies: one class for each, checked before anything runs.
 
-A notebook's parameters cell, the command line, the presets and the tests all go through these classes. papermill injects whatever it
-is given and only warns about a name that a notebook does not declare, so each notebook begins with `Setting.of`, which refuses
-unknown names and values out of range.
+A notebook's parameters cell, the command line, the presets and the tests all go through these classes. papermill injects
+whatever it is given and only warns about a name that a notebook does not declare, so each notebook begins with `Setting.of`,
+which refuses unknown names and values out of range.
 """
 
 from __future__ import annotations

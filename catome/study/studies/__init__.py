@@ -7,7 +7,8 @@ A study is a module with
 - ``jobs(parameters)``, which lists the generations that it needs, and computes nothing;
 - ``run(parameters, pipe)``, which makes what is missing and returns a result;
 
-and a result has its tables, its comparisons and its intervals as methods, and ``report()`` where no notebook shows it. The notebook, the command line and the tests all call these.
+and a result has its tables, its comparisons and its intervals as methods, and ``report()`` where no notebook shows it. The
+notebook, the command line and the tests all call these.
 """
 
 from __future__ import annotations

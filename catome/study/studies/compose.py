@@ -1,8 +1,8 @@
 """The fastest generation at a given quality: merged keys, feature caching and forecasts, alone and together.
 
-``python -m catome.study compose`` searches and prints the frontier. Four kinds of methods save different things: merged keys save
-attention within a call of the model, DeepCache the deep part of some calls, a forecast whole calls, and so do fewer denoising steps,
-which is what all others have to be better than. The search has three stages.
+``python -m catome.study compose`` searches and prints the frontier. Four kinds of methods save different things: merged keys
+save attention within a call of the model, DeepCache the deep part of some calls, a forecast whole calls, and so do fewer
+denoising steps, which is what all others have to be better than. The search has three stages.
 
 1. Every single setting is tried on a few images. Its quality is a mean squared error, its cost a time.
 2. Settings of different kinds are put together. Their errors nearly add up and their times nearly multiply, which tells the
@@ -75,8 +75,8 @@ COMPOSED = Table(
     | {"method": pa.string(), "images": pa.int32(), "device": pa.string(), "threads": pa.int16()},
     {name: pa.float64() for name in ("psnr", "low", "high", "poor", "speedup", "least", "most")},
 )
-"""One row for each method that was judged: mean ``psnr`` (dB) over images with its 95 % interval, the share of images below 30 dB
-(``poor``), and the median ``speedup`` over unmerged with the least and the most of the turns."""
+"""One row for each method that was judged: mean ``psnr`` (dB) over images with its 95 % interval, the share of images below 30
+dB (``poor``), and the median ``speedup`` over unmerged with the least and the most of the turns."""
 
 
 def kinds() -> dict[str, list[Method]]:

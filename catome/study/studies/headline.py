@@ -116,7 +116,8 @@ class Result:
     def records(self, clock: pd.DataFrame) -> pd.DataFrame:
         """One row for each method by its name: what changed, and what it costs by ``clock``, rows of `timed`.
 
-        ``speed-up`` is the median over turns, and ``speed-up low`` and ``speed-up high`` are the lowest and the highest of them."""
+        ``speed-up`` is the median over turns, and ``speed-up low`` and ``speed-up high`` are the lowest and the highest of
+        them."""
         summary = self.summary()
         base = _turns(clock, self.peers["unmerged"])["seconds"].to_numpy()
         shown = ["PSNR", "PSNR low", "PSNR high", "SSIM", "share", "FID change", "FID change low", "FID change high"]

@@ -48,8 +48,8 @@ def table(jobs: Iterable[Job]) -> pd.DataFrame:
     """A row for each job.
 
     Returns:
-        ``phase``, ``what``, ``method`` and ``piece`` as in `Job`, ``images``, ``calls`` of the U-Net by one generation, ``rows`` of its
-        batch for one image (2 with guidance), ``height`` and ``width`` (pixels; None for the model's own).
+        ``phase``, ``what``, ``method`` and ``piece`` as in `Job`, ``images``, ``calls`` of the U-Net by one generation,
+        ``rows`` of its batch for one image (2 with guidance), ``height`` and ``width`` (pixels; None for the model's own).
     """
     rows = [
         {

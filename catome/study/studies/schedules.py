@@ -1,4 +1,5 @@
-"""Chapter 5: when to look again. The paper's schedules, bounds, schedules derived from measured staleness, and the online one."""
+"""Chapter 5: when to look again. The paper's schedules, bounds, schedules derived from measured staleness, and the online
+one."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class Parameters(Setting):
         thresholds: to merge by.
         tolerances: of the online schedule: the share of cached pairs that may have fallen below the threshold.
         budgets: checkpoints of the derived schedules.
-        drift_images: derived schedules are made from the staleness of images ``images`` to ``drift_images`` and tried on the others.
+        drift_images: derived schedules are made from the staleness of images ``images`` to ``drift_images`` and tried on the
+            others.
         repetitions: timed generations of each schedule.
         reference: a folder of real images; None for held-out scenes (embedded model only).
         recompute: compute again what was recorded or kept.
@@ -189,8 +191,8 @@ class Result:
             clock: of `timed`.
 
         Returns:
-            ``threshold``, ``kind``, ``schedule``, ``checkpoints``, ``staleness``, the columns of `summary` that the chapter shows,
-            ``seconds``, ``time`` (over unmerged) and ``gain`` over CONFIG_3 with its interval.
+            ``threshold``, ``kind``, ``schedule``, ``checkpoints``, ``staleness``, the columns of `summary` that the chapter
+            shows, ``seconds``, ``time`` (over unmerged) and ``gain`` over CONFIG_3 with its interval.
         """
         two = min(2, self.params.images)
         few = replace(self.params, images=two, batch_size=min(two, self.params.batch_size))
