@@ -6,6 +6,7 @@ model, and `match` works on plain tensors.
 
 from catome.merge_keys import merge_keys
 from catome.patch import apply_patch, is_patched, new_generation, patched, remove_patch
+from catome.policy.forecast import Forecast
 from catome.policy.rates import calibrate
 from catome.policy.schedule import SCHEDULES, Auto, Schedule, derive, evenly, parse_schedule
 from catome.probe import Observation, Record, probe
@@ -23,6 +24,7 @@ __all__ = [
     "SCHEDULES",
     "TOME",
     "Auto",
+    "Forecast",
     "Matches",
     "MergeConfig",
     "MergePlan",

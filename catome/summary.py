@@ -42,6 +42,7 @@ class Summary:
         attentions: of the patched self-attentions, in running order.
         steps: of the generation.
         length: what the schedule took the generation's length for.
+        forecasts: share of the calls of the model that were left out, and its output extrapolated.
         length_known: whether something told that length; else the paper's 51 calls were assumed.
         merged_share: over all these attentions.
         scores_left: likewise.
@@ -53,6 +54,7 @@ class Summary:
     steps: int
     length: int
     length_known: bool
+    forecasts: float
     merged_share: float
     scores_left: float
     left_out: int
@@ -100,6 +102,7 @@ def summary(pipe) -> Summary:
         max(report.steps for report, _ in reports),
         max(lengths, default=LENGTH),
         bool(lengths),
+        _share(sum(report.forecasts for report, _ in reports), sum(report.calls for report, _ in reports)),
         _share(sum(entry.merged for entry in entries), sum(entry.tokens for entry in entries)),
         _left(sum(entry.scores_left for entry in entries), sum(entry.scores for entry in entries)),
         left_out,
@@ -155,5 +158,7 @@ def _lines(found: Summary) -> list[str]:
         numbers = f"{attention.merged_share:6.0%}  {attention.scores_left:11.0%}"
         lines.append(f"{attention.name:{width}}  {numbers}  {at}")
     steps = f"{found.steps} steps" if found.steps != 1 else "1 step"
+    if found.forecasts:
+        steps += f", {found.forecasts:.0%} of them forecast"
     lines.append(f"{'all':{width}}  {found.merged_share:6.0%}  {found.scores_left:11.0%}  in {steps}")
     return lines + [f"- {remark}." for remark in found.remarks]

@@ -2,80 +2,13 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
-from labels import from_label
 from test_results import setting
 
 from catome.study import methods
 from catome.study.methods import Method
 from catome.study.studies import compose
 from catome.study.studies.compose import Tried, chosen, frontier, judged, predicted, promising, report, search
-
-
-class Polynomial(torch.nn.Module):
-    """Gives a cubic polynomial of the timestep, and counts its calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = []
-
-    def forward(self, sample, timestep, return_dict=True):
-        self.calls.append(float(timestep))
-        t = float(timestep) / 100
-        return (sample * (1 + 2 * t - t**2 + 0.5 * t**3),)
-
-
-def run(model, method, times, monkeypatch):
-    monkeypatch.setattr(methods, "_first_model", lambda pipe: pipe)
-    sample = torch.ones(1, 2, dtype=torch.float64)
-    with method.applied(model):
-        outputs = [model(sample, t, return_dict=False)[0][0, 0].item() for t in times]
-    assert "forward" not in vars(model)
-    return outputs
-
-
-TIMES = [950.0, 950.0, *range(900, 0, -50)]
-
-
-@pytest.mark.parametrize("interval", [2, 3, 5])
-def test_a_forecast_of_high_enough_order_is_exact(monkeypatch, interval):
-    exact = run(Polynomial(), methods.unmerged(), TIMES, monkeypatch)
-    model = Polynomial()
-    found = run(model, methods.forecast(interval, order=3, first=5), TIMES, monkeypatch)
-    assert found == pytest.approx(exact, rel=1e-9)
-    computed = [*TIMES[:5], *TIMES[5 + interval - 1 :: interval]]
-    assert model.calls == computed
-
-
-@pytest.mark.parametrize("order", [0, 1, 2])
-def test_a_forecast_of_lower_order_is_the_polynomial_through_the_last_outputs(monkeypatch, order):
-    model = Polynomial()
-    found = run(model, methods.forecast(3, order, first=4), TIMES, monkeypatch)
-    exact = run(Polynomial(), methods.unmerged(), TIMES, monkeypatch)
-    known = [950.0, 900.0, 850.0][-(order + 1) :]  # the fourth step, 850, was computed last
-    values = [exact[TIMES.index(t)] for t in known]
-    expected = np.polyval(np.polyfit(np.array(known) / 100, values, order), 8.0)
-    assert found[4] == pytest.approx(expected, rel=1e-6)
-    assert found[4] != pytest.approx(exact[4], rel=1e-6)
-
-
-def test_another_generation_begins_afresh(monkeypatch):
-    model = Polynomial()
-    found = run(model, methods.forecast(3, 1, first=2), [900.0, 800.0, 700.0, 600.0, 900.0, 800.0, 700.0], monkeypatch)
-    assert model.calls == [900.0, 800.0, 900.0, 800.0]
-    assert found[:3] == found[4:]
-
-
-def test_intervals_may_grow(monkeypatch):
-    steps = methods.computed_steps(interval=1, first=3, growth=1.5)
-    assert [step for step in range(20) if step in steps] == [0, 1, 2, 3, 4, 7, 10, 15]
-    model = Polynomial()
-    run(model, methods.forecast(1, 1, 3, 1.5), [float(t) for t in range(1000, 0, -50)], monkeypatch)
-    assert model.calls == [1000.0 - 50 * step for step in (0, 1, 2, 3, 4, 7, 10, 15)]
-    assert methods.forecast(1, 1, 3, 1.5).label == "forecast(interval=1, order=1, first=3, growth=1.5)"
-    assert from_label("forecast(interval=1, order=1, first=3, growth=1.5)").family == "forecast"
 
 
 def test_fewer_steps_are_as_many_as_were_named(pipe):

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 __all__ = [
     "HOOK_TABLES",
     "AttentionMode",
+    "ReplacedForward",
     "SdpaMode",
     "has_own_forward",
     "hide_from_compiler",
@@ -111,6 +112,65 @@ def remove_hooks(module: torch.nn.Module, kind: type, but: tuple = ()) -> None:
             for name in HOOK_TABLES:
                 getattr(module, name).pop(key, None)
             hide_from_compiler(module)
+
+
+class ReplacedForward:
+    """A ``forward`` that stands on a model in front of the one that was there; several may stand in a row."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.before = None
+
+    def forward(self, *args, **kwargs):
+        """Stand in for the model's forward."""
+        return self.inner(*args, **kwargs)
+
+    def inner(self, *args, **kwargs):
+        """What stood there before."""
+        if self.before is not None:
+            return self.before(*args, **kwargs)
+        return type(self.model).forward(self.model, *args, **kwargs)
+
+    def put_on(self) -> None:
+        """Stand in front."""
+        self.before = vars(self.model).get("forward")
+        self.model.forward = self.forward
+
+    @classmethod
+    def on(cls, model: torch.nn.Module):
+        """The one of this class that is on a model, or None."""
+        return next((owner for owner in _row(model) if isinstance(owner, cls)), None)
+
+    @classmethod
+    def take_off(cls, model: torch.nn.Module) -> None:
+        """Take those of this class off a model, and leave the others in their order."""
+        row = [owner for owner in _row(model) if not isinstance(owner, cls)]
+        last = _last(model)
+        if len(row) == len(_row(model)):
+            return
+        for owner in reversed(row):
+            owner.before = last
+            last = owner.forward
+        if last is None:
+            del model.forward
+        else:
+            model.forward = last
+
+
+def _row(model: torch.nn.Module) -> list[ReplacedForward]:
+    """Those that stand on a model, the front one first."""
+    row = []
+    owner = getattr(vars(model).get("forward"), "__self__", None)
+    while isinstance(owner, ReplacedForward):
+        row.append(owner)
+        owner = getattr(owner.before, "__self__", None)
+    return row
+
+
+def _last(model: torch.nn.Module):
+    """What stands behind all of them: None, or a forward that somebody else put there."""
+    row = _row(model)
+    return row[-1].before if row else vars(model).get("forward")
 
 
 def has_own_forward(module: torch.nn.Module) -> bool:

@@ -19,10 +19,11 @@ import torch
 
 from catome import checks
 from catome.models import _diffusers
-from catome.models._torch import SdpaMode, has_own_forward, twin_of
+from catome.models._torch import ReplacedForward, SdpaMode, has_own_forward, twin_of
 from catome.models.registry import family_of, find_models
 from catome.policy.schedule import Auto
 from catome.runtime.config import PARTS, MergeConfig
+from catome.runtime.forecast import ForecastSteps
 from catome.runtime.hooks import Hook, Patch, patch_of
 from catome.runtime.state import Ran, Running
 from catome.tensors.attention import weighted_attention
@@ -64,7 +65,8 @@ def compile_cached_steps(pipe, buckets: Iterable[float] = BUCKETS, **options):
         _check(patch.config)
     for model in models:
         CompiledSteps.take_off(model)
-        model.forward = CompiledSteps(model, tuple(sorted({*shares, 1.0})), {"fullgraph": True, **options}).forward
+        CompiledSteps(model, tuple(sorted({*shares, 1.0})), {"fullgraph": True, **options}).put_on()
+        ForecastSteps.to_the_front(model)
     return pipe
 
 
@@ -147,12 +149,11 @@ class MergedAttention(torch.nn.Module):
         return weighted_attention(query, key, value, self.log_weights, attn_mask, **rest)
 
 
-class CompiledSteps:
+class CompiledSteps(ReplacedForward):
     """The ``forward`` of a model whose cached steps are compiled."""
 
     def __init__(self, model: torch.nn.Module, shares: tuple[float, ...], options: dict) -> None:
-        self.model = model
-        self.before = vars(model).get("forward")
+        super().__init__(model)
         self.shares = shares
         self.options = options
         self._begin_afresh()
@@ -174,41 +175,20 @@ class CompiledSteps:
         self.__dict__.update(state)
         self._begin_afresh()
 
-    @classmethod
-    def on(cls, model: torch.nn.Module) -> CompiledSteps | None:
-        """What is on a model, or None."""
-        owner = getattr(vars(model).get("forward"), "__self__", None)
-        return owner if isinstance(owner, cls) else None
-
-    @classmethod
-    def take_off(cls, model: torch.nn.Module) -> None:
-        """Give a model the forward back that it had."""
-        found = cls.on(model)
-        if found is None:
-            return
-        del model.forward
-        if found.before is not None:
-            model.forward = found.before
-
     def forward(self, *args, **kwargs):
         """Run a call of the model, by the program where that can."""
         patch = patch_of(self.model)
         running = patch.running if patch is not None else None
         if running is None or not self._can(patch, running, args, kwargs):
-            return self._as_ever(*args, **kwargs)
+            return self.inner(*args, **kwargs)
         with self._lock:
             program = self._prepared(running)
             if program is None:
-                return self._as_ever(*args, **kwargs)
+                return self.inner(*args, **kwargs)
             for ran in running.condition.ran:
                 running.note(ran)
             self.steps += 1
             return program(*args, **kwargs)
-
-    def _as_ever(self, *args, **kwargs):
-        if self.before is not None:
-            return self.before(*args, **kwargs)
-        return type(self.model).forward(self.model, *args, **kwargs)
 
     def _can(self, patch: Patch, running: Running, args: tuple, kwargs: dict) -> bool:
         """Whether a call repeats the last one of its condition with the pairs that are cached."""

@@ -11,6 +11,7 @@ import torch
 
 from catome import checks
 from catome.policy.cost_model import least_share
+from catome.policy.forecast import Forecast
 from catome.policy.rates import rates_of
 from catome.policy.schedule import Auto, Schedule, parse_schedule
 from catome.tensors.matching import MEASURES, Measure
@@ -51,6 +52,8 @@ class MergeConfig:
         merge_attn: merge in self-attention.
         merge_crossattn: U-Nets: run cross-attention on merged tokens, too.
         merge_mlp: U-Nets: run the MLP on merged tokens, too.
+        forecast: a `catome.Forecast`: leave the model out at some steps, and extrapolate its output there. None runs it at
+            every step. With ``merge_attn=False`` this is all that is done.
         only_where_faster: leave blocks and images as they are where so few tokens, or so small a share of them, would be
             merged that it costs more time than it saves, by the model of `catome.policy.cost_model` and the rates that
             `catome.calibrate` has measured, else estimates.
@@ -76,6 +79,7 @@ class MergeConfig:
     merge_attn: bool = True
     merge_crossattn: bool = False
     merge_mlp: bool = False
+    forecast: Forecast | None = None
     only_where_faster: bool = True
 
     def __post_init__(self) -> None:
@@ -96,6 +100,8 @@ class MergeConfig:
         }
         for name in ("keep_queries", "weighted", "across_frames", *PARTS, "only_where_faster"):
             checks.check_flag(name, getattr(self, name))
+        if self.forecast is not None:
+            checks.check_kind("forecast", self.forecast, Forecast, "a catome.Forecast, or None")
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # a frozen dataclass is written to this way while it is made
         self._check_together()
@@ -104,9 +110,9 @@ class MergeConfig:
         """Refuse what each field allows and their combination does not."""
         if self.start >= self.end:
             raise ValueError(f"start={self.start:g}, end={self.end:g}: merging must begin before it ends")
-        if not any(getattr(self, part) for part in PARTS):
+        if not any(getattr(self, part) for part in PARTS) and self.forecast is None:
             given = ", ".join(f"{part}=False" for part in PARTS)
-            raise ValueError(f"{given}: at least one of them must be True")
+            raise ValueError(f"{given}: at least one of them must be True, or forecast must be given")
         if isinstance(self.schedule, Auto) and self.dst == "random":
             raise ValueError(
                 "dst='random' draws other dst tokens at each checkpoint, and schedule='auto' compares old with new"

@@ -13,6 +13,7 @@ from catome.models._torch import leave_behind, remove_hooks
 from catome.models.registry import family_of
 from catome.runtime.compiled import CompiledSteps
 from catome.runtime.config import MergeConfig
+from catome.runtime.forecast import ForecastSteps
 from catome.runtime.hooks import Hook, Patch, patch_of, refuse_other_merging
 from catome.runtime.state import Rule, decide
 from catome.tensors.matching import Matches
@@ -88,6 +89,8 @@ def install(
         patch.change(rule, pipe)
     Borrowed(model, patch).put_on()
     patch.settle(model)
+    if config.forecast is not None and ForecastSteps.on(model) is None:
+        ForecastSteps(model).put_on()
     return patch
 
 
@@ -120,6 +123,7 @@ def take_off(model: torch.nn.Module) -> None:
     """Take every hook of catome off a model, and leave all others as they are."""
     Borrowed.take_off(model)
     CompiledSteps.take_off(model)
+    ForecastSteps.take_off(model)
     for module in model.modules():
         remove_hooks(module, Hook)
 

@@ -31,13 +31,14 @@ class Entry:
 
 
 class Report:
-    """All attentions of one generation."""
+    """All attentions of one generation; of its ``calls`` of the model, ``forecasts`` were left out."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
         self.length: int | None = None
         self.steps = 0
         self.calls = 0
+        self.forecasts = 0
 
     def entry(self, name: str) -> Entry:
         """The entry of an attention."""

@@ -81,6 +81,7 @@ class Condition:
         plans: its merge plans, by attention; see `catome.runtime.state`.
         since: ``[B]`` int64 on the CPU: the step at which each row's image began; None where all began with the condition.
         ran: what its attentions came to in its last call; see `catome.runtime.state`.
+        outputs: what the model gave, by timestep, the last one at the end; see `catome.runtime.forecast`.
     """
 
     name: str | None
@@ -91,6 +92,7 @@ class Condition:
     plans: dict = field(default_factory=dict)
     since: torch.Tensor | None = None
     ran: tuple = ()
+    outputs: dict[float, Any] = field(default_factory=dict)
 
 
 class Generation:

@@ -15,7 +15,8 @@ import torch
 
 from catome.models.registry import find_models
 from catome.models.unet import topmost_downsample, transformer_blocks
-from catome.patch import patched
+from catome.patch import applied_patch, patched
+from catome.policy.forecast import Forecast
 from catome.policy.schedule import Auto, Schedule, parse_schedule
 from catome.runtime.config import PAPER, RECOMMENDED, TOME, Compare, MergeConfig
 from catome.runtime.install import install, uninstall
@@ -245,10 +246,7 @@ def fewer_steps(steps: int) -> Method:
 
 
 def forecast(interval: int = 3, order: int = 1, first: int = 4, growth: float = 1.0) -> Method:
-    """The model's whole output extrapolated from what it last computed, by a polynomial in the timestep.
-
-    TaylorSeer (arXiv 2503.06923) forecasts the features of every layer so; here it is done once, where the model ends, with
-    the same polynomial (through the last outputs, which is what its finite differences amount to).
+    """Steps left out, by the library: the model's output is extrapolated from what it last computed (`catome.Forecast`).
 
     Args:
         interval: steps from one that is computed to the next.
@@ -259,76 +257,13 @@ def forecast(interval: int = 3, order: int = 1, first: int = 4, growth: float = 
 
     @contextmanager
     def applied(pipe) -> Iterator:
-        model = _first_model(pipe)
-        before = model.__dict__.get("forward")
-        model.forward = _Forecast(model.forward, computed_steps(interval, first, growth), order)
-        try:
+        patch = applied_patch(pipe)
+        beside = patch.config if patch is not None else RECOMMENDED.changed(merge_attn=False, forecast=Forecast())
+        with patched(pipe, beside, forecast=Forecast(first, interval, growth, order)):
             yield pipe
-        finally:
-            if before is None:
-                del model.forward
-            else:
-                model.forward = before
 
     grows = f", growth={growth:g}" if growth != 1 else ""
     return Method(f"forecast(interval={interval}, order={order}, first={first}{grows})", "forecast", applied)
-
-
-_LONGEST = 1000
-"""Steps of a generation, at most."""
-
-
-def computed_steps(interval: float, first: int, growth: float = 1.0) -> frozenset[int]:
-    """The steps at which `forecast` computes: the ``first`` ones, then at intervals that grow.
-
-    >>> sorted(step for step in computed_steps(interval=1, first=3, growth=1.5) if step < 20)
-    [0, 1, 2, 3, 4, 7, 10, 15]
-    """
-    found = set(range(first))
-    step = first - 1.0
-    while step < _LONGEST:
-        step += interval
-        interval *= growth
-        found.add(round(step))
-    return frozenset(found)
-
-
-class _Forecast:
-    """Stands in for a model's forward."""
-
-    def __init__(self, forward: Callable, computed: frozenset[int], order: int) -> None:
-        self.forward = forward
-        self.computed = computed
-        self.order = order
-        self.step = 0
-        self.known: dict[float, torch.Tensor] = {}  # outputs by timestep, the last computed one at the end
-        self.last = math.inf
-
-    def __call__(self, sample, timestep, *args, **kwargs):
-        now = float(timestep)
-        if now > self.last:  # another generation: timesteps fall
-            self.step = 0
-            self.known.clear()
-        self.last = now
-        due = self.step in self.computed
-        self.step += 1
-        if not due and now not in self.known:
-            return (self._extrapolated(now),)
-        output = self.forward(sample, timestep, *args, **{**kwargs, "return_dict": False})
-        self.known.pop(now, None)
-        self.known[now] = output[0]
-        while len(self.known) > self.order + 1:
-            del self.known[next(iter(self.known))]
-        return output
-
-    def _extrapolated(self, now: float) -> torch.Tensor:
-        """Lagrange's polynomial through the known outputs, at a timestep."""
-        times = list(self.known)
-        total = 0
-        for at, output in self.known.items():
-            weight = math.prod((now - other) / (at - other) for other in times if other != at)
-            total = total + weight * output
-        return total
 
 
 def together(*methods: Method) -> Method:

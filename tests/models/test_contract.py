@@ -124,6 +124,17 @@ def test_a_twin_without_hooks_gives_what_the_hooks_give_at_a_cached_step(name, m
     assert bool(CompiledSteps.on(model).steps) == (name not in NOT_COMPILED)
 
 
+@every_family
+def test_a_step_may_be_left_out_and_forecast(name, model):
+    catome.apply_patch(model, merge_attn=False, forecast=catome.Forecast(first=2, interval=3, growth=1.0))
+    first, second, third = (answer(name, timestep=timestep) for timestep in (500.0, 450.0, 400.0))
+    assert_close(third, [2 * b - a for a, b in zip(first, second, strict=True)])
+    assert catome.summary(model).forecasts == pytest.approx(1 / 3)
+    catome.remove_patch(model)
+    assert same(first, answer(name, timestep=500.0))
+    assert "forward" not in vars(model)
+
+
 # What is merged.
 
 
