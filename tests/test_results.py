@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from labels import from_label
+from test_repository import ROOT
 
 from catome import tiny
 from catome.policy import schedule
@@ -399,6 +400,11 @@ def test_derive_refuses(staleness, checkpoints, says):
 
 
 RECORDS = sorted(RECORDED.glob("*.parquet"))
+
+
+def test_there_are_recorded_rows():
+    assert {"quality", "cost", "drift", "staleness", "scores"} <= {file.stem for file in RECORDS}
+    assert RECORDED == ROOT / "data" / "results"
 
 
 @pytest.mark.parametrize("file", RECORDS, ids=lambda file: file.stem)

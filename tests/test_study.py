@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from test_repository import ROOT
@@ -135,3 +136,20 @@ def test_the_real_loading_path_reads_a_diffusers_folder(pipe, tmp_path):
     setting = settle()
     other = study.load(replace(setting, model=str(tmp_path)))
     assert np.array_equal(study.generate(pipe, setting), study.generate(other, setting))
+
+
+def test_the_variance_of_the_share_is_split_between_steps_and_images():
+    steps, images = 5, 4
+    index = [(0.9, step, block, image) for step in range(steps) for block in "ab" for image in range(images)]
+    table = pd.DataFrame(index, columns=["threshold", "step", "block", "image"])
+
+    def parts(share):
+        return study.variance_of_share(table.assign(share=share)).loc[0.9].to_dict()
+
+    assert parts(table["step"]) == pytest.approx({"step": 1, "image": 0, "both": 0})
+    assert parts(table["image"]) == pytest.approx({"step": 0, "image": 1, "both": 0})
+    both = parts(table["step"] + 2 * table["image"])
+    assert both["both"] == pytest.approx(0)
+    assert both["image"] / both["step"] == pytest.approx(4 * np.var(range(images)) / np.var(range(steps)))
+    assert parts((table["step"] % 2) ^ (table["image"] % 2))["both"] > 0.5
+    assert np.isnan(list(parts(0.5 + 0 * table["step"]).values())).all()

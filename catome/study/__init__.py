@@ -17,7 +17,7 @@ from catome.study.measure.drift import (
     mean_staleness,
 )
 from catome.study.measure.real_images import real_images
-from catome.study.measure.similarity import shares_above, similarity_study, weakest_merged
+from catome.study.measure.similarity import shares_above, similarity_study, variance_of_share, weakest_merged
 from catome.study.plots import accounting_figures, figures
 from catome.study.run.generate import generate, generate_batch, load, tokens_of
 from catome.study.run.parameters import Setting
@@ -56,5 +56,6 @@ __all__ = [
     "studies",
     "timed_on",
     "tokens_of",
+    "variance_of_share",
     "weakest_merged",
 ]

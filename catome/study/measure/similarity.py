@@ -78,6 +78,28 @@ def shares_above(study: Similarities, thresholds) -> pd.DataFrame:
     return table
 
 
+def variance_of_share(shares: pd.DataFrame) -> pd.DataFrame:
+    """How much of the variance of the merged share goes by the step, how much by the image, and how much by both together.
+
+    Args:
+        shares: of `shares_above`.
+
+    Returns:
+        For each threshold ``step``, ``image`` and ``both``, shares that add up to 1 (NaN where nothing varies): the parts of a
+        two-way analysis of variance, of the mean over blocks.
+    """
+    rows = {}
+    for threshold, own in shares.groupby("threshold"):
+        table = own.groupby(["step", "image"])["share"].mean().unstack()
+        centred = table - table.to_numpy().mean()
+        total = (centred**2).to_numpy().sum()
+        step = len(table.columns) * (centred.mean(axis=1) ** 2).sum()
+        image = len(table) * (centred.mean(axis=0) ** 2).sum()
+        parts = np.array([step, image, total - step - image])
+        rows[threshold] = parts / total if total else np.full(3, np.nan)
+    return pd.DataFrame(rows, index=["step", "image", "both"]).T
+
+
 def weakest_merged(study: Similarities, ratio: float) -> np.ndarray:
     """The lowest similarity that merging a fixed share accepts, ``[steps, blocks, images]``."""
     count = int(ratio * study.tokens)

@@ -35,7 +35,7 @@ from catome.policy.rates import processor
 from catome.study.run.claims import Claims, born
 from catome.study.run.parameters import Setting
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[3]
 RECORDED = CHECKOUT / "data" / "results"
 """What the repository ships."""
 
