@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pandas as pd
@@ -99,6 +100,10 @@ def fingerprint(pipe) -> str:
     return digest.hexdigest()[:16]
 
 
+_MATTER = ("numpy", "transformers", "tomesd", "DeepCache", "torch-fidelity", "scikit-image", "triton")
+"""Packages beside torch and diffusers that a row may depend on."""
+
+
 def provenance(setting: Setting, model: str) -> dict:
     """Where and with what something is computed: device, versions, commit, date, parameters."""
     cuda = setting.device.startswith("cuda")
@@ -107,7 +112,9 @@ def provenance(setting: Setting, model: str) -> dict:
         "device": torch.cuda.get_device_name(setting.device) if cuda else f"{os.cpu_count()} CPU cores, {processor()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "diffusers": __import__("diffusers").__version__,
+        "diffusers": version("diffusers"),
+        "versions": {name: _version(name) for name in _MATTER},
+        "threads": torch.get_num_threads(),
         "catome": catome.__version__,
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -120,6 +127,13 @@ def provenance(setting: Setting, model: str) -> dict:
         "rows": 0,
         "wall_seconds": 0.0,
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:
