@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from catome import tiny
 from catome.checks import check_integer
-from catome.study.measure.quality import Extractor
+from catome.study.measure.quality import Extractor, extractor
 from catome.study.run.parameters import Setting
+from catome.study.run.store import image_size
 from catome.tiny.evaluate import HELD_OUT
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -134,6 +135,11 @@ def real_images(
             return read(of_class[turn % len(of_class)])
 
     return Reference(name, _features(setting, net, f"{net.name} {size} {name}", todo, read), like)
+
+
+def beside(pipe, setting: Setting, folder: str | Path | None = None) -> Reference:
+    """`real_images` of the size that a pipeline generates, by the extractor of its kind."""
+    return real_images(setting, extractor(setting.embedded, setting.device), image_size(pipe, setting), folder)
 
 
 def _features(setting: Setting, net: Extractor, key: str, todo: Sequence, read: Callable) -> np.ndarray:

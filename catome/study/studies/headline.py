@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 
 from catome.study import methods
-from catome.study.measure import quality
+from catome.study.measure import real_images
 from catome.study.measure.comparison import Comparison, compare, cost
-from catome.study.measure.real_images import Reference, real_images
+from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.parameters import Cosine, Count, Flag, Folder, ScheduleName, Setting, Share, parameters
-from catome.study.run.store import image_size
 from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = "06_headline"
@@ -80,8 +79,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
         pipe: an unpatched pipeline.
         kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
     """
-    net = quality.extractor(params.embedded, params.device)
-    real = real_images(params, net, image_size(pipe, params), params.reference)
+    real = real_images.beside(pipe, params, params.reference)
     peers = peers_of(params)
     return Result(params, real, peers, compare(pipe, params, list(peers.values()), real, recompute=params.recompute, **kept))
 

@@ -12,13 +12,12 @@ from pydantic import model_validator
 
 from catome.policy.schedule import SCHEDULES, Auto, derive
 from catome.study import methods
-from catome.study.measure import quality
+from catome.study.measure import real_images
 from catome.study.measure.comparison import Comparison, compare, cost
 from catome.study.measure.drift import amount_name, checkpoints_made, drift_study, held_out, mean_staleness
-from catome.study.measure.real_images import Reference, real_images
+from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.parameters import Cosines, Count, Counts, Flag, Folder, Setting, Shares, parameters
-from catome.study.run.store import image_size
 from catome.study.studies.jobs import Job, of_drift, of_images
 
 NOTEBOOK = "05_checkpoint_schedules"
@@ -125,8 +124,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
         pipe: an unpatched pipeline.
         kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
     """
-    net = quality.extractor(params.embedded, params.device)
-    real = real_images(params, net, image_size(pipe, params), params.reference)
+    real = real_images.beside(pipe, params, params.reference)
     drift = drift_study(pipe, params.watched, params.thresholds, **kept)
     unseen, tried = params.shards
     names = {t: amount_name(threshold=t) for t in params.thresholds}

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from catome.study import methods, paper
-from catome.study.measure import quality
+from catome.study.measure import real_images
 from catome.study.measure.comparison import Comparison, compare, cost
-from catome.study.measure.real_images import Reference, real_images
+from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.parameters import Cosines, Count, Flag, Folder, Setting, parameters
-from catome.study.run.store import image_size
 from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = "04_threshold_sweep"
@@ -64,8 +63,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
         pipe: an unpatched pipeline.
         kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
     """
-    net = quality.extractor(params.embedded, params.device)
-    real = real_images(params, net, image_size(pipe, params), params.reference)
+    real = real_images.beside(pipe, params, params.reference)
     sweep = sweep_of(params)
     made = compare(pipe, params, [methods.unmerged(), *sweep.values()], real, recompute=params.recompute, **kept)
     shares = made.summary()["share"]
