@@ -14,6 +14,7 @@ import torch
 from IPython.display import HTML
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
 from catome.tensors.plan import MergePlan
@@ -64,6 +65,60 @@ def with_interval(table: pd.DataFrame, column: str, digits: int = 2) -> pd.Serie
         return f"{row[column]:.{digits}f} [{row[f'{column} low']:.{digits}f}, {row[f'{column} high']:.{digits}f}]"
 
     return table.apply(words, axis=1)
+
+
+_SCENE = np.array([[0, 0, 0, 1], [0, 0, 1, 1], [2, 2, 1, 3], [2, 2, 2, 3]])
+"""Which of four regions each of 4 x 4 tokens shows, for `mechanism`."""
+
+
+def mechanism():
+    """Draw how a transformer block attends on merged tokens: match, merge, attend, unmerge, and the residual around them."""
+    colours = [PALETTE[i] for i in (9, 7, 2, 1)]
+    own = _SCENE.flatten()
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.3))
+    ax.set(xlim=(0, 100), ylim=(0, 38), aspect="equal")
+    ax.axis("off")
+
+    def squares(left: float, bottom: float, regions, columns: int, edge: float = 3.0, strong: bool = False) -> None:
+        rows = -(-len(regions) // columns)
+        for i, region in enumerate(regions):
+            row, column = divmod(i, columns)
+            corner = (left + column * edge, bottom + (rows - 1 - row) * edge)
+            line = dict(edgecolor="black", linewidth=1.2) if strong else dict(edgecolor="white", linewidth=0.8)
+            ax.add_patch(plt.Rectangle(corner, edge, edge, facecolor=colours[region], **line))
+
+    def box(left: float, label: str, width: float = 11.0) -> None:
+        shape = dict(boxstyle="round,pad=0.2,rounding_size=1", facecolor="0.94", edgecolor="0.3")
+        ax.add_patch(FancyBboxPatch((left, 16.5), width, 7.0, **shape))
+        ax.text(left + width / 2, 20.0, label, ha="center", va="center", fontsize="small")
+
+    def arrow(start: float, end: float, bottom: float = 20.0) -> None:
+        ax.annotate("", (end, bottom), (start, bottom), arrowprops=dict(arrowstyle="->", color="0.3", lw=1.2))
+
+    squares(1, 14, own, 4)
+    ax.text(7, 11.0, "16 tokens $x$", ha="center", va="center", fontsize="small")
+    arrow(13.6, 16)
+    box(16.4, "match\nand merge")
+    arrow(28, 30.4)
+    squares(31, 18.5, [0, 1, 2, 3], 4, strong=True)
+    ax.text(37, 15.0, "4 means", ha="center", va="center", fontsize="small")
+    arrow(43.6, 46)
+    box(46.4, "self-\nattention")
+    arrow(58, 60.4)
+    box(60.8, "unmerge:\ncopy back", 12.0)
+    arrow(73.4, 75.8)
+    squares(76, 14, own, 4)
+    ax.text(82, 11.0, "16 results", ha="center", va="center", fontsize="small")
+    ax.add_patch(plt.Circle((92.5, 20), 1.9, facecolor="white", edgecolor="0.3", lw=1.2))
+    ax.text(92.5, 19.9, "+", ha="center", va="center")
+    arrow(88.6, 90.5)
+    arrow(94.5, 99)
+    way = dict(color=PALETTE[3], lw=1.8)
+    ax.plot([7, 7, 92.5], [26.6, 33.5, 33.5], **way)
+    ax.annotate("", (92.5, 22.2), (92.5, 33.6), arrowprops=dict(arrowstyle="->", **way))
+    ax.text(50, 35.6, "the residual: every token keeps what it was", ha="center", color=PALETTE[3], fontsize="small")
+    ax.text(50, 4.0, "attention compares 4 × 4 pairs of tokens instead of 16 × 16", ha="center", fontsize="small", color="0.3")
+    return figure
 
 
 def show_image(ax, image: np.ndarray, title: str = "") -> None:
