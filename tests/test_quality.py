@@ -93,6 +93,13 @@ def test_fid_infinity_takes_the_bias_away():
     assert abs(quality.fid_infinity(sample, reference)) < biased / 4
 
 
+def test_verdicts_are_what_intervals_say():
+    table = quality.paired_table({"a": (1.0, 0.5, 1.5), "b": (-1.0, -2.0, -0.1), ("c", "d"): (0.2, -0.1, 0.5)})
+    assert table["verdict"].tolist() == ["closer", "farther", "not told apart"]
+    assert table["difference (dB)"].tolist() == ["+1.00 [+0.50, +1.50]", "-1.00 [-2.00, -0.10]", "+0.20 [-0.10, +0.50]"]
+    assert quality.verdict(0.1, 0.2, better="better") == "better"
+
+
 def test_paired_intervals_are_narrower():
     rng = np.random.default_rng(0)
     images = rng.normal(size=200)

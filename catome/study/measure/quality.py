@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from skimage.metrics import structural_similarity
@@ -193,6 +195,31 @@ def jackknife(
     without = np.array([statistic(*(np.delete(sample, out, axis=0) for sample in samples)) for out in left_out])
     error = np.sqrt((len(without) - 1) / len(without) * ((without - without.mean()) ** 2).sum())
     return value, value - 1.96 * float(error), value + 1.96 * float(error)
+
+
+def verdict(low: float, high: float, better: str = "closer", worse: str = "farther") -> str:
+    """What the interval of a difference says: a word, where it holds zero out."""
+    if low > 0:
+        return better
+    return worse if high < 0 else "not told apart"
+
+
+def paired_table(rows: Mapping[Any, tuple[float, float, float]], column: str = "difference (dB)", **words: str) -> pd.DataFrame:
+    """Differences with their intervals as a table to be read.
+
+    Args:
+        rows: ``(mean, low, high)`` by name.
+        column: name of the column of differences.
+        words: of `verdict`.
+
+    Returns:
+        One row for each, with the difference and its 95 % interval as text, and the verdict.
+    """
+    shown = {
+        name: {column: f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", "verdict": verdict(low, high, **words)}
+        for name, (mean, low, high) in rows.items()
+    }
+    return pd.DataFrame(shown).T
 
 
 def mean_interval(

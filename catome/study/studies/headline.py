@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from catome.study import methods
-from catome.study.measure import real_images
+from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, cost
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
@@ -141,6 +141,27 @@ class Result:
     def gain(self, a: str, b: str) -> tuple[float, float, float]:
         """PSNR of one method minus another's on the same seeds, in dB, with its 95 % interval."""
         return self.made.paired("psnr", self.peers[a], self.peers[b])
+
+    def comparisons(self, records: pd.DataFrame) -> pd.DataFrame:
+        """PSNR of methods against each other on the same seeds, to be read, with how fast each of the two is."""
+        params = self.params
+        headline = f"CA-ToMe, t = {params.threshold:g}"
+        gentle = f"CA-ToMe, t = {params.gentle:g}"
+        cache = f"DeepCache, every {params.interval}"
+        pairs = [
+            (headline, f"ToMe, r = {params.ratio:g}"),
+            (headline, "ToDo"),
+            (headline, cache),
+            (gentle, "ToDo"),
+            (gentle, cache),
+            (gentle, f"batch maximum, t = {params.gentle:g}"),
+            (f"tomesd, r = {params.ratio:g}", f"ToMe, r = {params.ratio:g}"),
+        ]
+        pairs = [(a, b) for a, b in pairs if a in self.peers and b in self.peers]
+        table = quality.paired_table({f"{a} - {b}": self.gain(a, b) for a, b in pairs})
+        fast = records["speed-up"].astype(float)
+        table.insert(0, "times as fast", [f"{fast[a]:.2f} - {fast[b]:.2f}" for a, b in pairs])
+        return table
 
     def frontier(self, records: pd.DataFrame) -> list[str]:
         """The methods that no other one beats in both speed and closeness."""

@@ -12,7 +12,7 @@ from pydantic import model_validator
 
 from catome.policy.schedule import SCHEDULES, Auto, derive
 from catome.study import methods
-from catome.study.measure import real_images
+from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, cost
 from catome.study.measure.drift import amount_name, checkpoints_made, drift_study, held_out, mean_staleness
 from catome.study.measure.real_images import Reference
@@ -180,6 +180,20 @@ class Result:
     def gain(self, t: float, name: str, base: str = BASE) -> tuple[float, float, float]:
         """PSNR of a schedule minus that of another on the same seeds, in dB, with its 95 % interval."""
         return self.made.paired("psnr", self.asked[t, name].method, self.asked[t, base].method)
+
+    def comparisons(self) -> pd.DataFrame:
+        """PSNR of schedules against CONFIG_3, and of the derived ones against pairs found at every step, to be read."""
+        rows = {}
+        for t in self.params.thresholds:
+            rivals = ["every step", "step 0 only", *(f"best {k}" for k in sorted(self.params.budgets, reverse=True))]
+            rivals += [f"auto {tolerance:g}" for tolerance in self.params.tolerances]
+            for name in rivals:
+                if (t, name) in self.asked:
+                    rows[f"t = {t:g}", f"{name} - {BASE}"] = self.gain(t, name)
+            for at, k in self.derived:
+                if at == t:
+                    rows[f"t = {t:g}", f"best {k} - every step"] = self.gain(t, f"best {k}", "every step")
+        return quality.paired_table(rows)
 
     def records(self, pipe, clock: pd.DataFrame) -> pd.DataFrame:
         """One row for each schedule.

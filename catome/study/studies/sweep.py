@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from catome.study import methods, paper
-from catome.study.measure import real_images
+from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, cost
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
@@ -127,6 +127,17 @@ class Result:
                 found = self.both.paired(column, self.sweep[t], twin)
                 rows[t] |= dict(zip((column, f"{column} low", f"{column} high"), found, strict=True))
         return pd.DataFrame(rows).T
+
+    def adapting_table(self) -> pd.DataFrame:
+        """`adapting` to be read, with a verdict on the PSNR."""
+        found = self.adapting()
+        rows = {f"t = {t:g} - r = {row['share']:.3f}": row for t, row in found.iterrows()}
+        table = quality.paired_table(
+            {name: tuple(row[["psnr", "psnr low", "psnr high"]]) for name, row in rows.items()}, "PSNR (dB)"
+        )
+        away = {name: tuple(row[[f"feature_distance{end}" for end in ("", " low", " high")]]) for name, row in rows.items()}
+        table.insert(1, "distance of features", quality.paired_table(away, "away")["away"])
+        return table
 
     def beside_the_paper(self, seconds: pd.Series) -> pd.DataFrame:
         """The paper's Table I and the same figures here; ``seconds`` of one image by each method's label."""
