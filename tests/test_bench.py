@@ -259,7 +259,7 @@ def test_every_method_does_something_at_the_given_share_and_leaves_nothing(mergi
                 outputs[contender.method] = [call.run() for call in contender.calls]
                 applied = patch.applied_patch(unet)
                 if applied is not None:
-                    share = 36 / 64 if contender.method == "recommended" else 0.5  # int(0.57 * 64)
+                    share = 40 / 64 if contender.method == "recommended" else 0.5  # int(0.64 * 64)
                     assert all(plan.merged_share.tolist() == [share, share] for plan in applied.cached())
                     assert len(applied.cached()) == 3
         again = contenders[0].calls[0].run()

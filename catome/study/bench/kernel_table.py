@@ -186,7 +186,7 @@ SIZES = {
 """Rows of a batch, image tokens, text tokens, heads and channels of a head in a self-attention of a model."""
 
 
-def least_times(device: str, share: float = 0.57, sources: float = 0.75, dtype: str = "float16") -> pd.DataFrame:
+def least_times(device: str, share: float = 0.64, sources: float = 0.75, dtype: str = "float16") -> pd.DataFrame:
     """The roofline of what merged keys take in one self-attention, beside that attention as it is.
 
     Args:
