@@ -64,6 +64,23 @@ def test_a_compiled_unet_gives_the_same_and_compiles_nothing_at_cached_steps(pip
         assert "catome decides in Python what to merge" in reason
 
 
+def test_a_compiled_unet_leaves_steps_out(pipe, graphs):
+    """Which step it is, is no reason to compile anew."""
+    handed, backend = graphs
+    inputs = unet_inputs(pipe, ["desert"])
+    forecast = catome.Forecast(first=2, interval=2, growth=1.0)
+    catome.apply_patch(pipe, merge_attn=False, forecast=forecast)
+    expected = generation(pipe.unet, inputs)
+    unet = torch.compile(pipe.unet, backend=backend)
+    for output, same in zip(generation(unet, inputs), expected, strict=True):
+        torch.testing.assert_close(output, same, atol=1e-5, rtol=1e-5)
+    known = len(handed)
+    assert known
+    generation(unet, inputs)
+    assert len(handed) == known
+    assert catome.summary(pipe).forecasts == 1 / STEPS
+
+
 @pytest.mark.parametrize("way", ["threshold", "keys and values", "input compared"])
 def test_blocks_can_be_compiled_by_themselves(pipe, way, graphs):
     handed, backend = graphs

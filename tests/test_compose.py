@@ -91,3 +91,29 @@ def test_the_search_from_end_to_end(pipe, tmp_path, monkeypatch):
     said = report(table, floors=(5.0, 99.0))
     assert "Fastest above 5 dB: " in said
     assert "99 dB" not in said
+
+
+ROW = re.compile(r"^\| .*? \| `(?P<label>.*?)` \| ([\d.]+) dB \(([\d.]+) to ([\d.]+)\) \| ([\d.]+) \|$", re.MULTILINE)
+
+
+def test_the_library_page_says_what_was_recorded():
+    """Its table of whole generations is of the rows in the repository."""
+    table = ROW.findall((ROOT / "book/library.md").read_text())
+    assert len(table) >= 5
+    recorded = Store(COMPOSED, RECORDED, None).find()
+    for label, *said in table:
+        row = recorded[recorded["method"] == label].iloc[-1]
+        found = [*(f"{row[name]:.1f}" for name in ("psnr", "low", "high")), f"{row['speedup']:.1f}"]
+        assert said == found, label
+
+
+def test_what_was_judged_was_judged_on_images_that_nothing_was_chosen_by():
+    recorded = Store(COMPOSED, RECORDED, None).find()
+    assert set(recorded["seed"]) == {compose.HELD_OUT}
+    assert compose.HELD_OUT != compose.SEARCHED
+    rows = Store(QUALITY, RECORDED, None).find(seed=compose.HELD_OUT)
+    for row in recorded.itertuples():
+        psnr = rows[rows["method"] == row.method].sort_values("image")["psnr"].to_numpy(float)
+        assert len(psnr) == row.images
+        assert psnr.mean() == pytest.approx(row.psnr, abs=1e-3)
+        assert (psnr < 30).mean() == pytest.approx(row.poor)

@@ -78,6 +78,7 @@ def whole(loaded, tmp_path_factory):
     return found, time.monotonic() - begun
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(loaded, whole, tmp_path):
     expected, seconds = whole
     moments, kills, rounds = random.Random(0), 0, 0
@@ -109,6 +110,7 @@ def test_processes_share_the_work_and_end_with_the_same_bytes(loaded, whole, tmp
     assert len(shares) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_others_finish_when_one_is_killed(loaded, whole, tmp_path, processes):
     crew = [started(loaded, tmp_path, rank, processes) for rank in range(processes)]

@@ -15,6 +15,7 @@ __all__ = [
     "AttentionMode",
     "ReplacedForward",
     "SdpaMode",
+    "alone_in_eager",
     "has_own_forward",
     "hide_from_compiler",
     "hooks_of",
@@ -206,6 +207,9 @@ in_eager = partial(
     reason="catome decides in Python what to merge; compile with fullgraph=False, or call catome.remove_patch first",
 )
 """Keeps a function out of what `torch.compile` makes; the reason is shown where a whole graph was asked for."""
+
+alone_in_eager = partial(torch.compiler.disable, recursive=False)
+"""Keeps a function out of what `torch.compile` makes, and not what it calls."""
 
 
 class SdpaMode(TorchFunctionMode):

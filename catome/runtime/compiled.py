@@ -19,7 +19,7 @@ import torch
 
 from catome import checks
 from catome.models import _diffusers
-from catome.models._torch import ReplacedForward, SdpaMode, has_own_forward, twin_of
+from catome.models._torch import ReplacedForward, SdpaMode, alone_in_eager, has_own_forward, twin_of
 from catome.models.registry import family_of, find_models
 from catome.policy.schedule import Auto
 from catome.runtime.config import PARTS, MergeConfig
@@ -175,6 +175,7 @@ class CompiledSteps(ReplacedForward):
         self.__dict__.update(state)
         self._begin_afresh()
 
+    @alone_in_eager
     def forward(self, *args, **kwargs):
         """Run a call of the model, by the program where that can."""
         patch = patch_of(self.model)

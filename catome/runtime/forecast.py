@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from catome.models._torch import ReplacedForward
+from catome.models._torch import ReplacedForward, alone_in_eager
 from catome.models.registry import family_of
 from catome.policy.forecast import weights
 from catome.runtime.hooks import patch_of
@@ -17,6 +17,7 @@ from catome.runtime.state import Running
 class ForecastSteps(ReplacedForward):
     """Stands in front of a patched model's forward while a generation's configuration has a `Forecast`."""
 
+    @alone_in_eager
     def forward(self, *args, **kwargs):
         """Run the model, or give a forecast of what it would give."""
         running = self._running(args, kwargs)
