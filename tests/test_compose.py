@@ -1,14 +1,18 @@
 """Forecasts, and the search for the fastest composition."""
 
+import re
 from dataclasses import replace
 
 import pytest
+from test_repository import ROOT
 from test_results import setting
 
 from catome.study import methods
+from catome.study.measure.comparison import QUALITY
 from catome.study.methods import Method
+from catome.study.run.store import RECORDED, Store
 from catome.study.studies import compose
-from catome.study.studies.compose import Tried, chosen, frontier, judged, predicted, promising, report, search
+from catome.study.studies.compose import COMPOSED, Tried, chosen, frontier, judged, predicted, promising, report, search
 
 
 def test_fewer_steps_are_as_many_as_were_named(pipe):

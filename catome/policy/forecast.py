@@ -35,7 +35,7 @@ class Forecast:
 
     first: int = 5
     interval: float = 1.0
-    growth: float = 1.25
+    growth: float = 1.3
     order: int = 1
 
     def __post_init__(self) -> None:
