@@ -11,7 +11,7 @@ NOTEBOOKS := $(notdir $(wildcard notebooks/*.ipynb))
 BUILD ?= _build
 SOURCE := $(BUILD)/source
 EXECUTED := $(addprefix $(SOURCE)/notebooks/,$(NOTEBOOKS))
-CODE := $(wildcard catome/*.py catome/*/*.py) $(wildcard data/tiny-sd/*/*)
+CODE := $(wildcard catome/*.py catome/*/*.py catome/*/*/*.py) $(wildcard data/tiny-sd/*/*)
 GPU_STAMP := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(STAMP))
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 

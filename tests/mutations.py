@@ -269,10 +269,10 @@ MUTATIONS = (
     ),
     Mutation(
         "forecasts by a polynomial of lower order",
-        "study/methods.py",
-        "while len(self.known) > self.order + 1:",
-        "while len(self.known) > max(self.order, 1):",
-        "test_compose.py -k 'forecast or order'",
+        "runtime/forecast.py",
+        "while len(known) > forecast.order + 1:",
+        "while len(known) > max(forecast.order, 1):",
+        "runtime/test_forecast.py",
     ),
     Mutation(
         "errors of methods together are those of the worst",

@@ -197,9 +197,9 @@ def test_todo_keeps_the_top_left_token_of_each_window(pipe, tmp_path):
     assert not torch.equal(kwargs["encoder_hidden_states"], grid[:, 1::2, 1::2].flatten(1, 2))
 
 
-@pytest.mark.parametrize(("interval", "deep"), [(2, 5), (3, 4), (5, 2)])
+@pytest.mark.parametrize(("interval", "deep"), [(2, 4), (3, 4), (5, 2)])
 def test_deep_cache_runs_the_deep_part_every_so_many_steps(pipe, tmp_path, interval, deep):
-    """Of 9 steps, which are 10 calls, those at 0, interval, 2 * interval ..."""
+    """It counts timesteps, of which PLMS takes the second twice: 0, 1, 1, 3, 4 and so on to 9."""
     calls = []
     with methods.deep_cache(interval).applied(pipe):
         inner = pipe.unet.mid_block.forward
@@ -249,7 +249,7 @@ def test_kid_is_over_subsets_of_a_hundred():
 
 def test_an_online_schedule_is_counted_in_the_rows_with_a_prompt(pipe, tmp_path):
     chosen = setting(tmp_path, images=2, batch_size=2, steps=8)
-    method = methods.ca_tome(0.8, catome.Auto(0.05))
+    method = methods.ca_tome(0.8, catome.Auto(0.3))
     count, _ = checkpoints_made(pipe, chosen, method, np.zeros((9, 9)))
     with method.applied(pipe), catome.probe(pipe) as record:
         generate_batch(pipe, chosen, range(2))

@@ -16,7 +16,7 @@ from catome.study.studies.chapters import CHAPTERS
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = CHAPTERS | {study.NOTEBOOK: study.Parameters for study in OF_CHAPTERS.values()}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LIBRARY = [path for path in sorted((ROOT / "catome").rglob("*.py")) if path.parent.name not in ("study", "tiny")]
+LIBRARY = [path for path in sorted((ROOT / "catome").rglob("*.py")) if not {"study", "tiny"} & set(path.parts)]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

@@ -16,6 +16,7 @@ from types import ModuleType
 
 import yaml
 
+from catome.study.measure.real_images import check_reference
 from catome.study.run.claims import place
 from catome.study.run.generate import load
 from catome.study.studies import STUDIES, find, jobs
@@ -123,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if own.timed and not hasattr(study, "timed"):
             raise ValueError(f"--timed: the study {own.study} times nothing")
         pipe = load(params)
+        check_reference(params)
     except (ValueError, TypeError, OSError) as error:
         return fail(error)
     try:

@@ -146,6 +146,7 @@ class Comparison:
                     return fid(sample) - fid(plain)
 
                 of_class = rows.groupby("class").cumcount()  # one image of each class is left out at a time
+                of_class = of_class if of_class.nunique() > 1 else 24  # unless there is only one of each
                 row["FID"], row["FID low"], row["FID high"] = quality.jackknife(fid, features, groups=of_class)
                 if "unmerged" in self.methods and method != "unmerged":
                     found = quality.jackknife(change, features, self.features("unmerged"), groups=of_class)

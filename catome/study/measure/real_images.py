@@ -73,6 +73,9 @@ def _resized(image: Image.Image, height: int, width: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
+_NEEDS_A_FOLDER = "reference=None: give the folder of real images to compare with, such as ImageNet's validation set"
+
+
 @dataclass(frozen=True)
 class Reference:
     """Real images.
@@ -106,7 +109,7 @@ def real_images(
     """
     check_integer("per_class", per_class, 1)
     if folder is None and not setting.embedded:
-        raise ValueError("reference=None: give the folder of real images to compare with, such as ImageNet's validation set")
+        raise ValueError(_NEEDS_A_FOLDER)
     if folder is None:
         todo = [(name, HELD_OUT + i) for name in tiny.CLASSES for i in range(per_class)]
         name = f"held-out scenes, {per_class} of each class"
@@ -135,6 +138,19 @@ def real_images(
             return read(of_class[turn % len(of_class)])
 
     return Reference(name, _features(setting, net, f"{net.name} {size} {name}", todo, read), like)
+
+
+def check_reference(setting: Setting) -> None:
+    """Refuse a study's folder of real images before anything is generated, where that is wrong or missing.
+
+    Raises:
+        ValueError: as `real_images`.
+    """
+    folder = getattr(setting, "reference", None)
+    if folder is not None:
+        image_files(Path(folder))
+    elif hasattr(setting, "reference") and not setting.embedded:
+        raise ValueError(_NEEDS_A_FOLDER)
 
 
 def beside(pipe, setting: Setting, folder: str | Path | None = None) -> Reference:

@@ -220,16 +220,20 @@ class Setting:
         Raises:
             ValueError, TypeError: naming the parameter, its value and what is allowed.
         """
-        known = cls.names_of_parameters()
-        for name, value in given.items():
-            if name not in known:
-                hint = near(name, known)
-                raise ValueError(f"{name}={value!r} is no parameter of this study{hint}; it has {', '.join(sorted(known))}")
+        cls._refuse_unknown(given)
         try:
             return cls(**given)
         except ValidationError as error:
             cause = error.errors()[0].get("ctx", {}).get("error")
             raise cause if isinstance(cause, Exception) else error from None
+
+    @classmethod
+    def _refuse_unknown(cls, given: Mapping) -> None:
+        known = cls.names_of_parameters()
+        for name, value in given.items():
+            if name not in known:
+                hint = near(name, known)
+                raise ValueError(f"{name}={value!r} is no parameter of this study{hint}; it has {', '.join(sorted(known))}")
 
     @classmethod
     def of(cls, namespace: Mapping) -> Self:
@@ -247,11 +251,11 @@ class Setting:
             for name, value in namespace.items()
             if name in known or not (name.startswith("_") or name in _SHELL or isinstance(value, ModuleType) or callable(value))
         }
-        found = cls.checked(given)
+        cls._refuse_unknown(given)
         missing = sorted(set(known) - set(given))
         if missing:
             raise ValueError(f"{missing[0]} is missing: the parameters are {', '.join(sorted(known))}")
-        return found
+        return cls.checked(given)
 
     def common(self, **changes) -> Setting:
         """The parameters that every study has, without those of this one."""
