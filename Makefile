@@ -2,7 +2,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 PRESET ?= tiny
 REMOTE ?= origin
-WORKERS ?= auto
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 GPU_PYTHON ?= .venv/bin/python
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ GPU_STAMP := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(STAMP))
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup book test check mutations torture lint format notebooks slides record bench gpu-test gpu-bench clean publish publishable audit check-book pdf
+.PHONY: help setup book test check slow mutations torture lint format notebooks slides record bench gpu-test gpu-bench clean publish publishable audit check-book pdf
 
 # parameters of a notebook: the preset's, then those that the preset has for this notebook alone
 PARAMETERS = -f data/presets/$(1).yaml $(addprefix -f ,$(wildcard data/presets/$(1)/$(2).yaml))
@@ -83,7 +83,9 @@ gpu-bench: $(GPU_STAMP) ## time catome against its peers on a GPU and keep the r
 test: $(STAMP) ## run the tests of the library, the contracts and the studies (minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
-check: test ## run all other tests, too: notebooks, recorded results, and the book in a headless browser
+check: test slow ## run all tests: those of make test, then those that take long
+
+slow: $(STAMP) ## run the tests that take long: notebooks, recorded results, and the book in a headless browser
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 mutations: $(STAMP) ## try small wrong changes to the code, each of which some test must notice (minutes)

@@ -437,7 +437,7 @@ def test_recorded_drift_agrees_with_a_recomputed_sample(pipe, tmp_path, place):
     amount = {"ratio": row["ratio"]} if row["ratio"] != NONE else {"threshold": row["threshold"]}
     again = jaccard_distances(partners(record, block, slice(-1, None), **amount))[..., 0].diagonal(1)
     difference = np.abs(again.numpy() - row["neighbour"].astype(float))
-    assert difference.mean() < 0.02, (row.to_dict(), difference)
+    assert difference.mean() < 0.01, (row.to_dict(), difference)
 
 
 FAMILIES = ("ToMe", "CA-ToMe", "tomesd", "merged keys", "ToDo", "DeepCache", "forecast", "fewer steps")
@@ -471,7 +471,7 @@ def test_recorded_quality_agrees_with_a_recomputed_image(pipe, tmp_path, family)
     assert quality.psnr(image, real[None])[0] == pytest.approx(row["psnr_real"], abs=0.2), row["method"]
 
 
-NEAR = 1.5
+NEAR = 0.5
 """Decibels between a recorded image and the same one generated alone."""
 
 
@@ -483,4 +483,4 @@ def test_recorded_flops_are_counted_again(pipe, tmp_path, family):
     row = own.iloc[len(own) // 2]
     chosen = setting(tmp_path, steps=int(row["steps"]), guidance=row["guidance"], images=1, batch_size=1)
     again = cost(pipe, chosen, [from_label(row["method"])], repetitions=1, recorded=None)
-    assert again["flops"].iloc[0] == pytest.approx(row["flops"], rel=0.02), row["method"]
+    assert again["flops"].iloc[0] == pytest.approx(row["flops"], rel=0.01), row["method"]

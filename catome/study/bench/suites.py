@@ -78,7 +78,11 @@ CHECKPOINT = sum(step < CALLS for step in SCHEDULES[SCHEDULE]) / CALLS
 """The share of a generation's U-Net calls (50 PLMS steps) that are checkpoints: 13 of 51."""
 
 CACHED, FRESH, COPY = "merge + unmerge", "checkpoint step", "copy"
-UNMERGED, CATOME, TOMESD, AUTHORS, TODO = "unmerged", "catome", "tomesd", "batch maximum", "ToDo"
+UNMERGED = "unmerged"
+CATOME = "catome"
+TOMESD = "tomesd"
+AUTHORS = "batch maximum"
+DOWNSAMPLED = "ToDo"
 FREE = "free merging"
 BY_COSINE, BY_DISTANCE = "pairs by cosine", "pairs by distance"
 KEYS = "merged keys"
@@ -550,7 +554,7 @@ def unet_calls(point: Point, device: str) -> list[Contender]:
         BEST: (methods.merged_keys(ratio=BEST_SHARE, schedule=SCHEDULE, compare="keys"), cached),
         TOMESD: (methods.tomesd(point.share), alone),
         AUTHORS: (authors_rule(point.share), cached),
-        TODO: (methods.todo(), alone),
+        DOWNSAMPLED: (methods.todo(), alone),
         FREE: (free_merging(point.share), alone),
     }
     return [
@@ -753,7 +757,7 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     return float(np.median(found)), float(found[skip]), float(found[n - 1 - skip])
 
 
-_COLUMNS = (UNMERGED, TOMESD, AUTHORS, TODO, FREE, COPY, BY_COSINE, KEYS)
+_COLUMNS = (UNMERGED, TOMESD, AUTHORS, DOWNSAMPLED, FREE, COPY, BY_COSINE, KEYS)
 
 
 def _baselines(suite: str, method: str) -> dict[str, str]:
@@ -768,7 +772,7 @@ def _baselines(suite: str, method: str) -> dict[str, str]:
         return {UNMERGED: UNMERGED + (UNFUSED if method.endswith(UNFUSED) else "")}
     if suite == "compiled":
         return {UNMERGED: UNMERGED, KEYS: KEYS}
-    return {name: name for name in (UNMERGED, TOMESD, AUTHORS, TODO, FREE)}
+    return {name: name for name in (UNMERGED, TOMESD, AUTHORS, DOWNSAMPLED, FREE)}
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -869,7 +873,7 @@ TARGETS = (
     Target("SD v1.5 U-Net, recommended", UNMERGED, "cpu", BEST, UNMERGED, 1.25, _SD15),
     Target("SD v1.5 U-Net, recommended", f"{TOMESD} r=0.5", "cpu", BEST, TOMESD, 1.1, _SD15),
     Target("its topmost attention, keys merged", UNMERGED, "cpu", KEYS, UNMERGED, 3, _LAYER),
-    Target("its topmost attention, keys merged", f"{TODO}, factor 2", "cpu", KEYS, TODO, 0.95, _LAYER),
+    Target("its topmost attention, keys merged", f"{DOWNSAMPLED}, factor 2", "cpu", KEYS, DOWNSAMPLED, 0.95, _LAYER),
     *(
         Target(f"{name} block at 1024 px, keys merged", UNMERGED, "cpu", KEYS, UNMERGED, 1.15, _BLOCK | {"architecture": name})
         for name in OF_LAYERS["block"]
@@ -878,7 +882,7 @@ TARGETS = (
     Target(f"U-Net, {SCHEDULE} mean, every point", UNMERGED, "cuda", CATOME, UNMERGED, 1, _ANY, beyond_noise=True),
     *(
         Target("the same, where reducing pays", peer, "cuda", CATOME, peer, 1, _ANY, beyond_noise=True, paying=True)
-        for peer in (TOMESD, AUTHORS, TODO)
+        for peer in (TOMESD, AUTHORS, DOWNSAMPLED)
     ),
     Target(f"U-Net, {SCHEDULE} mean, every point", FREE, "cuda", CATOME, FREE, 0.95, _ANY, paying=True),
     Target(f"{CACHED}, cached plan", COPY, "cuda", f"{CATOME} {CACHED}", COPY, 0.7, {"suite": "operations"}),
@@ -906,7 +910,7 @@ def _judged(target: Target, table: pd.DataFrame) -> dict:
         fitting = fitting[fitting[name] == value]
     found = []
     for _, point in fitting.groupby(_POINT, sort=False):
-        reducing = point[point["method"].isin([CATOME, TOMESD, AUTHORS, TODO])]
+        reducing = point[point["method"].isin([CATOME, TOMESD, AUTHORS, DOWNSAMPLED])]
         own = point[point["method"] == target.method]
         if own.empty or (target.paying and not (reducing[UNMERGED] > 1).any()):
             continue

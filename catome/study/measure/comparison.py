@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -318,6 +318,12 @@ def timed_blocks(pipe, device: str) -> Iterator[list[float]]:
         if cuda:
             torch.cuda.synchronize()
             spent[:] = [start.elapsed_time(end) / 1000 for start, end in spent]
+
+
+def timed_alone(pipe, params: Setting, methods: Sequence[Method], **kept) -> pd.DataFrame:
+    """`cost` as a study asks for it: one image at a time, with the study's ``repetitions`` and ``recompute``."""
+    alone = replace(params, batch_size=1)
+    return cost(pipe, alone, methods, params.repetitions, recompute=params.recompute, **kept)
 
 
 def cost(

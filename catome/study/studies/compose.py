@@ -185,7 +185,7 @@ def chosen(tried: Sequence[Tried], floors: Sequence[float] = FLOORS) -> list[Met
 
 
 def judged(
-    pipe, setting: Setting, some: Sequence[Method], repetitions: int = 5, folder: Path | None = None, **kept
+    pipe, setting: Setting, some: Sequence[Method], repetitions: int = 15, folder: Path | None = None, **kept
 ) -> pd.DataFrame:
     """Stage 3: methods on other seeds, timed in turns with the unmerged pipeline. What comes out is kept.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from catome.study import methods
 from catome.study.measure import quality, real_images
-from catome.study.measure.comparison import Comparison, compare, cost
+from catome.study.measure.comparison import Comparison, compare, timed_alone
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.parameters import Cosine, Count, Flag, Folder, ScheduleName, Setting, Share, parameters
@@ -86,9 +86,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
 
 def timed(result: Result, pipe, **kept) -> pd.DataFrame:
     """Rows of `catome.study.measure.comparison.COST`: every method, one image at a time, in turns."""
-    params = result.params
-    some = list(result.peers.values())
-    return cost(pipe, replace(params, batch_size=1), some, params.repetitions, recompute=params.recompute, **kept)
+    return timed_alone(pipe, result.params, list(result.peers.values()), **kept)
 
 
 @dataclass(frozen=True)

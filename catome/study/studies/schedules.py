@@ -13,7 +13,7 @@ from pydantic import model_validator
 from catome.policy.schedule import SCHEDULES, Auto, derive
 from catome.study import methods
 from catome.study.measure import quality, real_images
-from catome.study.measure.comparison import Comparison, compare, cost
+from catome.study.measure.comparison import Comparison, compare, timed_alone
 from catome.study.measure.drift import amount_name, checkpoints_made, drift_study, held_out, mean_staleness
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
@@ -148,9 +148,7 @@ def _distinct(asked: dict) -> list[Method]:
 
 def timed(result: Result, pipe, **kept) -> pd.DataFrame:
     """Rows of `catome.study.measure.comparison.COST`: every schedule of a result, one image at a time, in turns."""
-    params = result.params
-    some = _distinct(result.asked)
-    return cost(pipe, replace(params, batch_size=1), some, params.repetitions, recompute=params.recompute, **kept)
+    return timed_alone(pipe, result.params, _distinct(result.asked), **kept)
 
 
 @dataclass(frozen=True)

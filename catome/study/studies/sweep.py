@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 
 from catome.study import methods, paper
 from catome.study.measure import quality, real_images
-from catome.study.measure.comparison import Comparison, compare, cost
+from catome.study.measure.comparison import Comparison, compare, timed_alone
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.parameters import Cosines, Count, Flag, Folder, Setting, parameters
@@ -76,9 +76,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
 
 def timed(result: Result, pipe, **kept) -> pd.DataFrame:
     """Rows of `catome.study.measure.comparison.COST`: every threshold, one image at a time, in turns."""
-    params = result.params
-    some = [methods.unmerged(), *result.sweep.values()]
-    return cost(pipe, replace(params, batch_size=1), some, params.repetitions, recompute=params.recompute, **kept)
+    return timed_alone(pipe, result.params, [methods.unmerged(), *result.sweep.values()], **kept)
 
 
 @dataclass(frozen=True)
