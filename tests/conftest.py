@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the threads: more of them only get in each other's way
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -34,6 +35,21 @@ def estimates(monkeypatch):
     rates._rates.cache_clear()
     yield
     rates._rates.cache_clear()
+
+
+@pytest.fixture
+def compiler():
+    """The graphs that a compiler was handed, and the compiler, which runs them as they are."""
+    torch._dynamo.reset()
+    counters.clear()
+    handed = []
+
+    def backend(graph, inputs):
+        handed.append(graph)
+        return graph.forward
+
+    yield handed, backend
+    torch._dynamo.reset()
 
 
 def pytest_configure(config):

@@ -20,18 +20,10 @@ STEPS = 6
 
 
 @pytest.fixture
-def compiled(monkeypatch):
-    """A list of the graphs that a compiler was handed; it runs them as they are."""
-    torch._dynamo.reset()
-    counters.clear()
-    handed = []
-
-    def backend(graph, inputs):
-        handed.append(graph)
-        return graph.forward
-
-    yield handed, {"backend": backend}
-    torch._dynamo.reset()
+def compiled(compiler):
+    """The graphs that the compiler was handed, and what to tell `catome.compile_cached_steps`."""
+    handed, backend = compiler
+    return handed, {"backend": backend}
 
 
 @torch.no_grad()
