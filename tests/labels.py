@@ -34,7 +34,11 @@ def _from_part(label: str) -> methods.Method:
     if label == "unmerged":
         return methods.unmerged()
     family, _, arguments = label.removesuffix(")").partition("(")
-    pairs = [argument.partition("=") for argument in arguments.replace(", unweighted", ", weighted=no").split(", ")]
+    flags = {", unweighted": ", weighted=no", ", weighted": ", weighted=yes"}
+    for words, argument in flags.items():
+        if arguments.endswith(words) or f"{words}, " in arguments:
+            arguments = arguments.replace(words, argument)
+    pairs = [argument.partition("=") for argument in arguments.split(", ")]
     if family not in _MAKERS or not label.endswith(")") or not all(equals for _, equals, _ in pairs):
         known = ", ".join(["unmerged", *(f"{name}(...)" for name in _MAKERS)])
         raise ValueError(f"label={label!r} is no method's label; those are {known}")

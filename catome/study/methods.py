@@ -73,10 +73,12 @@ def tome(ratio: float, schedule: str | Auto | Iterable[int] | None = None, only_
     return Method(label, "ToMe", lambda pipe: patched(pipe, TOME, **given))
 
 
-def ca_tome(threshold: float, schedule: str | Auto | Iterable[int] | None) -> Method:
-    """CA-ToMe by catome."""
-    label = f"CA-ToMe(threshold={threshold:g}, schedule={_schedule_name(schedule)})"
-    return Method(label, "CA-ToMe", lambda pipe: patched(pipe, PAPER, threshold=threshold, schedule=schedule))
+def ca_tome(threshold: float, schedule: str | Auto | Iterable[int] | None, weighted: bool = False) -> Method:
+    """CA-ToMe by catome. With ``weighted``, which the paper does not have, a merged token counts as often as it has members."""
+    aside = ", weighted" if weighted else ""
+    label = f"CA-ToMe(threshold={threshold:g}, schedule={_schedule_name(schedule)}{aside})"
+    given = dict(threshold=threshold, schedule=schedule, weighted=weighted)
+    return Method(label, "CA-ToMe", lambda pipe: patched(pipe, PAPER, **given))
 
 
 def merged_keys(

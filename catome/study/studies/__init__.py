@@ -16,13 +16,14 @@ from __future__ import annotations
 from types import ModuleType
 
 from catome.checks import near
-from catome.study.studies import compose, drift, frontier, headline, schedules, sweep
+from catome.study.studies import compose, drift, frontier, headline, schedules, sweep, weights
 
 STUDIES: dict[str, ModuleType] = {
     "drift": drift,
     "sweep": sweep,
     "schedules": schedules,
     "headline": headline,
+    "weights": weights,
     "frontier": frontier,
     "compose": compose,
 }

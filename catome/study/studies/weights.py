@@ -1,0 +1,223 @@
+"""Chapter 8: the threshold sweep again, with queries merged or kept and with merged keys counted once or by their members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from catome.runtime.config import RECOMMENDED
+from catome.study import methods
+from catome.study.measure import quality, real_images
+from catome.study.measure.comparison import Comparison, compare
+from catome.study.methods import Method
+from catome.study.run.parameters import Cosine, Cosines, Count, Flag, Folder, ScheduleName, Setting, parameters
+from catome.study.studies.jobs import Job, of_images
+
+NOTEBOOK = "08_weigh_the_keys"
+
+MERGED, WEIGHED, KEPT, BOTH = "as ToMe does it", "groups weighed", "queries kept", "queries kept, groups weighed"
+"""The four ways to merge: what the paper does, one change each, and both."""
+
+POOR_DB = 30
+"""Below this PSNR an image has visibly changed."""
+
+
+@parameters
+class Parameters(Setting):
+    """Which thresholds, and from what to what the steps in between lead.
+
+    Attributes:
+        thresholds: of the sweep, cosines; pairs are found afresh at every step.
+        threshold: of the second comparison, which goes from the paper's configuration to the library's, change by change.
+        schedule: the paper's checkpoints there.
+        even: the library's.
+        factor: ToDo keeps every so many-th key each way.
+        reference: a folder of real images; None for held-out scenes (embedded model only).
+        recompute: compute again what was recorded or kept.
+    """
+
+    thresholds: Cosines = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    threshold: Cosine = 0.7
+    schedule: ScheduleName = "CONFIG_3"
+    even: ScheduleName = "EVEN_13"
+    factor: Count = 2
+    reference: Folder = None
+    recompute: Flag = False
+
+
+def sweep_of(params: Parameters) -> dict[tuple[str, float], Method]:
+    """The method of each way to merge and each threshold."""
+    as_the_paper = dict(schedule=None, measure="cosine", compare="input")
+    found = {}
+    for t in sorted(set(params.thresholds)):
+        found[MERGED, t] = methods.ca_tome(t, None)
+        found[WEIGHED, t] = methods.ca_tome(t, None, weighted=True)
+        found[KEPT, t] = methods.merged_keys(t, weighted=False, **as_the_paper)
+        found[BOTH, t] = methods.merged_keys(t, **as_the_paper)
+    return found
+
+
+def changes_of(params: Parameters) -> dict[str, Method]:
+    """From the paper's configuration to the library's, one change after the other, and the last without its weights."""
+    t, theirs, ours = params.threshold, params.schedule, params.even
+    return {
+        "CA-ToMe": methods.ca_tome(t, theirs),
+        "groups weighed": methods.ca_tome(t, theirs, weighted=True),
+        "queries kept": methods.merged_keys(t, schedule=theirs, measure="cosine", compare="input"),
+        "similar by distance": methods.merged_keys(t, schedule=theirs, measure="distance", compare="input"),
+        "keys compared, not the input": methods.merged_keys(t, schedule=theirs, compare="keys"),
+        "evenly spaced checkpoints": methods.merged_keys(t, schedule=ours, compare="keys"),
+        "without the weights again": methods.merged_keys(t, schedule=ours, compare="keys", weighted=False),
+    }
+
+
+def peers_of(params: Parameters) -> dict[str, Method]:
+    """What else leaves a quarter of the scores, by the names that the chapter gives them."""
+    share = 1 - 1 / params.factor
+    return {f"ToMe, r = {share:g}": methods.tome(share), f"ToDo, factor {params.factor}": methods.todo(params.factor)}
+
+
+def _all_of(params: Parameters) -> list[Method]:
+    everything = [*sweep_of(params).values(), *changes_of(params).values(), *peers_of(params).values()]
+    return list({method.label: method for method in everything}.values())
+
+
+def jobs(params: Parameters) -> Iterator[Job]:
+    """All generations."""
+    yield from of_images(1, params, [method.label for method in _all_of(params)])
+
+
+def run(params: Parameters, pipe, **kept) -> Result:
+    """Generate by all methods.
+
+    Args:
+        params: which.
+        pipe: an unpatched pipeline.
+        kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
+    """
+    real = real_images.beside(pipe, params, params.reference)
+    made = compare(pipe, params, _all_of(params), real, recompute=params.recompute, **kept)
+    return Result(params, sweep_of(params), changes_of(params), peers_of(params), made)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found.
+
+    Attributes:
+        params: the parameters.
+        sweep: the method of each way to merge and each threshold.
+        changes: the methods from the paper's configuration to the library's, by what each changes.
+        peers: what they are compared with, by name.
+        made: the rows of all of them.
+    """
+
+    params: Parameters
+    sweep: dict[tuple[str, float], Method]
+    changes: dict[str, Method]
+    peers: dict[str, Method]
+    made: Comparison
+
+    def scores_left(self, method: Method) -> float:
+        """The share of attention scores that a method leaves, mean over images and steps.
+
+        Of merged queries and keys ``(1 - m)^2`` with the mean merged share ``m`` over blocks, which is a little too low where
+        blocks differ. With queries kept ``1 - m``, which is exact."""
+        if method.family == "ToDo":
+            return self.params.factor**-2
+        shares = np.concatenate([np.asarray(row, float) for row in self.made.of(method)["merged_share"]])
+        left = 1 - shares
+        return float((left if method.family == "merged keys" else left**2).mean())
+
+    def _row(self, method: Method) -> dict[str, float]:
+        rows = self.made.of(method)
+        psnr, low, high = quality.mean_interval(rows["psnr"].to_numpy(float))
+        return {
+            "PSNR": psnr,
+            "PSNR low": low,
+            "PSNR high": high,
+            "poor": float((rows["psnr"] < POOR_DB).mean()),
+            "scores left": self.scores_left(method),
+        }
+
+    def curve(self) -> pd.DataFrame:
+        """One row for each way to merge and each threshold: ``way``, ``threshold``, ``PSNR`` with ``low`` and ``high`` (95 %),
+        ``poor`` (the share of images below `POOR_DB`) and ``scores left``."""
+        return pd.DataFrame([{"way": way, "threshold": t} | self._row(method) for (way, t), method in self.sweep.items()])
+
+    def peer_rows(self) -> pd.DataFrame:
+        """The same columns for the peers, by name."""
+        return pd.DataFrame({name: self._row(method) for name, method in self.peers.items()}).T
+
+    def gain(self, way: str, threshold: float, other: str = MERGED) -> tuple[float, float, float]:
+        """PSNR of one way to merge minus that of another on the same seeds, in dB: ``(mean, low, high)``, 95 %."""
+        return self.made.paired("psnr", self.sweep[way, threshold], self.sweep[other, threshold])
+
+    def gains(self) -> pd.DataFrame:
+        """What each way gains over the paper's at each threshold, paired over seeds, as a table to be read."""
+        thresholds = sorted({t for _, t in self.sweep})
+        columns = {}
+        for way in (WEIGHED, KEPT, BOTH):
+            rows = {f"t = {t:g}": self.gain(way, t) for t in thresholds}
+            columns[f"{way} (dB)"] = quality.paired_table(rows)["difference (dB)"]
+        return pd.DataFrame(columns)
+
+    def dip(self, way: str) -> tuple[float, tuple[float, float, float]]:
+        """How much better the lowest threshold is than the worst of those above it: that threshold, and ``(mean, low, high)``.
+
+        A sweep that only gets closer to the unmerged images as less is merged has no dip: the mean is below zero."""
+        thresholds = sorted({t for _, t in self.sweep})
+        lowest, above = thresholds[0], thresholds[1:]
+        found = {t: self.made.paired("psnr", self.sweep[way, lowest], self.sweep[way, t]) for t in above}
+        worst = max(found, key=lambda t: found[t][0])
+        return worst, found[worst]
+
+    def dips(self) -> pd.DataFrame:
+        """`dip` of every way to merge, as a table to be read."""
+        lowest = min(t for _, t in self.sweep)
+        rows = {}
+        for way in (MERGED, WEIGHED, KEPT, BOTH):
+            worst, found = self.dip(way)
+            rows[f"{way}: t = {lowest:g} - t = {worst:g}"] = found
+        return quality.paired_table(rows, "PSNR (dB)", better="merging more is closer", worse="merging less is closer")
+
+    def steps(self) -> pd.DataFrame:
+        """From the paper's configuration to the library's: the scores left, the PSNR, and what each change adds to it."""
+        names = list(self.changes)
+        table = {}
+        for name, before in zip(names, [None, *names], strict=False):
+            row = self._row(self.changes[name])
+            gain = ("", "")
+            if before is not None:
+                mean, low, high = self.made.paired("psnr", self.changes[name], self.changes[before])
+                gain = (f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", quality.verdict(low, high))
+            table[name] = {
+                "PSNR (dB)": f"{row['PSNR']:.1f} [{row['PSNR low']:.1f}, {row['PSNR high']:.1f}]",
+                f"below {POOR_DB} dB": f"{row['poor']:.0%}",
+                "scores left": f"{row['scores left']:.2f}",
+                "the change (dB)": gain[0],
+                "verdict": gain[1],
+            }
+        return pd.DataFrame(table).T
+
+    def against_peers(self) -> pd.DataFrame:
+        """Paired differences from each peer of the ways that leave no more scores, or as nearly as many as the sweep has."""
+        rows = {}
+        for name, peer in self.peers.items():
+            left = self.scores_left(peer)
+            for way in (WEIGHED, BOTH):
+                fitting = {t: m for (w, t), m in self.sweep.items() if w == way and self.scores_left(m) <= left}
+                if fitting:
+                    t = max(fitting)
+                    key = f"{way}, t = {t:g} ({self.scores_left(fitting[t]):.2f}) - {name} ({left:.2f})"
+                    rows[key] = self.made.paired("psnr", fitting[t], peer)
+        return quality.paired_table(rows)
+
+
+def is_the_library_s(params: Parameters) -> bool:
+    """Whether the last of `changes_of` is what `catome.RECOMMENDED` does with these parameters."""
+    ours = methods.named_configuration(RECOMMENDED, params.even).label
+    return changes_of(params)["evenly spaced checkpoints"].label == ours
