@@ -56,6 +56,21 @@ def say(text: str) -> None:
     display(Markdown(text))
 
 
+class _Plain(str):
+    """Text whose representation has no quotation marks."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def glue(**words: str) -> None:
+    """Give words to the text around the cell, which takes them up as ``{glue:text}`` by their name, with - for _."""
+    from myst_nb import glue as paste
+
+    for name, text in words.items():
+        paste(name.replace("_", "-"), _Plain(text), display=False)
+
+
 def with_interval(table: pd.DataFrame, column: str, digits: int = 2) -> pd.Series:
     """``12.34 [11.90, 12.80]`` from the columns ``X``, ``X low`` and ``X high``; infinite values are "unchanged"."""
 
@@ -356,6 +371,34 @@ def sweep_curves(table: pd.DataFrame, fixed: pd.DataFrame | None = None):
         ax.set(xlabel="threshold", ylabel=label)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
+WAY_COLOURS = [PALETTE[i] for i in (1, 3, 9, 2)]
+"""Of the ways to merge, in the order of `catome.study.studies.weights`."""
+
+
+def ways_to_merge(curve: pd.DataFrame, peers: pd.DataFrame):
+    """PSNR by the ways to merge, over the threshold and over the scores that are left.
+
+    Args:
+        curve: rows with ``way``, ``threshold``, ``scores left``, and ``PSNR`` with ``PSNR low`` and ``PSNR high``.
+        peers: the same but for the first two, by name; drawn as single points.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.4), sharey=True)
+    for colour, (way, rows) in zip(WAY_COLOURS, curve.groupby("way", sort=False), strict=False):
+        finite = rows[np.isfinite(rows["PSNR"])]
+        for ax, column in ((left, "threshold"), (right, "scores left")):
+            along = finite.sort_values(column)
+            ax.fill_between(along[column], along["PSNR low"], along["PSNR high"], color=colour, alpha=0.15, lw=0)
+            ax.plot(along[column], along["PSNR"], "o-", ms=4, color=colour, label=way)
+    for marker, (name, row) in zip("sD", peers.iterrows(), strict=False):
+        span = [[row["PSNR"] - row["PSNR low"]], [row["PSNR high"] - row["PSNR"]]]
+        right.errorbar(row["scores left"], row["PSNR"], span, fmt=marker, ms=6, color=PALETTE[7], label=name)
+    left.set(xlabel="threshold", ylabel="PSNR (dB)")
+    right.set(xlabel="attention scores left", xlim=(0, None))
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from catome.runtime.config import RECOMMENDED
 from catome.study import methods
 from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare
@@ -175,6 +174,47 @@ class Result:
         worst = max(found, key=lambda t: found[t][0])
         return worst, found[worst]
 
+    def middle(self) -> float:
+        """The threshold in the middle of the sweep, the upper of two."""
+        thresholds = sorted({t for _, t in self.sweep})
+        return thresholds[len(thresholds) // 2]
+
+    def words(self) -> dict[str, str]:
+        """The numbers that the chapter's text takes up, by their names there, with _ for -."""
+        t = self.middle()
+
+        def spoken(found: tuple[float, float, float]) -> str:
+            return f"{found[0]:+.1f} [{found[1]:+.1f}, {found[2]:+.1f}]"
+
+        paper, library = (self._row(self.changes[name]) for name in ("CA-ToMe", "evenly spaced checkpoints"))
+        return {
+            "images": str(self.made.rows["image"].nunique()),
+            "middle": f"{t:g}",
+            "filled": self.filled(),
+            "dip_merged": spoken(self.dip(MERGED)[1]),
+            "dip_weighed": spoken(self.dip(WEIGHED)[1]),
+            "dip_both": spoken(self.dip(BOTH)[1]),
+            "gain_weighed": spoken(self.gain(WEIGHED, t)),
+            "gain_kept": spoken(self.gain(KEPT, t)),
+            "gain_both": spoken(self.gain(BOTH, t)),
+            "scores_merged": f"{self.scores_left(self.sweep[MERGED, t]):.2f}",
+            "scores_both": f"{self.scores_left(self.sweep[BOTH, t]):.2f}",
+            "psnr_paper": f"{paper['PSNR']:.1f}",
+            "psnr_library": f"{library['PSNR']:.1f}",
+            "poor_paper": f"{paper['poor']:.0%}",
+            "poor_library": f"{library['poor']:.0%}",
+        }
+
+    def filled(self) -> str:
+        """What the intervals say of the dip, and of what weights do to it, as a sentence."""
+        _, (_, low, _) = self.dip(MERGED)
+        _, (mean, low_weighed, _) = self.dip(WEIGHED)
+        if low <= 0:
+            return "This sweep has no dip that can be told from chance."
+        if mean <= 0:
+            return "Weights remove the dip."
+        return "Weights do not remove the dip." if low_weighed > 0 else "With weights no dip can be told from chance."
+
     def dips(self) -> pd.DataFrame:
         """`dip` of every way to merge, as a table to be read."""
         lowest = min(t for _, t in self.sweep)
@@ -204,20 +244,19 @@ class Result:
         return pd.DataFrame(table).T
 
     def against_peers(self) -> pd.DataFrame:
-        """Paired differences from each peer of the ways that leave no more scores, or as nearly as many as the sweep has."""
-        rows = {}
+        """For each peer, the highest threshold of each weighed way that leaves no more scores than it, paired over seeds."""
+        pairs, columns = {}, {}
         for name, peer in self.peers.items():
-            left = self.scores_left(peer)
+            most = self.scores_left(peer)
             for way in (WEIGHED, BOTH):
-                fitting = {t: m for (w, t), m in self.sweep.items() if w == way and self.scores_left(m) <= left}
-                if fitting:
-                    t = max(fitting)
-                    key = f"{way}, t = {t:g} ({self.scores_left(fitting[t]):.2f}) - {name} ({left:.2f})"
-                    rows[key] = self.made.paired("psnr", fitting[t], peer)
-        return quality.paired_table(rows)
-
-
-def is_the_library_s(params: Parameters) -> bool:
-    """Whether the last of `changes_of` is what `catome.RECOMMENDED` does with these parameters."""
-    ours = methods.named_configuration(RECOMMENDED, params.even).label
-    return changes_of(params)["evenly spaced checkpoints"].label == ours
+                fitting = [t for w, t in self.sweep if w == way and self.scores_left(self.sweep[way, t]) <= most]
+                if not fitting:
+                    continue
+                own = self.sweep[way, max(fitting)]
+                key = f"{way}, t = {max(fitting):g}", name
+                pairs[key] = self.made.paired("psnr", own, peer)
+                columns[key] = f"{self.scores_left(own):.2f} - {most:.2f}"
+        table = quality.paired_table(pairs)
+        table.insert(0, "scores left", pd.Series(columns))
+        table.index = table.index.set_names(["", "minus"])
+        return table
