@@ -41,8 +41,8 @@ def merge_keys(grid: tuple[int, int], first: int = 0, config: MergeConfig = RECO
     self-attention over the image where it has as many queries as keys, or as image tokens, and its keys include the grid.
     Others are left as they are, and so are calls that are causal or have a mask.
 
-    >>> with merge_keys(grid=(14, 14), first=1, threshold=0.9) as seen:  # a vision transformer with a class token
-    ...     logits = model(pixels)
+    >>> with merge_keys(grid=(14, 14), first=1, threshold=0.9) as seen:
+    ...     logits = model(pixels)  # of a vision transformer with a class token
     >>> seen.keys_left < seen.keys
     True
 

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "book"))
 from pdf import CHROMIUM, FLAGS, TYPESET
 
 __all__ = ["CHROMIUM", "FLAGS", "SIZES", "TYPESET"]
-SIZES = {"phone": (390, 844), "laptop": (1280, 800), "wide": (1920, 1080)}
+SIZES = {"phone": (390, 844), "laptop": (1366, 768), "wide": (1920, 1080)}
 
 # faults of layout: a page that scrolls sideways, words that are cut off, boxes that scroll but cannot be reached with the
 # keyboard
@@ -39,6 +39,16 @@ LAYOUT = """() => {
   style.remove();
   return faults;
 }"""
+# on a screen that is not a phone's, no code and no table is wider than the column that it stands in
+SIDEWAYS = """() => [...document.querySelectorAll(".bd-article :is(pre, table)")].flatMap((e) => {
+  if (!e.checkVisibility({visibilityProperty: true})) return [];
+  let box = e;
+  while (!box.matches(".bd-article") && !["auto", "scroll"].includes(getComputedStyle(box).overflowX)) box = box.parentElement;
+  const over = box.scrollWidth - box.clientWidth;
+  return over > 1 ? [`scrolls sideways by ${over} px, ${e.tagName.toLowerCase()}: ${e.textContent.trim().slice(0, 60)}`] : [];
+})"""
+NARROW = 900
+"""Pixels: the width of a screen below which wide tables may scroll."""
 COLOURS = ["color-contrast", "link-in-text-block"]
 OPEN = """async () => {
   document.querySelectorAll("details").forEach((e) => { e.open = true; });
@@ -170,6 +180,8 @@ def page_faults(context, path: Path, *themes: str) -> list[str]:
     page.evaluate(TYPESET)
     page.evaluate(OPEN)
     faults += content_faults(page) + page.evaluate(LAYOUT)
+    if page.viewport_size["width"] >= NARROW:
+        faults += page.evaluate(SIDEWAYS)
     page.evaluate(WITHOUT_COLOURED_WORDS)
     for theme in themes:
         page.emulate_media(color_scheme=theme)

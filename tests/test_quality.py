@@ -488,9 +488,9 @@ def test_metrics_of_too_few_images_are_not_numbers():
 
 
 def test_intervals_in_words():
-    table = pd.DataFrame({"x": [1.234, np.inf], "x low": [1.0, np.inf], "x high": [2.0, np.inf]})
-    assert figures.with_interval(table, "x").tolist() == ["1.23 [1.00, 2.00]", "unchanged"]
-    assert figures.with_interval(table, "x", 0).tolist()[0] == "1 [1, 2]"
+    table = pd.DataFrame({"x": [1.234, np.inf, np.nan], "x low": [1.0, np.inf, np.nan], "x high": [2.0, np.inf, np.nan]})
+    assert figures.with_interval(table, "x").tolist() == ["1.23 [1.00,\u00a02.00]", "unchanged", ""]
+    assert figures.with_interval(table, "x", 0).tolist()[0] == "1 [1,\u00a02]"
 
 
 def test_schedules_are_tried_on_images_they_were_not_derived_from(tmp_path):

@@ -72,12 +72,16 @@ def glue(**words: str) -> None:
 
 
 def with_interval(table: pd.DataFrame, column: str, digits: int = 2) -> pd.Series:
-    """``12.34 [11.90, 12.80]`` from the columns ``X``, ``X low`` and ``X high``; infinite values are "unchanged"."""
+    """``12.34 [11.90, 12.80]``, with a no-break space within the brackets, from the columns ``X``, ``X low`` and ``X high``; infinite
+    values are "unchanged", and NaN is nothing."""
 
     def words(row) -> str:
         if np.isinf(row[column]):
             return "unchanged"
-        return f"{row[column]:.{digits}f} [{row[f'{column} low']:.{digits}f}, {row[f'{column} high']:.{digits}f}]"
+        if np.isnan(row[column]):
+            return ""
+        low, high = (row[f"{column} {end}"] for end in ("low", "high"))
+        return f"{row[column]:.{digits}f} [{low:.{digits}f},\u00a0{high:.{digits}f}]"  # an interval stays on one line
 
     return table.apply(words, axis=1)
 
