@@ -55,6 +55,11 @@ def papermill(notebook: str, out: Path, *arguments: str, preset: str = "smoke"):
             "-p images 2 -p batch_size 2 -p steps 3 -p ratio 0.3 -p threshold 0.8 -p schedule CONFIG_1 -p interval 2 -p repetitions 1",
         ),
         ("07_where_the_time_goes", "-y sizes:\\n-\\n320"),
+        (
+            "08_weigh_the_keys",
+            "-p images 2 -p batch_size 2 -p steps 3 -p threshold 0.8 -p schedule CONFIG_1 -p even EVEN_4 -p factor 3 "
+            "-y thresholds:\\n-\\n0.8",
+        ),
         ("cover", "-p classes desert -p threshold 0.8 -p schedule CONFIG_FIVE -p seed 3 -p faster 0.5"),
         ("study_cost", "-p preset tiny -p share 0.6 -y sizes:\\n-\\n640 -y gpus:\\n-\\n3 -y batches:\\n-\\n5"),
     ],

@@ -63,6 +63,19 @@ def test_what_is_said_of_the_dip_follows_from_the_intervals(dip, weighed, said):
     assert found.filled() == said
 
 
+def test_one_threshold_has_no_dip():
+    found = result({key: value for key, value in FLAT.items() if key[1] == 0.7})
+    assert found.dip(MERGED) == (0.7, (0.0, 0.0, 0.0))
+    assert found.filled() == "This sweep has no dip that can be told from chance."
+    assert found.words()["middle"] == "0.7"
+
+
+@pytest.mark.parametrize("factor", [1, 5, 2.5])
+def test_a_factor_that_no_share_of_tokens_stands_beside(factor):
+    with pytest.raises((ValueError, TypeError), match=f"factor={factor} must be"):
+        Parameters.checked({"factor": factor})
+
+
 def test_the_scores_left_count_queries_where_they_are_merged():
     found = result(FLAT, share=0.5)  # 0.5 and 0.25 at two steps
     assert found.scores_left(found.sweep[WEIGHED, 0.7]) == pytest.approx((0.5**2 + 0.75**2) / 2)

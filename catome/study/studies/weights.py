@@ -12,7 +12,7 @@ from catome.study import methods
 from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare
 from catome.study.methods import Method
-from catome.study.run.parameters import Cosine, Cosines, Count, Flag, Folder, ScheduleName, Setting, parameters
+from catome.study.run.parameters import Cosine, Cosines, Factor, Flag, Folder, ScheduleName, Setting, parameters
 from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = "08_weigh_the_keys"
@@ -33,7 +33,7 @@ class Parameters(Setting):
         threshold: of the second comparison, which goes from the paper's configuration to the library's, change by change.
         schedule: the paper's checkpoints there.
         even: the library's.
-        factor: ToDo keeps every so many-th key each way.
+        factor: ToDo keeps every so many-th key each way, 2 to 4; ToMe's share is such that it leaves as many scores.
         reference: a folder of real images; None for held-out scenes (embedded model only).
         recompute: compute again what was recorded or kept.
     """
@@ -42,7 +42,7 @@ class Parameters(Setting):
     threshold: Cosine = 0.7
     schedule: ScheduleName = "CONFIG_3"
     even: ScheduleName = "EVEN_13"
-    factor: Count = 2
+    factor: Factor = 2
     reference: Folder = None
     recompute: Flag = False
 
@@ -167,9 +167,11 @@ class Result:
     def dip(self, way: str) -> tuple[float, tuple[float, float, float]]:
         """How much better the lowest threshold is than the worst of those above it: that threshold, and ``(mean, low, high)``.
 
-        A sweep that only gets closer to the unmerged images as less is merged has no dip: the mean is below zero."""
-        thresholds = sorted({t for _, t in self.sweep})
-        lowest, above = thresholds[0], thresholds[1:]
+        A sweep that only gets closer to the unmerged images as less is merged has no dip: the mean is below zero. A sweep of
+        one threshold has none, either: the mean is zero."""
+        lowest, *above = sorted({t for _, t in self.sweep})
+        if not above:
+            return lowest, (0.0, 0.0, 0.0)
         found = {t: self.made.paired("psnr", self.sweep[way, lowest], self.sweep[way, t]) for t in above}
         worst = max(found, key=lambda t: found[t][0])
         return worst, found[worst]
@@ -209,11 +211,12 @@ class Result:
         """By how much more weights raise the PSNR where the paper's way is worst than at the lowest threshold, in dB:
         ``(mean, low, high)``, 95 %, paired over seeds."""
         lowest, worst = min(t for _, t in self.sweep), self.dip(MERGED)[0]
-        gained = [self._psnr(WEIGHED, t) - self._psnr(MERGED, t) for t in (lowest, worst)]
-        return quality.mean_interval(gained[1] - gained[0])
+        return quality.mean_interval(self._gained(worst) - self._gained(lowest))
 
-    def _psnr(self, way: str, threshold: float) -> np.ndarray:
-        return self.made.of(self.sweep[way, threshold])["psnr"].to_numpy(float)
+    def _gained(self, threshold: float) -> np.ndarray:
+        """PSNR of the paper's way with weights minus that without, by image, in dB."""
+        weighed, merged = (self.made.of(self.sweep[way, threshold])["psnr"].to_numpy(float) for way in (WEIGHED, MERGED))
+        return weighed - merged
 
     def filled(self) -> str:
         """What the intervals say of the dip, and of what weights do to it, as a sentence."""
