@@ -276,4 +276,4 @@ class Result:
                 columns[key] = f"{self.scores_left(own):.2f} - {most:.2f}"
         table = quality.paired_table(pairs)
         table.insert(0, "scores left", pd.Series(columns))
-        return table.rename_axis(["", "minus"]).reset_index("minus") if pairs else table
+        return table.rename_axis([None, "minus"]).reset_index("minus") if pairs else table
