@@ -1,5 +1,7 @@
 """Methods by the labels that their results are kept under, so that recorded rows can be computed again."""
 
+import re
+
 from catome.policy.schedule import Auto
 from catome.study import methods
 
@@ -34,10 +36,7 @@ def _from_part(label: str) -> methods.Method:
     if label == "unmerged":
         return methods.unmerged()
     family, _, arguments = label.removesuffix(")").partition("(")
-    flags = {", unweighted": ", weighted=no", ", weighted": ", weighted=yes"}
-    for words, argument in flags.items():
-        if arguments.endswith(words) or f"{words}, " in arguments:
-            arguments = arguments.replace(words, argument)
+    arguments = re.sub(r", (un)?weighted(?=,|$)", lambda flag: f", weighted={'no' if flag[1] else 'yes'}", arguments)
     pairs = [argument.partition("=") for argument in arguments.split(", ")]
     if family not in _MAKERS or not label.endswith(")") or not all(equals for _, equals, _ in pairs):
         known = ", ".join(["unmerged", *(f"{name}(...)" for name in _MAKERS)])

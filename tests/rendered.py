@@ -142,8 +142,7 @@ def watch(page, faults: list[str]) -> None:
     """Note every error in the console, every file that does not load, and every request that leaves the folder."""
     page.on("console", lambda said: faults.append(f"console: {said.text}") if said.type == "error" else None)
     page.on("pageerror", lambda error: faults.append(f"error: {error}"))
-    # what is still on its way when a page leads to another one is given up, which is no fault
-    page.on("requestfailed", lambda r: None if r.failure == "net::ERR_ABORTED" else faults.append(f"not loaded: {r.url}"))
+    page.on("requestfailed", lambda request: faults.append(f"not loaded: {request.url}"))
     page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else faults.append(f"remote: {r.url}"))
 
 

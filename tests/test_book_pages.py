@@ -99,6 +99,7 @@ def test_search_finds_pages_and_shows_what_they_are_about(book, browser, theme):
         rendered.watch(page, faults)
         page.goto((book / "index.html").as_uri())
         page.wait_for_url("**/book/intro.html")  # index.html leads there
+        page.wait_for_load_state("load")  # what is still on its way when a page leads to another one would be given up
         page.keyboard.press("Control+k")
         page.keyboard.type("checkpoint")
         page.keyboard.press("Enter")
@@ -107,6 +108,7 @@ def test_search_finds_pages_and_shows_what_they_are_about(book, browser, theme):
         found = page.eval_on_selector_all("ul.search li", "xs => xs.map(x => [x.querySelector('a').innerText, x.innerText])")
         assert any(title.startswith("5. ") and len(text) > len(title) + 20 for title, text in found), found
         faults += rendered.accessibility_faults(page)
+        page.wait_for_load_state("load")
         page.click("ul.search li a:has-text('5. ')")
         page.wait_for_url("**/notebooks/05_checkpoint_schedules.html")
     assert faults == []

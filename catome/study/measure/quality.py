@@ -197,6 +197,10 @@ def jackknife(
     return value, value - 1.96 * float(error), value + 1.96 * float(error)
 
 
+POOR_DB = 30
+"""Below this PSNR an image has visibly changed."""
+
+
 def verdict(low: float, high: float, better: str = "closer", worse: str = "farther") -> str:
     """What the interval of a difference says: a word, where it holds zero out."""
     if low > 0:

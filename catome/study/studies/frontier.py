@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from catome.runtime.config import FAST, PAPER, RECOMMENDED
 from catome.study import methods
+from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison, compare
 from catome.study.methods import Method
 from catome.study.run.generate import generate_batch
@@ -47,9 +48,6 @@ SCORES = Table(
 """One row for each method: what `catome.summary` says after a generation of the first ``images`` images, over all rows of their
 batch, also those without a prompt."""
 
-POOR_DB = 30
-"""Below this PSNR an image has visibly changed."""
-
 
 @dataclass(frozen=True)
 class Frontier:
@@ -71,10 +69,10 @@ class Frontier:
         """Each method's scores, PSNR with a 95 % interval over images, and share of images that changed visibly."""
         summary = self.made.summary()
         width = max(map(len, self.names.values()))
-        lines = [f"{'':{width}}  scores left  PSNR (95 % interval)   below {POOR_DB} dB"]
+        lines = [f"{'':{width}}  scores left  PSNR (95 % interval)   below {quality.POOR_DB} dB"]
         for label, name in self.names.items():
             row = summary.loc[label]
-            poor = float((self.made.of(label)["psnr"] < POOR_DB).mean())
+            poor = float((self.made.of(label)["psnr"] < quality.POOR_DB).mean())
             interval = f"{row['PSNR']:4.1f} dB [{row['PSNR low']:4.1f}, {row['PSNR high']:4.1f}]"
             lines.append(f"{name:{width}}  {self.scores[label]:11.2f}  {interval}    {poor:8.0%}")
         return "\n".join(lines)

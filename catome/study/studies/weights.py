@@ -20,9 +20,6 @@ NOTEBOOK = "08_weigh_the_keys"
 MERGED, WEIGHED, KEPT, BOTH = "as ToMe does it", "groups weighed", "queries kept", "both"
 """The four ways to merge: what the paper does, one change each, and both."""
 
-POOR_DB = 30
-"""Below this PSNR an image has visibly changed."""
-
 
 @parameters
 class Parameters(Setting):
@@ -74,7 +71,7 @@ def changes_of(params: Parameters) -> dict[str, Method]:
 
 
 def peers_of(params: Parameters) -> dict[str, Method]:
-    """What else leaves a quarter of the scores, by the names that the chapter gives them."""
+    """Two methods that leave equally many scores, a quarter with factor 2, by the names that the chapter gives them."""
     share = 1 - 1 / params.factor
     return {f"ToMe, r = {share:g}": methods.tome(share), f"ToDo, factor {params.factor}": methods.todo(params.factor)}
 
@@ -138,13 +135,13 @@ class Result:
             "PSNR": psnr,
             "PSNR low": low,
             "PSNR high": high,
-            "poor": float((rows["psnr"] < POOR_DB).mean()),
+            "poor": float((rows["psnr"] < quality.POOR_DB).mean()),
             "scores left": self.scores_left(method),
         }
 
     def curve(self) -> pd.DataFrame:
         """One row for each way to merge and each threshold: ``way``, ``threshold``, ``PSNR`` with ``low`` and ``high`` (95 %),
-        ``poor`` (the share of images below `POOR_DB`) and ``scores left``."""
+        ``poor`` (the share of images below `catome.study.measure.quality.POOR_DB`) and ``scores left``."""
         return pd.DataFrame([{"way": way, "threshold": t} | self._row(method) for (way, t), method in self.sweep.items()])
 
     def peer_rows(self) -> pd.DataFrame:
@@ -253,7 +250,7 @@ class Result:
                 gain = (f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", quality.verdict(low, high))
             table[name] = {
                 "PSNR (dB)": f"{row['PSNR']:.1f} [{row['PSNR low']:.1f}, {row['PSNR high']:.1f}]",
-                f"below {POOR_DB} dB": f"{row['poor']:.0%}",
+                f"below {quality.POOR_DB} dB": f"{row['poor']:.0%}",
                 "scores left": f"{row['scores left']:.2f}",
                 "the change (dB)": gain[0],
                 "verdict": gain[1],
