@@ -24,6 +24,7 @@ from catome.study.measure.comparison import QUALITY
 from catome.study.measure.drift import DRIFT, STALENESS
 from catome.study.run.generate import by_halves, generate_batch
 from catome.study.run.store import Store
+from catome.study.studies import STUDIES
 
 KILLS = int(os.environ.get("KILLS", "20"))
 fork = multiprocessing.get_context("fork")
@@ -203,10 +204,7 @@ def test_a_single_image_that_does_not_fit_is_an_error():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (
-            ["schedule"],
-            "study='schedule' is no study (did you mean 'schedules'?); there are drift, sweep, schedules, headline, frontier",
-        ),
+        (["schedule"], "study='schedule' is no study (did you mean 'schedules'?); there are " + ", ".join(STUDIES)),
         (["01_tome_review"], "study='01_tome_review' is no study"),
         (["headline", "--imges", "3"], "imges=3 is no parameter of this study (did you mean 'images'?)"),
         (["headline", "--images", "0"], "images=0 must be at least 1"),
