@@ -33,6 +33,18 @@ def split_grid__takes_cut_off_windows(grid):
     return tokens[~is_dst], tokens[is_dst]
 
 
+def split_grid__lists(grid):
+    height, width = grid
+    dst = [y * width + x for y in range(0, height - 1, 2) for x in range(0, width - 1, 2)]
+    return [token for token in range(height * width) if token not in dst], dst
+
+
+def best_partners__swapped(tokens, src, dst):
+    unit = torch.nn.functional.normalize(tokens, dim=1)
+    similarity, place = (unit[src] @ unit[dst].T).max(dim=1)
+    return similarity, dst[place]
+
+
 def best_partners__by_dot_product(tokens, src, dst):
     similarity, place = (tokens[src] @ tokens[dst].T).max(dim=1)
     return dst[place], similarity
@@ -72,6 +84,10 @@ def unmerge__to_dst_only(y, target):
     x = torch.zeros(len(target), y.shape[1])
     x[target == torch.arange(len(target))] = y
     return x
+
+
+def unmerge__by_token(y, target):
+    return y[target]
 
 
 def above_threshold__batch_maximum(similarity, tokens, threshold):
@@ -116,6 +132,15 @@ def paired_interval__of_single_images(a, b, resamples=2000, seed=0):
 def jaccard_distance__of_src_alone(p, q):
     p, q = set(p[:, 0].tolist()), set(q[:, 0].tolist())
     return 1 - len(p & q) / len(p | q) if p | q else 0.0
+
+
+def jaccard_distance__of_nothing(p, q):
+    p, q = (set(map(tuple, pairs.tolist())) for pairs in (p, q))
+    return 1 - len(p & q) / len(p | q)
+
+
+def staleness_matrix__lists(pairs, distance):
+    return [[distance(p, q) for q in pairs] for p in pairs]
 
 
 def staleness_matrix__adds_up_neighbours(pairs, distance):
@@ -197,6 +222,15 @@ def downsampled_keys__adds_its_input(attn, hidden_states, encoder_hidden_states=
     fewer = hidden_states.unflatten(1, (edge, edge))[:, ::2, ::2].flatten(1, 2)
     return hidden_states + attn(hidden_states, encoder_hidden_states=fewer)
 
+
+SAID = {
+    "split_grid__lists": "must be tensors, not list and list",
+    "best_partners__swapped": "Are the two swapped?",
+    "unmerge__by_token": "An index runs past the 3 rows of y",
+    "jaccard_distance__of_nothing": "nothing can be divided by its size",
+    "staleness_matrix__lists": "must be a NumPy array, not list",
+}
+"""What the check of a mistake says about this one, where it might as well say something else."""
 
 MISTAKES = [made for name, made in list(globals().items()) if inspect.isfunction(made) and "__" in name]
 
@@ -336,3 +370,4 @@ def test_checks_find_typical_mistakes_and_say_what_is_wrong(path, executed):
     for label, (kind, says) in found.items():
         assert kind == "AssertionError", (label, says)
         assert len(says) > 40, label
+        assert SAID.get(label, "") in says, (label, says)

@@ -1,6 +1,7 @@
 """Metrics, methods, and the studies that put them together."""
 
 import itertools
+import json
 from contextlib import contextmanager
 from dataclasses import replace
 from urllib.error import URLError
@@ -14,6 +15,7 @@ import torch
 import torch_fidelity
 from labels import from_label
 from PIL import Image
+from scipy import stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_results import setting
 from torch_fidelity.utils import create_feature_extractor
@@ -22,7 +24,7 @@ import catome
 from catome import tiny
 from catome.study import methods
 from catome.study.measure import quality
-from catome.study.measure.comparison import COST, compare, cost, timed_blocks, timed_on
+from catome.study.measure.comparison import COST, compare, cost, speed_ups, timed_blocks, timed_on
 from catome.study.measure.drift import checkpoints_made, held_out
 from catome.study.measure.real_images import image_files, read_image, real_images
 from catome.study.plots import figures
@@ -98,6 +100,40 @@ def test_verdicts_are_what_intervals_say():
     assert table["verdict"].tolist() == ["closer", "farther", "not told apart"]
     assert table["difference (dB)"].tolist() == ["+1.00 [+0.50, +1.50]", "-1.00 [-2.00, -0.10]", "+0.20 [-0.10, +0.50]"]
     assert quality.verdict(0.1, 0.2, better="better") == "better"
+
+
+def test_holms_method():
+    assert quality.holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]  # 0.03 is above 0.05 / 2
+    assert quality.holm([0.04, float("nan")]) == [False, False]
+    assert quality.holm([0.04]) == [True]
+    assert quality.holm([]) == []
+
+
+def test_p_values_are_of_the_bootstrap_that_makes_the_intervals():
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        values = rng.normal(0.25, 1, size=60)
+        _, low, high = quality.mean_interval(values)
+        chance = quality.mean_chance(values)
+        assert (chance < 0.05) == (low > 0 or high < 0) or chance == pytest.approx(0.05, abs=0.002)
+        assert chance == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.06)
+    assert quality.mean_chance(np.zeros(5)) == 1
+    assert quality.mean_chance([np.inf, np.inf]) < 0.001
+    assert np.isnan(quality.mean_chance([1.0, np.nan]))
+
+
+def test_a_table_of_many_comparisons_says_what_stays_when_all_are_looked_at():
+    rng = np.random.default_rng(0)
+    noise = [(values - values.mean()) / values.std() for values in rng.normal(size=(4, 60))]
+    differences = {name: values + 2.2 / np.sqrt(60) for name, values in zip("abc", noise[:3], strict=True)}
+    differences["far"] = noise[3] - 3
+    table = quality.difference_table(differences)
+    assert table["verdict"].tolist() == ["closer"] * 3 + ["farther"]
+    assert table["after Holm"].tolist() == ["not told apart"] * 3 + ["farther"]
+    alone = quality.difference_table({"a": differences["a"]})
+    assert alone["after Holm"].tolist() == ["closer"]
+    as_ever = quality.paired_table({name: quality.mean_interval(found) for name, found in differences.items()})
+    assert table[as_ever.columns].equals(as_ever)
 
 
 def test_paired_intervals_are_narrower():
@@ -339,14 +375,37 @@ def test_cost_of_another_machine_is_used_and_said(pipe, tmp_path):
         rows = cost(pipe, chosen, asked, repetitions=1, recorded=tmp_path / "shipped")
         if kind == "cpu":
             assert set(rows["seconds"]) == {7.0}
-            assert (
-                timed_on(rows) == "Timed on an abacus, 99 threads: batches of 1, the methods in turns, 1 times after a warm-up."
-            )
+            where = "Timed on an abacus, 99 threads: image 0 (desert) alone"
+            assert timed_on(rows) == f"{where}, the methods in turns, 1 times after a warm-up."
         else:
             assert set(rows["seconds"]) != {8.0}
     file.unlink()
     rows = cost(pipe, chosen, asked, repetitions=1, recorded=tmp_path / "shipped", recompute=True)
     assert "an abacus" not in set(rows["device"])
+
+
+def test_times_say_which_image_was_timed_also_where_another_one_is_asked_for(pipe, tmp_path):
+    chosen, asked = setting(tmp_path, images=2, batch_size=2, steps=1, classes=["volcano"]), [methods.unmerged()]
+    first = timed_on(cost(pipe, chosen, asked, repetitions=1, recorded=None))
+    assert "images 0 to 1 together (image 0: volcano), the methods in turns" in first
+    kept = cost(pipe, replace(chosen, classes=["lighthouse"]), asked, repetitions=1, recorded=None)
+    assert timed_on(kept) == first
+    table = pq.read_table(tmp_path / "cost.parquet")
+    runs = json.loads(table.schema.metadata[b"runs"])
+    for run in runs.values():
+        assert run.pop("timed") == ["volcano", "volcano"]
+    (tmp_path / "shipped").mkdir()
+    pq.write_table(table.replace_schema_metadata({"runs": json.dumps(runs)}), tmp_path / "shipped/cost.parquet")
+    again = replace(chosen, output=str(tmp_path / "own"))
+    assert "(image 0: desert)" in timed_on(cost(pipe, again, asked, repetitions=1, recorded=tmp_path / "shipped"))
+
+
+def test_speed_ups_are_of_the_same_turn():
+    rows = [("unmerged", 0, 4.0), ("unmerged", 1, 8.0), ("unmerged", 2, 4.0), ("a", 1, 4.0), ("a", 0, 1.0), ("a", 2, 1.0)]
+    found = speed_ups(pd.DataFrame(rows, columns=["method", "repetition", "seconds"]))
+    assert found.loc["a"].tolist() == [4.0, 2.0, 4.0]
+    assert found.loc["unmerged"].tolist() == [1.0, 1.0, 1.0]
+    assert found.columns.tolist() == ["speed-up", "speed-up low", "speed-up high"]
 
 
 def test_block_times_leave_nothing_behind(pipe):
@@ -374,6 +433,11 @@ def test_summary_and_paired_differences(pipe, tmp_path):
     assert mean == pytest.approx((found.of(asked[1])["psnr"] - found.of(asked[2])["psnr"]).mean(), rel=1e-5)
     assert low <= mean <= high
     assert found.paired("psnr", asked[0], asked[0]) == (0, 0, 0)
+    shares = [row.astype(float).mean() for row in found.of(asked[1])["merged_share"]]
+    assert found.share_of_image(asked[1]) == pytest.approx((shares[0], np.mean(shares)))
+    assert found.share_of_image(asked[1], 3)[0] == pytest.approx(shares[3])
+    assert found.share_of_image(asked[1])[1] == pytest.approx(table.loc[asked[1].label, "share"])
+    assert np.isnan(found.share_of_image("unmerged")).all()
 
 
 def test_an_online_schedule_is_counted(pipe, tmp_path):
@@ -561,10 +625,10 @@ def test_the_jackknife_leaves_out_one_of_each_class():
     widths = []
     drawn = []
     for _ in range(30):
-        classes = np.tile(np.arange(12), 10)
-        values = 100.0 * classes + rng.normal(size=120)
-        mean, low, high = quality.jackknife(lambda x: float(x.mean()), values, groups=np.repeat(np.arange(10), 12))
-        widths.append((high - low) / 2 / 1.96)
+        order = rng.permutation(120)  # classes in turn would hide groups that are taken in another order
+        values = 100.0 * (order % 12) + rng.normal(size=120)
+        mean, low, high = quality.jackknife(lambda x: float(x.mean()), values, groups=order // 12)
+        widths.append((high - low) / 2 / stats.t.ppf(0.975, 9))
         drawn.append(mean)
         blind = quality.jackknife(lambda x: float(x.mean()), values)
         assert blind[2] - blind[1] > 10 * (high - low)  # groups that change the mixture see the distance of the classes
@@ -576,13 +640,23 @@ def test_the_jackknife_is_the_standard_error_of_a_mean():
     values = np.random.default_rng(0).normal(3.0, 2.0, size=(400,))
     mean, low, high = quality.jackknife(np.mean, values, groups=400)
     assert mean == values.mean()
-    assert high - mean == pytest.approx(1.96 * values.std(ddof=1) / 20, rel=1e-6)
+    assert high - mean == pytest.approx(stats.t.ppf(0.975, 399) * values.std(ddof=1) / 20, rel=1e-6)
     assert low == pytest.approx(2 * mean - high)
     grouped = quality.jackknife(np.mean, values)
     assert grouped[2] - mean == pytest.approx(high - mean, rel=0.5)
     assert np.isnan(quality.jackknife(np.mean, values[:3])[1])
     with pytest.raises(ValueError, match="cannot be paired"):
         quality.jackknife(lambda a, b: 0.0, values, values[:5])
+
+
+def test_the_jackknife_of_four_groups_covers():
+    """With the factor 1.96 of the normal distribution it would hold the mean 86 times of 100."""
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(1000):
+        _, low, high = quality.jackknife(np.mean, rng.normal(size=48), groups=np.repeat(np.arange(4), 12))
+        inside += low <= 0 <= high
+    assert 0.93 <= inside / 1000 <= 0.97
 
 
 def test_the_interval_of_fid_holds_it():

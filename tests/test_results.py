@@ -30,7 +30,7 @@ from catome.study.run import gather
 from catome.study.run.claims import Claims
 from catome.study.run.generate import generate_batch
 from catome.study.run.parameters import Setting
-from catome.study.run.store import RECORDED, Store, Table, fingerprint, provenance
+from catome.study.run.store import RECORDED, Store, Table, fingerprint, provenance, sources
 from catome.study.studies.frontier import SCORES
 from catome.tiny.evaluate import HELD_OUT
 
@@ -102,6 +102,24 @@ def test_provenance_is_in_the_file_and_beside_it(tmp_path, run):
     assert (entry["rows"], entry["wall_seconds"]) == (2, 2.5)
     assert {"device", "torch", "diffusers", "catome", "commit", "date", "model", "parameters"} <= set(entry)
     assert entry["parameters"]["steps"] == 4
+
+
+def test_provenance_names_the_sources_and_rows_without_it_are_found(tmp_path, run):
+    package = ROOT / "catome"
+    assert run["sources"] == sources() == sources(package)
+    for place, (name, content) in enumerate([("a.py", "1"), ("b.py", "1"), ("a.py", "2"), ("d/a.py", "1")]):
+        file = tmp_path / str(place) / name
+        file.parent.mkdir(parents=True)
+        file.write_text(content)
+    assert len({sources(tmp_path / str(place)) for place in range(4)}) == 4
+    plain = sources(tmp_path / "0")
+    (tmp_path / "0/notes.txt").write_text("no source")
+    assert sources(tmp_path / "0") == plain
+    before = {name: value for name, value in run.items() if name != "sources"}
+    keep(tmp_path / "shipped", rows([0]), before)
+    found = Store(TABLE, tmp_path / "own", tmp_path / "shipped")
+    assert found.find(image=0)["value"].tolist() == [1.0]
+    assert "sources" not in found.runs[run["id"]]
 
 
 DAMAGE = {

@@ -1,4 +1,5 @@
 import json
+import shutil
 import types
 
 import numpy as np
@@ -64,6 +65,20 @@ def test_the_model_is_as_good_as_its_card_says():
     assert f"{figures['named_correctly']:.1%}" in card
     for words in evaluate.shortfalls(figures):  # what is not reached is said
         assert words in card
+
+
+def test_the_card_is_what_would_be_written_and_names_its_aims(tmp_path):
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    figures, training = (json.loads((MODEL / name).read_text()) for name in ("figures.json", "training.json"))
+    evaluate.write_card(model, figures, training)
+    card = (model / "README.md").read_text()
+    assert card == (MODEL / "README.md").read_text()
+    for aim in ("90% of the samples", "60% of every class", "27 dB or more", "three of the five", "over 2 dB of PSNR"):
+        assert aim in card
+    assert "Every aim of its evaluation is reached." in card
+    figures["merging_psnr_db_by_threshold"]["-1"] = figures["merging_psnr_db_by_threshold"]["0.9"] - 1
+    evaluate.write_card(model, figures, training)
+    assert "- Not reached: merging everything costs only 1.0 dB, aim 2 dB." in (model / "README.md").read_text()
 
 
 def test_the_vae_is_as_good_as_its_card_says(pipe):

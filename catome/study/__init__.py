@@ -16,9 +16,10 @@ from catome.study.measure.drift import (
     lag_curves,
     mean_staleness,
 )
+from catome.study.measure.pictures import pictures
 from catome.study.measure.real_images import real_images
 from catome.study.measure.similarity import shares_above, similarity_study, variance_of_share, weakest_merged
-from catome.study.plots import accounting_figures, figures
+from catome.study.plots import accounting_figures, figures, interactive
 from catome.study.run.generate import generate, generate_batch, load, tokens_of
 from catome.study.run.parameters import Setting
 from catome.study.run.store import computed_on, image_size
@@ -43,12 +44,14 @@ __all__ = [
     "generate_batch",
     "held_out",
     "image_size",
+    "interactive",
     "jaccard_distances",
     "lag_curves",
     "load",
     "mean_staleness",
     "methods",
     "paper",
+    "pictures",
     "quality",
     "real_images",
     "shares_above",

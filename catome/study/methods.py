@@ -32,11 +32,13 @@ class Method:
         label: names the method and everything it was given; results are kept under it.
         family: names the method alone, for colours and legends.
         applied: ``applied(pipe)`` is a context in which the pipeline generates this way.
+        batch: images that must be generated together, where it changes what the method does; else None.
     """
 
     label: str
     family: str
     applied: Callable[[object], AbstractContextManager]
+    batch: int | None = None
 
     def __str__(self) -> str:
         return self.label
@@ -166,7 +168,7 @@ def batch_maximum(threshold: float, schedule: str | Iterable[int] | None, batch:
             uninstall(model)
 
     label = f"batch maximum(threshold={threshold:g}, schedule={_schedule_name(schedule)}, batch={batch})"
-    return Method(label, "batch maximum", applied)
+    return Method(label, "batch maximum", applied, batch)
 
 
 def todo(factor: int = 2, rows: int | None = None) -> Method:
@@ -278,7 +280,8 @@ def together(*methods: Method) -> Method:
                 stack.enter_context(method.applied(pipe))
             yield pipe
 
-    return Method(" + ".join(m.label for m in methods), " + ".join(m.family for m in methods), applied)
+    batch = next((method.batch for method in methods if method.batch), None)
+    return Method(" + ".join(m.label for m in methods), " + ".join(m.family for m in methods), applied, batch)
 
 
 def peak_memory(device: str) -> Callable[[], int | None]:

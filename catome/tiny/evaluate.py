@@ -127,22 +127,41 @@ def evaluate(folder: Path, device: str, per_class: int, steps: int, guidance: fl
     }
 
 
-def shortfalls(figures: dict) -> list[str]:
-    """What of the bar that the model was trained for is not reached, in words; empty if it is good enough to study."""
+def _aims(figures: dict) -> list[tuple[bool, str, str]]:
+    """The bar that the model was trained for: of each aim whether it is reached, what it is, and what was found."""
     worst = min(figures["named_correctly_by_class"], key=figures["named_correctly_by_class"].get)
     selective = sum(value < 0.6 for value in figures["attention_exp_entropy_over_n"])
     cost = figures["merging_psnr_db_by_threshold"]
-    checks = [
-        (figures["named_correctly"] >= 0.9, f"{figures['named_correctly']:.0%} of samples named correctly, aim 90 %"),
+    dearer = cost["0.9"] - cost["-1"]
+    least = figures["named_correctly_by_class"][worst]
+    return [
         (
-            figures["named_correctly_by_class"][worst] >= 0.6,
-            f"{figures['named_correctly_by_class'][worst]:.0%} of {worst!r} named correctly, aim 60 %",
+            figures["named_correctly"] >= 0.9,
+            "at least 90% of the samples named correctly",
+            f"{figures['named_correctly']:.0%} of samples named correctly, aim 90 %",
         ),
-        (figures["vae_psnr_db"] >= 27, f"VAE reconstructs at {figures['vae_psnr_db']:.1f} dB, aim 27 dB"),
-        (selective >= 3, f"{selective} of 5 top blocks have exp(entropy)/N below 0.6, aim 3"),
-        (cost["0.9"] > cost["-1"] + 2, f"merging everything costs only {cost['0.9'] - cost['-1']:.1f} dB, aim 2 dB"),
+        (least >= 0.6, "at least 60% of every class", f"{least:.0%} of {worst!r} named correctly, aim 60 %"),
+        (
+            figures["vae_psnr_db"] >= 27,
+            "a VAE that reconstructs at 27 dB or more",
+            f"VAE reconstructs at {figures['vae_psnr_db']:.1f} dB, aim 27 dB",
+        ),
+        (
+            selective >= 3,
+            "at least three of the five top self-attentions with exp(entropy)/N below 0.6",
+            f"{selective} of 5 top blocks have exp(entropy)/N below 0.6, aim 3",
+        ),
+        (
+            dearer > 2,
+            "merging everything to cost over 2 dB of PSNR more than merging at t = 0.9",
+            f"merging everything costs only {dearer:.1f} dB, aim 2 dB",
+        ),
     ]
-    return [words for reached, words in checks if not reached]
+
+
+def shortfalls(figures: dict) -> list[str]:
+    """What of the bar that the model was trained for is not reached, in words; empty if it is good enough to study."""
+    return [found for reached, _, found in _aims(figures) if not reached]
 
 
 def write_card(folder: Path, figures: dict, training: dict) -> None:
@@ -154,7 +173,8 @@ def write_card(folder: Path, figures: dict, training: dict) -> None:
     attention = ", ".join(f"{value:.2f}" for value in figures["attention_exp_entropy_over_n"])
     cost = ", ".join(f"{value:.1f} dB at t = {t}" for t, value in figures["merging_psnr_db_by_threshold"].items())
     missed = shortfalls(figures)
-    limits = "\n".join(f"- Not reached: {words}." for words in missed) or "- Every aim of its evaluation is reached."
+    aims = "\n".join(f"- {aim}" for _, aim, _ in _aims(figures))
+    limits = "\n".join(f"- Not reached: {words}." for words in missed) or "Every aim of its evaluation is reached."
     work = "\n".join(
         f"| {stage} | {run['steps']:,} | {run['samples']:,} | {run['seconds'] / 60:.0f} |"
         for stage, run in training["stages"].items()
@@ -193,6 +213,12 @@ this world with each other and are no Inception FID. `judge/` is the classifier 
 
 **Limits.** It knows {len(CLASSES)} prompts and nothing else. Its similarities are higher than those of Stable Diffusion, because its
 tokens have fewer channels; conclusions about thresholds carry over in kind, not in number.
+
+**Aims.** Its evaluation asks for
+
+{aims}
+
+That merging everything costs more than merging little was therefore asked of the model, and is no finding of a study on it.
 
 {limits}
 """)

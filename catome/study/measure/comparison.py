@@ -130,7 +130,7 @@ class Comparison:
         table = {}
         for method in self.methods:
             rows = self.of(method)
-            shares = [np.mean(share.astype(float)) if len(share) else np.nan for share in rows["merged_share"]]
+            shares = _shares(rows)
             values = {"PSNR": rows["psnr"], "SSIM": rows["ssim"], "distance": rows["feature_distance"], "share": shares}
             values |= {"PSNR real": rows["psnr_real"], "SSIM real": rows["ssim_real"]}
             row: dict[str, float] = {"images": len(rows)}
@@ -157,14 +157,31 @@ class Comparison:
             table[method] = row
         return pd.DataFrame(table).T
 
-    def paired(self, column: str, a: str | Method, b: str | Method) -> tuple[float, float, float]:
-        """Mean of ``column`` of ``a`` minus that of ``b`` over the same seeds, with its 95 % interval: ``(mean, low, high)``.
+    def share_of_image(self, method: str | Method, image: int = 0) -> tuple[float, float]:
+        """``(one, mean)``: the merged share of one image, and the mean over all images; NaN where nothing is merged.
+
+        `cost` times the first images of a study, mostly image 0 alone, where a method by a threshold may merge more or less
+        than on average."""
+        rows = self.of(method)
+        shares = pd.Series(_shares(rows), index=rows["image"])
+        return float(shares[image]), float(shares.mean())
+
+    def differences(self, column: str, a: str | Method, b: str | Method) -> np.ndarray:
+        """``column`` of ``a`` minus that of ``b``, ``[images]``, each on the same seed.
 
         Seeds where both are infinite (unchanged by both) count as no difference."""
         x, y = (self.of(method)[column].to_numpy(float) for method in (a, b))
         with np.errstate(invalid="ignore"):
-            difference = np.where(np.isinf(x) & np.isinf(y), 0.0, x - y)
-        return quality.mean_interval(difference)
+            return np.where(np.isinf(x) & np.isinf(y), 0.0, x - y)
+
+    def paired(self, column: str, a: str | Method, b: str | Method) -> tuple[float, float, float]:
+        """Mean of `differences` with its 95 % interval: ``(mean, low, high)``."""
+        return quality.mean_interval(self.differences(column, a, b))
+
+
+def _shares(rows: pd.DataFrame) -> list[float]:
+    """The merged share of each row, mean over steps; NaN where nothing is merged."""
+    return [np.mean(share.astype(float)) if len(share) else np.nan for share in rows["merged_share"]]
 
 
 def compare(
@@ -346,7 +363,7 @@ def cost(
         repetitions: timed generations of each method.
 
     Returns:
-        Rows of `COST` for these methods, all from one run.
+        Rows of `COST` for these methods, all from one run, with a column ``class``: of the first image, which `timed_on` names.
     """
     height, width = image_size(pipe, setting)
     keys = {
@@ -372,8 +389,8 @@ def cost(
             whole = held.groupby("run")["method"].value_counts().unstack(fill_value=0).reindex(columns=labels, fill_value=0)
             fitting = whole[whole.min(axis=1) >= repetitions].index
             if len(fitting):
-                return held[held["run"] == fitting[-1]]
-    run, watch = provenance(setting, keys["model"]), Stopwatch()
+                return _with_class(held[held["run"] == fitting[-1]], store, setting)
+    run, watch = provenance(setting, keys["model"]) | {"timed": setting.names[: setting.batch_size]}, Stopwatch()
     rows = []
     with tqdm(total=len(methods) * (repetitions + 1) * setting.calls, desc="cost", unit="step", leave=False) as bar:
         flops = {}
@@ -404,15 +421,35 @@ def cost(
     store.add(rows, run, watch.lap())
     store.finish()
     found = store.find(**keys, method=labels)
-    return found[found["run"] == run["id"]]
+    return _with_class(found[found["run"] == run["id"]], store, setting)
+
+
+def _with_class(rows: pd.DataFrame, store: Store, setting: Setting) -> pd.DataFrame:
+    """Rows of one run with the class of the first image. Runs that do not say it took the model's classes in turn."""
+    run = store.runs[rows["run"].iloc[0]]
+    return rows.assign(**{"class": (run.get("timed") or replace(setting, classes=None).names)[0]})
+
+
+def speed_ups(rows: pd.DataFrame) -> pd.DataFrame:
+    """How many times as fast as unmerged each method is, by its label, from rows of `cost`.
+
+    Returns:
+        ``speed-up``, the median over turns, ``speed-up low`` and ``speed-up high``, the lowest and the highest of them; each
+        against the unmerged generation of the same turn.
+    """
+    seconds = rows.pivot(index="repetition", columns="method", values="seconds")
+    faster = 1 / seconds.div(seconds["unmerged"], axis=0)
+    return pd.DataFrame({"speed-up": faster.median(), "speed-up low": faster.min(), "speed-up high": faster.max()})
 
 
 def timed_on(rows: pd.DataFrame) -> str:
-    """One sentence that says where the rows of `cost` were timed, and how."""
+    """One sentence that says where the rows of `cost` were timed, how, and on which images."""
     first = rows.iloc[0]
     where = f"{first['device']}, {first['threads']} threads" if first["kind"] == "cpu" else first["device"]
     turns = int(rows.groupby("method").size().min())
-    return f"Timed on {where}: batches of {first['batch']}, the methods in turns, {turns} times after a warm-up."
+    which = f"images 0 to {first['batch'] - 1} together (image 0: {first['class']})"
+    which = f"image 0 ({first['class']}) alone" if first["batch"] == 1 else which
+    return f"Timed on {where}: {which}, the methods in turns, {turns} times after a warm-up."
 
 
 def _now(device: str) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as students_t
 from skimage.metrics import structural_similarity
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -163,6 +164,9 @@ def jackknife(
 ) -> tuple[float, float, float]:
     """``(value, low, high)`` of ``statistic(*samples)``, with a 95 % interval from leaving out groups of images in turn.
 
+    The interval is by Student's t with one degree of freedom fewer than there are groups: from few groups the standard error is
+    itself known badly.
+
     For statistics such as FID that depend on how many *different* images there are: drawing images anew, with repetitions,
     would shift them by more than they vary.
 
@@ -194,18 +198,23 @@ def jackknife(
         return value, float("nan"), float("nan")
     without = np.array([statistic(*(np.delete(sample, out, axis=0) for sample in samples)) for out in left_out])
     error = np.sqrt((len(without) - 1) / len(without) * ((without - without.mean()) ** 2).sum())
-    return value, value - 1.96 * float(error), value + 1.96 * float(error)
+    reach = float(students_t.ppf(0.975, len(without) - 1) * error)
+    return value, value - reach, value + reach
 
 
 POOR_DB = 30
 """Below this PSNR an image has visibly changed."""
 
 
+UNTOLD = "not told apart"
+"""The verdict on a difference that may be chance."""
+
+
 def verdict(low: float, high: float, better: str = "closer", worse: str = "farther") -> str:
     """What the interval of a difference says: a word, where it holds zero out."""
     if low > 0:
         return better
-    return worse if high < 0 else "not told apart"
+    return worse if high < 0 else UNTOLD
 
 
 def paired_table(rows: Mapping[Any, tuple[float, float, float]], column: str = "difference (dB)", **words: str) -> pd.DataFrame:
@@ -226,17 +235,62 @@ def paired_table(rows: Mapping[Any, tuple[float, float, float]], column: str = "
     return pd.DataFrame(shown).T
 
 
+def difference_table(differences: Mapping[Any, Sequence[float]], column: str = "difference (dB)", **words: str) -> pd.DataFrame:
+    """`paired_table` of differences seed by seed, with a column ``after Holm``: the verdict that stays when all rows are tested
+    at once, by `holm` of their `mean_chance`, which comes from the same bootstrap as the intervals.
+
+    Args:
+        differences: of each seed, by name.
+        column, words: as in `paired_table`.
+    """
+    table = paired_table({name: mean_interval(found) for name, found in differences.items()}, column, **words)
+    stays = holm([mean_chance(found) for found in differences.values()])
+    table["after Holm"] = [said if stay else UNTOLD for said, stay in zip(table["verdict"], stays, strict=True)]
+    return table
+
+
+def holm(chances: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which of several p-values tell something when all are looked at: by Holm's method (1979) the chance that any one of
+    them does so wrongly is at most ``level``. NaN tells nothing."""
+    stays = [False] * len(chances)
+    for place, at in enumerate(np.argsort(chances)):
+        if not chances[at] <= level / (len(chances) - place):
+            break
+        stays[at] = True
+    return stays
+
+
+RESAMPLES = 2000
+"""Drawn by the bootstrap. The least p-value is 2 / (RESAMPLES + 1), so that 50 rows can pass Holm's correction."""
+
+
+def mean_chance(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> float:
+    """Two-sided p-value of a mean being zero, by the bootstrap of `mean_interval`: twice the share of the drawn means that lie
+    beyond zero. NaN if any value is NaN."""
+    mean, drawn = _drawn_means(values, seed, resamples)
+    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return float("nan") if np.isnan(mean) else min(1.0, 2 * (1 + beyond) / (1 + resamples))
+
+
 def mean_interval(
-    values: Sequence[float], level: float = 0.95, seed: int = 0, resamples: int = 2000
+    values: Sequence[float], level: float = 0.95, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float, float]:
     """``(mean, low, high)``, the interval by bootstrap over the values.
 
     Infinite values, such as the PSNR of images that nothing changed, are left out, unless all are infinite; NaN if any is
     NaN."""
+    mean, drawn = _drawn_means(values, seed, resamples)
+    if not np.isfinite(mean):
+        return mean, mean, mean
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return mean, float(low), float(high)
+
+
+def _drawn_means(values: Sequence[float], seed: int, resamples: int) -> tuple[float, np.ndarray]:
+    """The mean, and means ``[resamples]`` of as many values drawn anew."""
     values = np.asarray(values, float)
     if np.isnan(values).any() or np.isinf(values).all():
-        return float(values.mean()), float(values.mean()), float(values.mean())
+        return float(values.mean()), np.full(resamples, values.mean())
     values = values[np.isfinite(values)]
-    drawn = values[np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))].mean(1)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(values.mean()), float(low), float(high)
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    return float(values.mean()), values[drawn].mean(1)

@@ -518,7 +518,8 @@ def schedule_plot(table: pd.DataFrame, beside: str):
 
 def quality_against_speed(table: pd.DataFrame):
     """Each method's quality against its speed-up: columns ``method``, ``family``, ``speed-up`` and ``PSNR`` with their
-    intervals."""
+    intervals. Rows where one of the two is NaN or infinite are left out."""
+    table = table[np.isfinite(table[["speed-up", "PSNR"]].astype(float)).all(axis=1)]
     figure, ax = plt.subplots(figsize=(WIDTH, 3.8))
     seen: dict[str, int] = {}
     for _, row in table.iterrows():

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from catome import tiny
 from catome.models.unet import topmost_downsample
 from catome.study.run.parameters import DTYPES, Setting
+from catome.study.run.store import image_size
 from catome.tiny.model import read_pipeline
 
 T = TypeVar("T")
@@ -55,10 +56,11 @@ def generate_batch(pipe, setting: Setting, images: range, progress: Callable[[],
             progress()
         return tensors
 
+    height, width = image_size(pipe, setting)  # both: a pipeline that is given one of the two uses neither
     return pipe(
         [setting.prompts[i] for i in images],
-        height=setting.height,
-        width=setting.width,
+        height=height,
+        width=width,
         num_inference_steps=setting.steps,
         guidance_scale=setting.guidance,
         guidance_rescale=setting.guidance_rescale,

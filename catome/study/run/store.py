@@ -117,6 +117,7 @@ def provenance(setting: Setting, model: str) -> dict:
         "threads": torch.get_num_threads(),
         "catome": catome.__version__,
         "commit": _commit(),
+        "sources": sources(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model,
         "parameters": {
@@ -134,6 +135,15 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def sources(folder: Path = Path(catome.__file__).parent) -> str:
+    """A name for the sources in a folder, 16 hexadecimal digits over the names and contents of its Python files: it tells which
+    code ran, also where files were changed since the commit."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{_checksum(file.read_bytes())}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _commit() -> str | None:

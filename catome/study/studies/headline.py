@@ -10,7 +10,7 @@ import pandas as pd
 
 from catome.study import methods
 from catome.study.measure import quality, real_images
-from catome.study.measure.comparison import Comparison, compare, timed_alone
+from catome.study.measure.comparison import Comparison, compare, speed_ups, timed_alone
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.parameters import Cosine, Count, Flag, Folder, ScheduleName, Setting, Share, parameters
@@ -112,26 +112,20 @@ class Result:
     def records(self, clock: pd.DataFrame) -> pd.DataFrame:
         """One row for each method by its name: what changed, and what it costs by ``clock``, rows of `timed`.
 
-        ``speed-up`` is the median over turns, and ``speed-up low`` and ``speed-up high`` are the lowest and the highest of
-        them."""
+        The speed-up is that of `catome.study.measure.comparison.speed_ups`. What a method costs is NaN where its images depend
+        on their batch and ``clock`` has another one: what was timed is not what made them."""
         summary = self.summary()
-        base = _turns(clock, self.peers["unmerged"])["seconds"].to_numpy()
+        faster = speed_ups(clock)
         shown = ["PSNR", "PSNR low", "PSNR high", "SSIM", "share", "FID change", "FID change low", "FID change high"]
         rows = {}
         for name, method in self.peers.items():
-            turns = _turns(clock, method)
-            faster = base / turns["seconds"].to_numpy()
-            peak = turns["peak_bytes"].max()
-            rows[name] = {
-                "method": name,
-                "family": method.family,
-                "speed-up": np.median(faster),
-                "speed-up low": faster.min(),
-                "speed-up high": faster.max(),
-                "s/image": turns["seconds"].median(),
-                "GFLOP": turns["flops"].iloc[0] / 1e9,
-                "peak MB": peak / 1e6 if pd.notna(peak) else np.nan,
-            }
+            turns = clock[clock["method"] == method.label]
+            cost = dict(faster.loc[method.label])
+            cost |= {"s/image": turns["seconds"].median(), "GFLOP": turns["flops"].iloc[0] / 1e9}
+            cost["peak MB"] = turns["peak_bytes"].astype(float).max() / 1e6
+            if method.batch not in (None, turns["batch"].iloc[0]):
+                cost = dict.fromkeys(cost, np.nan)
+            rows[name] = {"method": name, "family": method.family} | cost
             found = summary.loc[method.label]
             rows[name] |= {column: found.get(column, np.nan) for column in shown}
         return pd.DataFrame(rows).T.infer_objects()
@@ -141,7 +135,8 @@ class Result:
         return self.made.paired("psnr", self.peers[a], self.peers[b])
 
     def comparisons(self, records: pd.DataFrame) -> pd.DataFrame:
-        """PSNR of methods against each other on the same seeds, to be read, with how fast each of the two is."""
+        """PSNR of methods against each other on the same seeds, to be read, with how fast each of the two is and what share of
+        the tokens it merges: a dash where that is not known, or nothing is merged."""
         params = self.params
         headline = f"CA-ToMe, t = {params.threshold:g}"
         gentle = f"CA-ToMe, t = {params.gentle:g}"
@@ -155,18 +150,15 @@ class Result:
             (gentle, f"batch maximum, t = {params.gentle:g}"),
             (f"tomesd, r = {params.ratio:g}", f"ToMe, r = {params.ratio:g}"),
         ]
-        pairs = [(a, b) for a, b in pairs if a in self.peers and b in self.peers]
-        table = quality.paired_table({f"{a} - {b}": self.gain(a, b) for a, b in pairs})
-        fast = records["speed-up"].astype(float)
-        table.insert(0, "times as fast", [f"{fast[a]:.2f} - {fast[b]:.2f}" for a, b in pairs])
+        pairs = [(a, b) for a, b in dict.fromkeys(pairs) if a in self.peers and b in self.peers]
+        found = {f"{a} - {b}": self.made.differences("psnr", self.peers[a], self.peers[b]) for a, b in pairs}
+        table = quality.difference_table(found)
+        for place, (title, column) in enumerate({"times as fast": "speed-up", "merged share": "share"}.items()):
+            shown = records[column].astype(float).map("{:.2f}".format).replace("nan", "\u2013")
+            table.insert(place, title, [f"{shown[a]} / {shown[b]}" for a, b in pairs])
         return table
 
     def frontier(self, records: pd.DataFrame) -> list[str]:
-        """The methods that no other one beats in both speed and closeness."""
-        points = records.drop(index="unmerged")[["speed-up", "PSNR"]].astype(float)
+        """The methods that no other one beats in both speed and closeness, of those whose speed is known."""
+        points = records.drop(index="unmerged")[["speed-up", "PSNR"]].astype(float).dropna()
         return [name for name, point in points.iterrows() if not (points > point).all(axis=1).any()]
-
-
-def _turns(clock: pd.DataFrame, method: Method) -> pd.DataFrame:
-    """A method's rows by turn."""
-    return clock[clock["method"] == method.label].sort_values("repetition")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from pydantic import model_validator
 
-from catome.policy.schedule import SCHEDULES, Auto, derive
+from catome.policy.schedule import SCHEDULES, Auto, derive, evenly
 from catome.study import methods
 from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, timed_alone
@@ -24,6 +24,9 @@ NOTEBOOK = "05_checkpoint_schedules"
 
 BASE = "CONFIG_3"
 """The paper's choice, which all others are compared with."""
+
+EVEN = "CONFIG_FIVE"
+"""The paper's schedule at equal distances, which needs no measurement."""
 
 
 @parameters
@@ -180,18 +183,73 @@ class Result:
         return self.made.paired("psnr", self.asked[t, name].method, self.asked[t, base].method)
 
     def comparisons(self) -> pd.DataFrame:
-        """PSNR of schedules against CONFIG_3, and of the derived ones against pairs found at every step, to be read."""
-        rows = {}
+        """PSNR of schedules against CONFIG_3, and of the derived ones against pairs found at every step and CONFIG_FIVE, to be
+        read."""
+        pairs = []
         for t in self.params.thresholds:
             rivals = ["every step", "step 0 only", *(f"best {k}" for k in sorted(self.params.budgets, reverse=True))]
             rivals += [f"auto {tolerance:g}" for tolerance in self.params.tolerances]
             for name in rivals:
                 if (t, name) in self.asked:
-                    rows[f"t = {t:g}", f"{name} - {BASE}"] = self.gain(t, name)
-            for at, k in self.derived:
-                if at == t:
-                    rows[f"t = {t:g}", f"best {k} - every step"] = self.gain(t, f"best {k}", "every step")
-        return quality.paired_table(rows)
+                    pairs.append((t, name, BASE))
+            for base in ("every step", EVEN):
+                pairs += [(t, f"best {k}", base) for at, k in self.derived if at == t]
+        found = {}
+        for t, name, base in pairs:
+            both = (self.asked[t, which].method for which in (name, base))
+            found[f"t = {t:g}", f"{name} - {base}"] = self.made.differences("psnr", *both)
+        return quality.difference_table(found)
+
+    def relation(self) -> dict[float, float]:
+        """By threshold the rank correlation of mean staleness and PSNR over the fixed schedules without the two bounds, pairs
+        found at every step or once: these lie so far from the others that they would decide it. NaN for fewer than two."""
+        psnr = self.made.summary()["PSNR"]
+        found = {}
+        for t in self.params.thresholds:
+            steps = self.fixed_schedules(t)
+            bills = pd.Series({name: mean_staleness(self.staleness[t], plan) for name, plan in steps.items()}, dtype=float)
+            close = pd.Series({name: psnr[self.asked[t, name].method.label] for name in steps}, dtype=float)
+            found[t] = float(bills.corr(close, method="spearman"))
+        return found
+
+    def even(self) -> pd.DataFrame:
+        """Mean staleness of each derived schedule, ``derived``, and of as many checkpoints at equal distances, ``even``, by
+        threshold and number of checkpoints; on the images that schedules are tried on."""
+        calls = self.params.calls
+        rows = {
+            (t, k): {
+                "even": mean_staleness(self.staleness[t], evenly(k).at(calls)),
+                "derived": mean_staleness(self.staleness[t], steps),
+            }
+            for (t, k), steps in self.derived.items()
+        }
+        table = pd.DataFrame(rows, index=["even", "derived"]).T
+        return table.rename_axis(["threshold", "checkpoints"])
+
+    def fixed_schedules(self, t: float) -> dict[str, tuple[int, ...]]:
+        """The steps of every fixed schedule at a threshold, by its name; without the bounds."""
+        return {name: one.checkpoints for (at, name), one in self.asked.items() if at == t and one.kind in ("paper", "derived")}
+
+    def expected(self, records: pd.DataFrame) -> tuple[dict[float, dict[str, float]], dict[float, dict[str, float]]]:
+        """Straight lines through the fixed schedules of ``records``, by threshold: what a schedule of one's own may give.
+
+        Returns:
+            ``intercept`` and ``slope`` (dB) of PSNR over mean staleness, with the standard deviation around it, ``spread``; and
+            time over the unmerged one, ``fixed`` and for ``each`` checkpoint. Pairs found once are left out: nothing else is as
+            stale.
+        """
+        quality_of, time_of = {}, {}
+        for t in self.params.thresholds:
+            rows = records[(records["threshold"] == t) & (records["kind"] != "online") & (records["schedule"] != "step 0 only")]
+            stale, count = rows["staleness"].astype(float), rows["checkpoints"].astype(float)
+            psnr, time = rows["PSNR"].astype(float), rows["time"].astype(float)
+            slope, intercept = np.polyfit(stale, psnr, 1)
+            around = psnr - intercept - slope * stale
+            spread = float(np.sqrt((around**2).sum() / max(len(rows) - 2, 1)))
+            each, fixed = np.polyfit(count, time, 1)
+            quality_of[t] = {"intercept": float(intercept), "slope": float(slope), "spread": spread}
+            time_of[t] = {"fixed": float(fixed), "each": float(each)}
+        return quality_of, time_of
 
     def records(self, pipe, clock: pd.DataFrame) -> pd.DataFrame:
         """One row for each schedule.

@@ -9,7 +9,7 @@ import pandas as pd
 
 from catome.study import methods, paper
 from catome.study.measure import quality, real_images
-from catome.study.measure.comparison import Comparison, compare, timed_alone
+from catome.study.measure.comparison import Comparison, compare, speed_ups, timed_alone
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.parameters import Cosines, Count, Flag, Folder, Setting, parameters
@@ -104,6 +104,18 @@ class Result:
         """`Comparison.summary` against the real images."""
         return self.made.summary(self.real.features)
 
+    def records(self, clock: pd.DataFrame) -> pd.DataFrame:
+        """`summary` with what each method costs by ``clock``, rows of `timed`: the columns of
+        `catome.study.measure.comparison.speed_ups`, and the medians of ``seconds``, ``block_seconds`` and ``flops``."""
+        medians = clock.groupby("method")[["seconds", "block_seconds", "flops"]].median()
+        return self.summary().join(speed_ups(clock)).join(medians)
+
+    def hardest(self, threshold: float) -> int:
+        """The first image of the class that changes most at a threshold: whose mean PSNR is lowest there."""
+        rows = self.made.of(self.sweep[threshold])
+        worst = rows.groupby("class")["psnr"].mean().idxmin()
+        return int(rows.loc[rows["class"] == worst, "image"].min())
+
     def curve(self) -> pd.DataFrame:
         """The thresholds' rows of `summary`, with a column ``threshold``."""
         labels = [method.label for method in self.sweep.values()]
@@ -138,7 +150,9 @@ class Result:
         return table
 
     def beside_the_paper(self, seconds: pd.Series) -> pd.DataFrame:
-        """The paper's Table I and the same figures here; ``seconds`` of one image by each method's label."""
+        """The paper's Table I and the same figures here; ``seconds`` of one image by each method's label.
+
+        The columns of FID name the features it was computed from: only values from the same features can be compared."""
         table = self.summary()
         theirs = paper.THRESHOLDS
         rows = {}
@@ -150,8 +164,8 @@ class Result:
             rows[f"t = {t:g}"] = {
                 ("time / unmerged", "paper"): f"{printed['seconds'] / theirs.loc[1.0, 'seconds']:.2f}",
                 ("time / unmerged", "here"): f"{seconds[method.label] / seconds['unmerged']:.2f}",
-                ("FID - unmerged", "paper"): f"{printed['FID'] - theirs.loc[1.0, 'FID']:+.2f}",
-                ("FID - unmerged", "here"): f"{found['FID change']:+.2f}",
+                ("FID - unmerged", "paper (Inception)"): f"{printed['FID'] - theirs.loc[1.0, 'FID']:+.2f}",
+                ("FID - unmerged", f"here ({self.made.label})"): f"{found['FID change']:+.2f}",
                 ("PSNR to unrelated", "paper"): f"{printed['PSNR']:.3f}",
                 ("PSNR to unrelated", "here"): f"{found['PSNR real']:.3f}",
                 ("SSIM to unrelated", "paper"): f"{printed['SSIM']:.3f}",

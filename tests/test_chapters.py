@@ -1,0 +1,204 @@
+"""The tables of chapters 4, 5 and 6, from rows that nobody generated."""
+
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from catome import SCHEDULES
+from catome.study.measure.comparison import Comparison
+from catome.study.measure.drift import mean_staleness
+from catome.study.methods import Method
+from catome.study.plots import figures
+from catome.study.studies import headline, schedules, sweep
+
+IMAGES = 12
+REAL = SimpleNamespace(features=np.random.default_rng(1).normal(size=(40, 4)).astype(np.float32))
+
+
+def compared(methods: list[Method], psnr=lambda label: 30.0, share=lambda label: 0.5) -> Comparison:
+    """Rows of methods with a mean PSNR and a merged share by their labels; images differ a little."""
+    rng, rows = np.random.default_rng(0), []
+    labels = list(dict.fromkeys(method.label for method in methods))
+    for label in labels:
+        scatter = rng.normal(0, 0.1, IMAGES)
+        for image in range(IMAGES):
+            merged = share(label)
+            row = {"method": label, "image": image, "class": f"class {image % 3}", "psnr": psnr(label) + scatter[image]}
+            row |= dict.fromkeys(("ssim", "feature_distance", "psnr_real", "ssim_real"), 0.5)
+            row |= {"features": rng.normal(size=4), "merged_share": np.array([] if merged is None else [merged] * 2)}
+            rows.append(row)
+    return Comparison(pd.DataFrame(rows), labels, "scene", {})
+
+
+def timed(methods: list[Method], batch: int = 1) -> pd.DataFrame:
+    """Rows as of `cost`: every method takes 1, 2 and 4 seconds, the unmerged one twice as long; but once three times."""
+    rows = []
+    for label in dict.fromkeys(method.label for method in methods):
+        for repetition, seconds in enumerate((1.0, 2.0, 4.0)):
+            factor = 1 if label != "unmerged" else 3 if repetition == 2 else 2
+            row = {"method": label, "repetition": repetition, "seconds": factor * seconds, "batch": batch}
+            rows.append(row | {"block_seconds": 0.5, "flops": 4e9, "peak_bytes": None})
+    return pd.DataFrame(rows)
+
+
+COSTS = ["speed-up", "speed-up low", "speed-up high", "s/image", "GFLOP"]
+MAXIMUM = "batch maximum, t = 0.9"
+
+
+@pytest.fixture(scope="module")
+def peers() -> headline.Result:
+    params = headline.Parameters(images=IMAGES, batch_size=6)
+    methods = headline.peers_of(params)
+    shares = {"ToMe": 0.38, "CA-ToMe(threshold=0.9": 0.27, "CA-ToMe(threshold=0.7": 0.7, "batch maximum": 0.4}
+
+    def share(label: str) -> float | None:
+        return next((value for name, value in shares.items() if label.startswith(name)), None)
+
+    def psnr(label: str) -> float:
+        return 40.0 if label.startswith("batch maximum") else 30.0
+
+    return headline.Result(params, REAL, methods, compared(list(methods.values()), psnr, share))
+
+
+def test_a_method_judged_in_a_batch_costs_nothing_that_was_timed_in_another(peers):
+    methods = list(peers.peers.values())
+    alone = peers.records(timed(methods))
+    assert alone.loc[MAXIMUM, [*COSTS, "peak MB"]].isna().all()
+    assert alone.drop(index=MAXIMUM)[COSTS].notna().all(axis=None)
+    assert alone.loc["ToDo", COSTS].tolist() == [2, 2, 3, 2, 4]
+    assert np.isfinite(alone.loc[MAXIMUM, "PSNR"])
+    whole = peers.records(timed(methods, batch=6))
+    assert whole.loc[MAXIMUM, COSTS].tolist() == [2, 2, 3, 2, 4]
+
+
+def test_what_has_no_speed_is_on_no_frontier_and_in_no_figure(peers):
+    methods = list(peers.peers.values())
+    alone, whole = (peers.records(timed(methods, batch)) for batch in (1, 6))
+    assert MAXIMUM not in peers.frontier(alone)
+    assert MAXIMUM in peers.frontier(whole)
+    for records, shown in ((alone, False), (whole, True)):
+        figure = figures.quality_against_speed(records)
+        names = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert (MAXIMUM in names) == shown
+        assert "ToDo" in names
+        plt.close(figure)
+
+
+def test_methods_are_compared_with_their_speeds_and_shares(peers):
+    table = peers.comparisons(peers.records(timed(list(peers.peers.values()))))
+    row = table.loc[f"CA-ToMe, t = 0.9 - {MAXIMUM}"]
+    assert row["times as fast"] == "2.00 / \u2013"
+    assert row["merged share"] == "0.27 / 0.40"
+    assert row["verdict"] == row["after Holm"] == "farther"
+    assert table.loc["CA-ToMe, t = 0.7 - ToDo", "merged share"] == "0.70 / \u2013"
+    assert table.columns.tolist() == ["times as fast", "merged share", "difference (dB)", "verdict", "after Holm"]
+
+
+def test_two_thresholds_that_are_one_are_compared_once():
+    params = headline.Parameters(images=IMAGES, threshold=0.9)
+    methods = headline.peers_of(params)
+    found = headline.Result(params, REAL, methods, compared(list(methods.values())))
+    table = found.comparisons(found.records(timed(list(methods.values()))))
+    assert table.index.is_unique
+
+
+@pytest.fixture(scope="module")
+def scheduled() -> schedules.Result:
+    """The less stale, the closer; but the bounds and the online schedules are the other way round."""
+    params = schedules.Parameters(images=IMAGES, drift_images=48, thresholds=(0.7,), tolerances=(0.3,), budgets=(2, 3))
+    steps = np.arange(params.calls)
+    staleness = {0.7: np.abs(steps[:, None] - steps) / 10.0}
+    derived = {(0.7, 2): (0, 1), (0.7, 3): (0, 17, 34)}
+    asked = schedules.asked_of(params, derived)
+    bills = {one.method.label: mean_staleness(staleness[0.7], one.checkpoints) for one in asked.values() if one.checkpoints}
+    bills |= {one.method.label: -bills[one.method.label] for one in asked.values() if one.kind == "bounds"}
+    made = compared([one.method for one in asked.values()], lambda label: 30 - 10 * bills.get(label, 9.0))
+    return schedules.Result(params, REAL, staleness, derived, asked, made)
+
+
+def test_staleness_and_closeness_are_related_without_the_bounds(scheduled):
+    assert scheduled.relation() == {0.7: pytest.approx(-1, abs=0.05)}
+    few = schedules.Result(
+        scheduled.params,
+        REAL,
+        scheduled.staleness,
+        {},
+        {(0.7, "every step"): scheduled.asked[0.7, "every step"]},
+        scheduled.made,
+    )
+    assert np.isnan(few.relation()[0.7])
+
+
+def test_derived_schedules_stand_beside_as_many_evenly_spaced_checkpoints(scheduled):
+    table = scheduled.even()
+    assert table.index.tolist() == [(0.7, 2), (0.7, 3)]
+    assert table.loc[(0.7, 2), "even"] == pytest.approx((sum(range(25)) + sum(range(26))) / 10 / 51)
+    assert table.loc[(0.7, 2), "derived"] == pytest.approx(sum(range(50)) / 10 / 51)
+    assert table.loc[(0.7, 3), "even"] == table.loc[(0.7, 3), "derived"]
+
+
+def test_derived_schedules_are_compared_with_the_papers_evenly_spaced_one(scheduled):
+    assert SCHEDULES[schedules.EVEN] == tuple(range(0, 51, 5))
+    table = scheduled.comparisons()
+    found = scheduled.made.paired("psnr", *(scheduled.asked[0.7, name].method for name in ("best 2", "CONFIG_FIVE")))
+    assert table.loc[("t = 0.7", "best 2 - CONFIG_FIVE"), "difference (dB)"].startswith(f"{found[0]:+.2f} [{found[1]:+.2f}")
+    assert len(table) == 2 + 2 + 1 + 2 + 2
+    assert set(table["after Holm"]) <= {"closer", "farther", "not told apart"}
+
+
+@pytest.fixture(scope="module")
+def swept() -> sweep.Result:
+    params = sweep.Parameters(images=IMAGES, thresholds=(0.7, 1.0), finer=(0.7,), compared=(0.7,))
+    methods = sweep.sweep_of(params)
+    made = compared([sweep.methods.unmerged(), *methods.values()])
+    return sweep.Result(params, REAL, methods, {}, made, made, made)
+
+
+def test_the_sweep_says_how_far_its_speed_ups_spread(swept):
+    clock = timed([sweep.methods.unmerged(), *swept.sweep.values()])
+    records = swept.records(clock)
+    row = records.loc[swept.sweep[0.7].label]
+    assert row[["speed-up", "speed-up low", "speed-up high", "seconds", "flops"]].tolist() == [2, 2, 3, 2, 4e9]
+    assert row["PSNR"] == swept.summary().loc[swept.sweep[0.7].label, "PSNR"]
+    assert records.index.tolist() == swept.summary().index.tolist()
+
+
+def test_every_fid_says_of_which_features_it_is(swept):
+    clock = timed([sweep.methods.unmerged(), *swept.sweep.values()])
+    table = swept.beside_the_paper(clock.groupby("method")["seconds"].median())
+    assert [side for what, side in table.columns if what == "FID - unmerged"] == ["paper (Inception)", "here (scene)"]
+    assert table.loc["t = 0.7", ("FID - unmerged", "paper (Inception)")] == "+0.64"
+
+
+def test_the_hardest_scene_is_the_class_that_changes_most(swept):
+    rows = swept.made.rows.copy()
+    of = (rows["method"] == swept.sweep[0.7].label) & (rows["class"] == "class 2")
+    rows.loc[of, "psnr"] -= 5
+    found = sweep.Result(swept.params, REAL, swept.sweep, {}, Comparison(rows, swept.made.methods, "scene", {}), None, None)
+    assert found.hardest(0.7) == 2  # its first image
+    rows.loc[rows["class"] == "class 1", "psnr"] -= 9
+    found = sweep.Result(swept.params, REAL, swept.sweep, {}, Comparison(rows, swept.made.methods, "scene", {}), None, None)
+    assert found.hardest(0.7) == 1
+
+
+def test_what_a_schedule_may_give_is_a_line_through_the_others(scheduled):
+    names = ["every step", "CONFIG_1", "CONFIG_3", "best 3", "auto 0.3", "step 0 only"]
+    kinds = ["bounds", "paper", "paper", "derived", "online", "bounds"]
+    stale = np.array([0.0, 0.3, 0.2, 0.1, 0.9, 0.9])
+    off = np.array([0.0, 0.5, 0.0, -0.5, 9.0, 9.0])  # what is online, and pairs found once, would spoil the line
+    count = np.array([51, 10, 13, 3, 5, 1])
+    table = pd.DataFrame({"threshold": 0.7, "kind": kinds, "schedule": names, "staleness": stale, "checkpoints": count})
+    table["PSNR"] = 30 - 6 * stale + off
+    table["time"] = 0.7 + 0.002 * count + np.where(off == 9, 1.0, 0.0)
+    quality_of, time_of = scheduled.expected(table)
+    slope, intercept = np.polyfit(stale[:4], table["PSNR"][:4], 1)
+    around = table["PSNR"][:4] - intercept - slope * stale[:4]
+    assert quality_of[0.7] == pytest.approx({"slope": slope, "intercept": intercept, "spread": np.sqrt((around**2).sum() / 2)})
+    assert time_of[0.7] == pytest.approx({"fixed": 0.7, "each": 0.002})
+
+
+def test_the_schedules_of_the_designer_are_the_fixed_ones(scheduled):
+    assert scheduled.fixed_schedules(0.7) == dict(SCHEDULES) | {"best 2": (0, 1), "best 3": (0, 17, 34)}
