@@ -63,7 +63,7 @@ $(SOURCE)/notebooks/%.ipynb: notebooks/%.ipynb data/presets/$(PRESET).yaml $(wil
 	    $(if $(RECOMPUTE),$(if $(shell grep -l '"recompute = ' $<),-p recompute True)) -k python3 --no-progress-bar
 
 record: $(STAMP) ## compute what is missing from data/results (hours; go on any time; DEVICE=cuda BATCH=96 on a GPU)
-	for study in drift sweep schedules headline weights; do \
+	for study in drift sweep schedules headline weights short; do \
 	    notebook=$$($(BIN)/python -c "from catome.study.studies import STUDIES; print(STUDIES['$$study'].NOTEBOOK)"); \
 	    $(BIN)/python -m catome.study $$study -f data/presets/tiny.yaml -f data/presets/record/$$notebook.yaml \
 	        --output data/results $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH)) || exit 1; \

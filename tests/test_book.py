@@ -60,6 +60,11 @@ def papermill(notebook: str, out: Path, *arguments: str, preset: str = "smoke"):
             "-p images 2 -p batch_size 2 -p steps 3 -p threshold 0.8 -p schedule CONFIG_1 -p even EVEN_4 -p factor 3 "
             "-y thresholds:\\n-\\n0.8",
         ),
+        (
+            "09_short_generations",
+            "-p images 2 -p batch_size 2 -p steps 4 -p threshold 0.8 -p sampler Euler -p every 2 -p repetitions 1 -p factor 3 "
+            "-y step_counts:\\n-\\n3",
+        ),
         ("cover", "-p classes desert -p threshold 0.8 -p schedule CONFIG_FIVE -p seed 3 -p faster 0.5"),
         ("study_cost", "-p preset tiny -p share 0.6 -y sizes:\\n-\\n640 -y gpus:\\n-\\n3 -y batches:\\n-\\n5"),
     ],

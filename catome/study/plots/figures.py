@@ -406,6 +406,40 @@ def ways_to_merge(curve: pd.DataFrame, peers: pd.DataFrame):
     return figure
 
 
+def by_steps(records: pd.DataFrame):
+    """Each method's PSNR, a panel for each number of steps, with how many times as fast it is.
+
+    Args:
+        records: columns ``steps``, ``method``, ``family``, ``PSNR`` with ``PSNR low`` and ``PSNR high``, and ``speed-up``; methods
+            whose images are unchanged are left out.
+    """
+    shown = records[np.isfinite(records["PSNR"].astype(float))]
+    panels = list(shown.groupby("steps"))
+    names = list(dict.fromkeys(shown["method"]))
+    colours = METHOD_COLOURS | {"merged keys": PALETTE[2], "ToDo": PALETTE[8], "fewer steps": PALETTE[7]}
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(WIDTH, 0.9 + 0.34 * len(names)), sharex=True, sharey=True, squeeze=False
+    )
+    for ax, (steps, rows) in zip(axes[0], panels, strict=True):
+        for row in rows.to_dict("records"):
+            span = [[row["PSNR"] - row["PSNR low"]], [row["PSNR high"] - row["PSNR"]]]
+            place, colour = names.index(row["method"]), colours[row["family"]]
+            ax.errorbar(row["PSNR"], place, xerr=span, fmt="o", ms=5, color=colour, capsize=2)
+            ax.annotate(
+                f"{row['speed-up']:.2f}×",
+                (row["PSNR high"], place),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7.5,
+            )
+        ax.set(title=f"{steps} steps", xlabel="PSNR (dB)", ylim=(len(names) - 0.5, -0.5))
+        ax.margins(x=0.25)
+        ax.grid(False, axis="y")
+    axes[0, 0].set_yticks(range(len(names)), names)
+    return figure
+
+
 def side_by_side(images: dict[str, np.ndarray], plain: np.ndarray, gain: float = 4.0):
     """Images over what changed in them against ``plain``, each a column: ``[H, W, 3]`` in [0, 1]."""
     figure, axes = plt.subplots(2, len(images), figsize=(WIDTH, WIDTH / len(images) * 2.15), squeeze=False)

@@ -129,6 +129,12 @@ def _counts(name: str, value) -> tuple[int, ...]:
     return tuple(check_integer(f"{name}[{i}]", v, 1) for i, v in enumerate(value))
 
 
+def _step_counts(name: str, value) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise TypeError(f"{name}={value!r} must be a list of integers, at least one")
+    return tuple(check_integer(f"{name}[{i}]", v, 2, 999) for i, v in enumerate(value))
+
+
 def _schedule(name: str, value):
     parse_schedule(value)
     return value
@@ -152,6 +158,8 @@ Cosines = Annotated[tuple, _by(_numbers(-1, 1))]
 Shares = Annotated[tuple, _by(_numbers(0, 0.75))]
 Factor = Annotated[int, _by(_integer(2, 4))]
 Counts = Annotated[tuple, _by(_counts)]
+StepCounts = Annotated[tuple, _by(_step_counts)]
+Sampler = Annotated[str, _by(_one_of("DPM++", "Euler"))]
 Guidances = Annotated[tuple, _by(_numbers(0, 100, empty=True))]
 ScheduleName = Annotated[object, _by(_schedule)]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from catome.checks import near
-from catome.study.studies import compose, drift, frontier, headline, schedules, sweep, weights
+from catome.study.studies import compose, drift, frontier, headline, schedules, short, sweep, weights
 
 STUDIES: dict[str, ModuleType] = {
     "drift": drift,
@@ -24,6 +24,7 @@ STUDIES: dict[str, ModuleType] = {
     "schedules": schedules,
     "headline": headline,
     "weights": weights,
+    "short": short,
     "frontier": frontier,
     "compose": compose,
 }

@@ -99,6 +99,26 @@ def run(params: Parameters, pipe, **kept) -> Result:
     return Result(params, sweep_of(params), changes_of(params), peers_of(params), made)
 
 
+def scores_left(made: Comparison, method: Method, factor: int) -> float:
+    """The share of attention scores that a method leaves in the topmost blocks, mean over images and steps.
+
+    Of merged queries and keys ``(1 - m)^2`` with the mean merged share ``m`` over blocks, which is a little too low where
+    blocks differ. With queries kept ``1 - m``, which is exact. NaN for methods that merge nothing.
+
+    Args:
+        made: rows of the method.
+        method: which.
+        factor: ToDo's.
+    """
+    if method.family == "ToDo":
+        return factor**-2
+    shares = np.concatenate([np.asarray(row, float) for row in made.of(method)["merged_share"]])
+    if not len(shares):
+        return float("nan")
+    left = 1 - shares
+    return float((left if method.family == "merged keys" else left**2).mean())
+
+
 @dataclass(frozen=True)
 class Result:
     """What was found.
@@ -118,15 +138,8 @@ class Result:
     made: Comparison
 
     def scores_left(self, method: Method) -> float:
-        """The share of attention scores that a method leaves, mean over images and steps.
-
-        Of merged queries and keys ``(1 - m)^2`` with the mean merged share ``m`` over blocks, which is a little too low where
-        blocks differ. With queries kept ``1 - m``, which is exact."""
-        if method.family == "ToDo":
-            return self.params.factor**-2
-        shares = np.concatenate([np.asarray(row, float) for row in self.made.of(method)["merged_share"]])
-        left = 1 - shares
-        return float((left if method.family == "merged keys" else left**2).mean())
+        """The share of attention scores that a method leaves, as `scores_left`."""
+        return scores_left(self.made, method, self.params.factor)
 
     def _row(self, method: Method) -> dict[str, float]:
         rows = self.made.of(method)

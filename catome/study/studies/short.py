@@ -1,0 +1,237 @@
+"""Chapter 9: generations of few steps, as people make them, beside the paper's fifty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from catome.study import methods
+from catome.study.measure import quality, real_images
+from catome.study.measure.comparison import Comparison, compare, speed_ups, timed_alone
+from catome.study.measure.real_images import Reference
+from catome.study.methods import Method
+from catome.study.run.parameters import (
+    Cosine,
+    Count,
+    Factor,
+    Flag,
+    Folder,
+    Sampler,
+    ScheduleName,
+    Setting,
+    Share,
+    StepCounts,
+    parameters,
+)
+from catome.study.studies.jobs import Job, of_images
+from catome.study.studies.weights import scores_left
+
+NOTEBOOK = "09_short_generations"
+
+AFRESH, CACHED = "merged keys, found at every call", "merged keys, cached"
+PAPER_AFRESH, PAPER_CACHED = "CA-ToMe, found at every call", "CA-ToMe, cached"
+FEWER = "fewer steps"
+
+
+@parameters
+class Parameters(Setting):
+    """How many steps, and which methods.
+
+    Attributes:
+        step_counts: of the short generations; ``steps`` is that of the long one, which PLMS makes.
+        sampler: of the short ones: "DPM++" or "Euler", as diffusers has them.
+        threshold: of CA-ToMe and of merged keys.
+        ratio: ToMe's fixed share.
+        schedule: CA-ToMe's checkpoints, counted in calls whatever the number of steps.
+        every: merged keys find pairs at every so many-th call, evenly spaced.
+        factor: ToDo keeps every so many-th key each way.
+        interval: DeepCache runs the deep part at every so many-th call.
+        kept_steps: the share of its steps that a generation keeps as the simplest way to be faster.
+        repetitions: timed generations of each method.
+        reference: a folder of real images; None for held-out scenes (embedded model only).
+        recompute: compute again what was recorded or kept.
+    """
+
+    step_counts: StepCounts = (8, 20)
+    sampler: Sampler = "DPM++"
+    threshold: Cosine = 0.7
+    ratio: Share = 0.5
+    schedule: ScheduleName = "CONFIG_3"
+    every: Count = 4
+    factor: Factor = 2
+    interval: Count = 3
+    kept_steps: Share = 0.75
+    repetitions: Count = 3
+    reference: Folder = None
+    recompute: Flag = False
+
+    @property
+    def settings(self) -> dict[int, Parameters]:
+        """The parameters for each number of steps, from few to many."""
+        return {steps: replace(self, steps=steps) for steps in sorted({*self.step_counts, self.steps})}
+
+    def calls_with(self, steps: int) -> int:
+        """Calls of the model in a generation: PLMS takes one more than its steps."""
+        return replace(self, steps=steps).calls if steps == self.steps else steps
+
+
+@contextmanager
+def sampled(pipe, params: Parameters, steps: int) -> Iterator:
+    """The pipeline with the sampler of short generations, but for the long one; afterwards its own again."""
+    own = pipe.scheduler
+    if steps != params.steps:
+        pipe.scheduler = _sampler(params.sampler, own)
+    try:
+        yield pipe
+    finally:
+        pipe.scheduler = own
+
+
+def _sampler(name: str, own):
+    from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
+    kinds = {"DPM++": DPMSolverMultistepScheduler, "Euler": EulerDiscreteScheduler}
+    return kinds[name].from_config(own.config)
+
+
+def checkpoints_of(params: Parameters, steps: int) -> int:
+    """How often merged keys find pairs in a generation."""
+    return max(1, round(params.calls_with(steps) / params.every))
+
+
+def methods_of(params: Parameters, steps: int) -> dict[str, Method]:
+    """The methods for a number of steps, by the names that the chapter gives them."""
+    t, checkpoints = params.threshold, checkpoints_of(params, steps)
+    kept = max(1, round(params.kept_steps * steps))
+    return {
+        "unmerged": methods.unmerged(),
+        f"ToMe, r = {params.ratio:g}": methods.tome(params.ratio),
+        PAPER_AFRESH: methods.ca_tome(t, None),
+        PAPER_CACHED: methods.ca_tome(t, params.schedule),
+        AFRESH: methods.merged_keys(t, schedule=None, compare="keys"),
+        CACHED: methods.merged_keys(t, schedule=f"EVEN_{checkpoints}", compare="keys"),
+        f"ToDo, factor {params.factor}": methods.todo(params.factor),
+        f"DeepCache, every {params.interval}": methods.deep_cache(params.interval),
+        FEWER: methods.fewer_steps(kept),
+    }
+
+
+def jobs(params: Parameters) -> Iterator[Job]:
+    """All generations."""
+    for phase, (steps, setting) in enumerate(params.settings.items(), 1):
+        yield from of_images(phase, setting, [method.label for method in methods_of(params, steps).values()])
+
+
+def run(params: Parameters, pipe, **kept) -> Result:
+    """Generate by all methods with each number of steps.
+
+    Args:
+        params: which.
+        pipe: an unpatched pipeline.
+        kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
+    """
+    real = real_images.beside(pipe, params, params.reference)
+    made, by_steps = {}, {}
+    for steps, setting in params.settings.items():
+        by_steps[steps] = methods_of(params, steps)
+        with sampled(pipe, params, steps):
+            made[steps] = compare(pipe, setting, list(by_steps[steps].values()), real, recompute=params.recompute, **kept)
+    return Result(params, real, by_steps, made)
+
+
+def timed(result: Result, pipe, **kept) -> dict[int, pd.DataFrame]:
+    """Rows of `catome.study.measure.comparison.COST` for each number of steps: every method, one image at a time, in turns."""
+    found = {}
+    for steps, setting in result.params.settings.items():
+        with sampled(pipe, result.params, steps):
+            found[steps] = timed_alone(pipe, setting, list(result.methods[steps].values()), **kept)
+    return found
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found.
+
+    Attributes:
+        params: the parameters.
+        real: the real images that rows are kept with.
+        methods: for each number of steps, the methods by name.
+        made: for each number of steps, the rows.
+    """
+
+    params: Parameters
+    real: Reference
+    methods: dict[int, dict[str, Method]]
+    made: dict[int, Comparison]
+
+    def records(self, clocks: dict[int, pd.DataFrame]) -> pd.DataFrame:
+        """One row for each number of steps and method: ``steps``, ``method``, ``family``, ``PSNR`` with its 95 % interval (dB),
+        ``poor`` (the share of images below `catome.study.measure.quality.POOR_DB`), ``scores left`` (NaN where all are) and
+        ``speed-up`` with the lowest and the highest turn."""
+        rows = []
+        for steps, named in self.methods.items():
+            faster = speed_ups(clocks[steps])
+            for name, method in named.items():
+                psnr = self.made[steps].of(method)["psnr"]
+                mean, low, high = quality.mean_interval(psnr.to_numpy(float))
+                row = {
+                    "steps": steps,
+                    "method": name,
+                    "family": method.family,
+                    "PSNR": mean,
+                    "PSNR low": low,
+                    "PSNR high": high,
+                }
+                row |= {"poor": float((psnr < quality.POOR_DB).mean())}
+                row |= {"scores left": scores_left(self.made[steps], method, self.params.factor)}
+                rows.append(row | dict(faster.loc[method.label]))
+        return pd.DataFrame(rows)
+
+    def gain(self, steps: int, a: str, b: str) -> tuple[float, float, float]:
+        """PSNR of one method minus another's on the same seeds, in dB, with its 95 % interval."""
+        return self.made[steps].paired("psnr", self.methods[steps][a], self.methods[steps][b])
+
+    def comparisons(self, pairs: list[tuple[str, str]]) -> pd.DataFrame:
+        """PSNR of methods against each other for each number of steps, to be read."""
+        found = {}
+        for steps, named in self.methods.items():
+            for a, b in pairs:
+                found[f"{steps} steps", f"{a} - {b}"] = self.made[steps].differences("psnr", named[a], named[b])
+        return quality.difference_table(found)
+
+    def cost_of_a_cache(self) -> pd.DataFrame:
+        """What reusing pairs costs, for the paper's method and for merged keys, to be read."""
+        return self.comparisons([(PAPER_CACHED, PAPER_AFRESH), (CACHED, AFRESH)])
+
+    def against_others(self) -> pd.DataFrame:
+        """Merged keys with a cache against the others, to be read."""
+        return self.comparisons([(CACHED, PAPER_CACHED), (CACHED, f"DeepCache, every {self.params.interval}"), (CACHED, FEWER)])
+
+    def words(self) -> dict[str, str]:
+        """The numbers that the chapter's text takes up, by their names there, with _ for -."""
+
+        def spoken(found: tuple[float, float, float]) -> str:
+            return f"{found[0]:+.1f} [{found[1]:+.1f}, {found[2]:+.1f}]"
+
+        few, many = min(self.methods), max(self.methods)
+        words = {"images": str(self.made[few].rows["image"].nunique()), "sampler": self.params.sampler}
+        words |= {"few": str(few), "many": str(many)}
+        for place, steps in (("few", few), ("many", many)):
+            words[f"cache_{place}"] = spoken(self.gain(steps, CACHED, AFRESH))
+            words[f"cache_paper_{place}"] = spoken(self.gain(steps, PAPER_CACHED, PAPER_AFRESH))
+            words[f"paper_{place}"] = spoken(self.gain(steps, CACHED, PAPER_CACHED))
+            words[f"fewer_{place}"] = spoken(self.gain(steps, CACHED, FEWER))
+            words[f"checkpoints_{place}"] = str(checkpoints_of(self.params, steps))
+        return words
+
+    def lasting(self) -> str:
+        """What the intervals say of reusing pairs in the shortest generation, as a sentence."""
+        _, low, high = self.gain(min(self.methods), CACHED, AFRESH)
+        if high < 0:
+            return f"Reusing pairs costs at least {-high:.1f} dB there."
+        if low > 0:
+            return "Reusing pairs even brings the images closer there."
+        return f"Reusing pairs costs at most {-low:.1f} dB there, and no cost can be told from chance."
