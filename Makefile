@@ -39,7 +39,7 @@ book: $(STAMP) $(EXECUTED) ## run the notebooks on the embedded model and render
 	cp -R book/. $(SOURCE)/book/
 	cp -R notebooks/exercises $(SOURCE)/notebooks/
 	cp -R book/_static $(SOURCE)/
-	cp $(BUILD)/output/cover.svg $(SOURCE)/book/
+	cp $(BUILD)/output/cover.svg $(BUILD)/output/animation.html $(SOURCE)/book/
 	cp data/tiny-sd/README.md $(SOURCE)/book/model_card.md
 	rm -rf $(BUILD)/html/_modules
 	$(BIN)/jupyter-book build $(SOURCE) --path-output $(dir $(BUILD)) --warningiserror --keep-going --quiet

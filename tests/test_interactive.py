@@ -357,6 +357,40 @@ def test_a_blind_test_counts_right_answers(shown):
     assert page.evaluate(READY) == "ask 0"
 
 
+# ---- the animation
+
+
+@pytest.mark.parametrize(("way", "results"), [("tome", 4), ("keys", 16)])
+def test_the_animation_goes_by_hand(shown, way, results):
+    page = shown(interactive.animation())
+    assert page.evaluate(READY) == "tome 50"
+    page.select_option("[data-part=way]", way)
+    page.focus("[data-part=moment]")
+    page.keyboard.press("Home")
+    assert page.evaluate(READY) == f"{way} 0"
+    assert page.inner_text("[data-part=says]").startswith("Sixteen tokens")
+    page.keyboard.press("End")
+    assert page.inner_text("[data-part=says]").startswith("Add")
+    rings = page.locator("[data-part=stage] circle[fill=none]").all()
+    assert len(rings) == 16
+    assert len({ring.get_attribute("stroke") for ring in rings}) == results  # copies of four, or one for each token
+
+
+def test_the_animation_plays_and_stops(shown):
+    page = shown(interactive.animation(moment=95))
+    page.click("[data-part=play]")
+    assert page.inner_text("[data-part=play]") == "pause"
+    page.wait_for_function(f"{READY} === 'tome 100'")
+    assert page.inner_text("[data-part=play]") == "play"  # it stops at the end
+    page.click("[data-part=play]")  # and begins anew
+    page.wait_for_function("document.querySelector('[data-part=moment]').valueAsNumber > 1")
+    page.click("[data-part=play]")
+    stopped = page.evaluate(READY)
+    assert float(stopped.split()[1]) < 90
+    page.wait_for_timeout(400)
+    assert page.evaluate(READY) == stopped
+
+
 # ---- all of them
 
 
@@ -366,11 +400,12 @@ def figures(frames, block, designer):
         "merge": merging(frames, block),
         "schedule": designer[1],
         "time": interactive.where_time_goes(sizes=(256,), shares=(0.0, 0.5)),
+        "animation": interactive.animation(),
         "blind": interactive.blind_test(picture, {"ToMe": {"lake": np.ones((32, 32, 3))}}),
     }
 
 
-@pytest.mark.parametrize("kind", ["merge", "schedule", "time", "blind"])
+@pytest.mark.parametrize("kind", ["merge", "schedule", "time", "blind", "animation"])
 def test_everyone_can_use_them(shown, frames, block, designer, monkeypatch, kind):
     monkeypatch.setattr(accounting, "TITLES", {"sd21": "SD v2.1"})
     page = shown(figures(frames, block, designer)[kind])

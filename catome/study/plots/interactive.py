@@ -119,6 +119,26 @@ def key(colours: dict[str, str]) -> str:
     return " ".join(f'<span style="--key: {colour}">{name}</span>' for name, colour in colours.items())
 
 
+def animation(moment: int = 50) -> HTML:
+    """How a self-attention runs on merged tokens, in ToMe's way and with keys and values merged alone, to play and to stop.
+
+    Args:
+        moment: percent of the way, at which it stands first: 0 to 100.
+    """
+    groups = [[0, 0, 0, 1], [0, 0, 1, 1], [2, 2, 1, 3], [2, 2, 2, 3]]  # of 4 x 4 tokens
+    colours = ["#0173b2", "#949494", "#d55e00", "#029e73"]
+    # results of their own: each token's colour, a little lighter or darker than that of its group
+    own = [_mixed(colours[group], 0.05 * (7 * i % 16 - 7.5)) for i, group in enumerate(np.ravel(groups))]
+    return page_part("animation", {"groups": groups, "colours": colours, "own": own}, moment=moment)
+
+
+def _mixed(colour: str, share: float) -> str:
+    """A colour ``#rrggbb`` mixed with white, or with black where the share is negative."""
+    parts = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    end = 255 if share > 0 else 0
+    return "#" + "".join(f"{round(part + abs(share) * (end - part)):02x}" for part in parts)
+
+
 def merging(
     frames: dict[str, dict[str, torch.Tensor]],
     images: dict[str, np.ndarray],
