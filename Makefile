@@ -16,7 +16,7 @@ GPU_STAMP := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(STAMP))
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup book test check slow mutations torture lint format notebooks slides record bench gpu-test gpu-bench clean publish publishable audit check-book pdf
+.PHONY: help setup book test check slow mutations torture lint format notebooks slides record bench leaderboard gpu-test gpu-bench clean publish publishable audit check-book pdf
 
 # parameters of a notebook: the preset's, then those that the preset has for this notebook alone
 PARAMETERS = -f data/presets/$(1).yaml $(addprefix -f ,$(wildcard data/presets/$(1)/$(2).yaml))
@@ -71,6 +71,10 @@ record: $(STAMP) ## compute what is missing from data/results (hours; go on any 
 
 bench: $(STAMP) ## time catome against its peers on the CPU (under 10 minutes)
 	$(BIN)/python -m catome.bench --output $(BUILD)/output
+
+leaderboard: $(STAMP) ## judge the entries in ENTRIES=folder on images of a seed that nobody has seen (SEED=... repeats one; IMAGES=...)
+	$(BIN)/python -m catome.study.leaderboard "$(or $(ENTRIES),notebooks/exercises/leaderboard)" \
+	    $(if $(SEED),--seed $(SEED)) $(if $(IMAGES),--images $(IMAGES)) --output $(BUILD)/leaderboard
 
 gpu-test: $(GPU_STAMP) ## test the kernels on a GPU (GPU_PYTHON=python3: with that Python instead of .venv's)
 	@$(GPU_PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('gpu-test needs a CUDA device, and torch %s sees \

@@ -337,6 +337,34 @@ MUTATIONS = (
         "scores_left = (1 - share) ** 2",
         "test_worth.py",
     ),
+    Mutation(
+        "a changed entry of the leaderboard keeps its old rows",
+        "study/leaderboard.py",
+        "hashlib.sha256(file.read_bytes())",
+        "hashlib.sha256(file.name.encode())",
+        "test_leaderboard.py -k changed",
+    ),
+    Mutation(
+        "an entry over the limit is ranked",
+        "study/leaderboard.py",
+        "<= self.limit + 1e-9",
+        "<= 1 + self.limit",
+        "test_leaderboard.py -k closest",
+    ),
+    Mutation(
+        "what an entry leaves on stays on",
+        "study/leaderboard.py",
+        "            if left is not None:\n                guard.put_back(pipe)\n",
+        "",
+        "test_leaderboard.py -k left_on",
+    ),
+    Mutation(
+        "scores that a mask rules out count as left",
+        "study/measure/scores.py",
+        "return int(left.sum()) * scores // left.numel()",
+        "return scores",
+        "test_leaderboard.py -k scores",
+    ),
 )
 
 

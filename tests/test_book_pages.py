@@ -114,6 +114,60 @@ def test_search_finds_pages_and_shows_what_they_are_about(book, browser, theme):
     assert faults == []
 
 
+def test_a_figure_can_be_enlarged_on_a_phone(book, browser):
+    chapter = (book / "notebooks/06_headline.html").as_uri()
+    phone = context(browser, "phone", "dark")
+    page = phone.new_page()
+    page.goto(chapter, wait_until="load")
+    figure = page.locator("figure:has(button.catome-enlarge)").first
+    drawn = figure.locator("img").bounding_box()["width"]
+    figure.locator("button.catome-enlarge").click()
+    dialog = page.locator("dialog.catome-enlarged")
+    assert dialog.locator("img").bounding_box()["width"] >= 2 * drawn
+    assert dialog.locator("div").evaluate("box => box.scrollWidth > box.clientWidth")
+    assert rendered.accessibility_faults(page) == []
+    page.keyboard.press("Escape")
+    assert dialog.count() == 0
+    figure.locator("img").click()  # a tap on the figure does the same
+    dialog.get_by_role("button", name="close").click()
+    assert dialog.count() == 0
+    phone.close()
+    laptop = context(browser, "laptop")
+    page = laptop.new_page()
+    page.goto(chapter, wait_until="load")
+    assert page.locator("button.catome-enlarge").count() > 0
+    assert not any(button.is_visible() for button in page.locator("button.catome-enlarge").all())
+    laptop.close()
+
+
+def test_the_figures_to_touch_work_in_the_book(book, browser):
+    """Each in its page, from the folder, beside everything else that runs there; what they compute, test_interactive holds."""
+    laptop = context(browser, "laptop")
+    for place, kind in (
+        ("book/intro", "animation"),
+        ("notebooks/01_tome_review", "animation"),
+        ("notebooks/01_tome_review", "merge"),
+        ("notebooks/05_checkpoint_schedules", "schedule"),
+        ("notebooks/06_headline", "blind"),
+        ("notebooks/07_where_the_time_goes", "time"),
+    ):
+        faults = []
+        page = laptop.new_page()
+        rendered.watch(page, faults)
+        page.goto((book / f"{place}.html").as_uri(), wait_until="load")
+        page.wait_for_function(f"document.querySelector('.catome-{kind}')?.dataset.ready")
+        before = page.evaluate(f"document.querySelector('.catome-{kind}').dataset.ready")
+        control = page.locator(f".catome-{kind} :is(input[type=range], [role=application], [data-answer=b]):visible").first
+        control.focus()
+        page.keyboard.press("Enter" if kind == "blind" else "ArrowRight")
+        if kind == "schedule":
+            page.keyboard.press("Space")
+        page.wait_for_function(f"![undefined, '', {before!r}].includes(document.querySelector('.catome-{kind}').dataset.ready)")
+        assert faults == [], place
+        page.close()
+    laptop.close()
+
+
 def test_the_reader_s_theme_is_kept(book, browser):
     with context(browser, "laptop", "light") as opened:
         page = opened.new_page()
@@ -229,5 +283,5 @@ def test_parameters_are_folded(book):
 
 
 def test_the_exercises_and_the_slides_are_there(book):
-    assert len(list((book / "notebooks/exercises").glob("*.html"))) == 4
-    assert len(list((book / "slides").glob("lecture_*.html"))) == 4
+    assert len(list((book / "notebooks/exercises").glob("*.html"))) == 5
+    assert len(list((book / "slides").glob("lecture_*.html"))) == 5

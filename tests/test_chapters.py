@@ -200,5 +200,14 @@ def test_what_a_schedule_may_give_is_a_line_through_the_others(scheduled):
     assert time_of[0.7] == pytest.approx({"fixed": 0.7, "each": 0.002})
 
 
+def test_schedules_that_cannot_be_told_apart_give_a_level_line(scheduled):
+    table = pd.DataFrame({"threshold": 0.7, "kind": "paper", "schedule": ["CONFIG_1", "CONFIG_3"], "staleness": 0.2})
+    table["checkpoints"], table["PSNR"], table["time"] = 3, [30.0, np.inf], [0.8, 0.9]
+    quality_of, time_of = scheduled.expected(table)
+    assert quality_of[0.7] == {"intercept": 30, "slope": 0, "spread": 0}
+    assert time_of[0.7]["fixed"] == pytest.approx(0.85)
+    assert time_of[0.7]["each"] == 0
+
+
 def test_the_schedules_of_the_designer_are_the_fixed_ones(scheduled):
     assert scheduled.fixed_schedules(0.7) == dict(SCHEDULES) | {"best 2": (0, 1), "best 3": (0, 17, 34)}

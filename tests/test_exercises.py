@@ -223,12 +223,183 @@ def downsampled_keys__adds_its_input(attn, hidden_states, encoder_hidden_states=
     return hidden_states + attn(hidden_states, encoder_hidden_states=fewer)
 
 
+def group_sizes__of_src_alone(target):
+    own = torch.arange(len(target))
+    return torch.stack([((target == token) & (own != token)).sum() for token in own[target == own]])
+
+
+def group_sizes__of_every_token(target):
+    return torch.bincount(target)[target]
+
+
+def group_sizes__keeps_zeros(target):
+    return torch.bincount(target, minlength=len(target))
+
+
+def weighed_attention__multiplied_after_the_softmax(query, key, value, size):
+    return ((query @ key.T / math.sqrt(query.shape[1])).softmax(1) * size) @ value
+
+
+def weighed_attention__size_instead_of_its_logarithm(query, key, value, size):
+    return (query @ key.T / math.sqrt(query.shape[1]) + size).softmax(1) @ value
+
+
+def weighed_attention__divides_the_logarithm(query, key, value, size):
+    return ((query @ key.T + size.log()) / math.sqrt(query.shape[1])).softmax(1) @ value
+
+
+def weighed_attention__divides_twice(query, key, value, size):
+    query = query / math.sqrt(query.shape[1])
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=size.log()[None])
+
+
+def weighed_attention__weighs_the_values_too(query, key, value, size):
+    return (query @ key.T / math.sqrt(query.shape[1]) + size.log()).softmax(1) @ (size[:, None] * value)
+
+
+def attend_merged__merges_the_queries(query, key, value, target):
+    slot = ((target == torch.arange(len(target))).cumsum(0) - 1)[target]
+    size = torch.bincount(slot)
+    mean = [torch.zeros(len(size), x.shape[1]).index_add_(0, slot, x) / size[:, None] for x in (query, key, value)]
+    return torch.nn.functional.scaled_dot_product_attention(*mean, attn_mask=size.log()[None])[slot]
+
+
+def attend_merged__weights_of_src(query, key, value, target):
+    kept = target == torch.arange(len(target))
+    slot = (kept.cumsum(0) - 1)[target]
+    size = torch.bincount(target, minlength=len(target))
+    mean = [torch.zeros(kept.sum(), x.shape[1]).index_add_(0, slot, x) / size[kept, None] for x in (key, value)]
+    return torch.nn.functional.scaled_dot_product_attention(query, *mean, attn_mask=size[~kept].log()[None])
+
+
+def attend_merged__divides_twice(query, key, value, target):
+    slot = ((target == torch.arange(len(target))).cumsum(0) - 1)[target]
+    size = torch.bincount(slot)
+    mean = [torch.zeros(len(size), x.shape[1]).index_add_(0, slot, x / size[slot, None]) for x in (key, value)]
+    mean = [x / size[:, None] for x in mean]
+    return torch.nn.functional.scaled_dot_product_attention(query, *mean, attn_mask=size.log()[None])
+
+
+def attend_merged__weighs_every_member(query, key, value, target):
+    slot = ((target == torch.arange(len(target))).cumsum(0) - 1)[target]
+    size = torch.bincount(slot)
+    mean = [(torch.zeros(len(size), x.shape[1]).index_add_(0, slot, x) / size[:, None])[slot] for x in (key, value)]
+    return torch.nn.functional.scaled_dot_product_attention(query, *mean, attn_mask=size[slot].log()[None])
+
+
+def attend_merged__without_weights(query, key, value, target):
+    slot = ((target == torch.arange(len(target))).cumsum(0) - 1)[target]
+    size = torch.bincount(slot)
+    mean = [torch.zeros(len(size), x.shape[1]).index_add_(0, slot, x) / size[:, None] for x in (key, value)]
+    return torch.nn.functional.scaled_dot_product_attention(query, *mean)
+
+
+def change_by_share__share_of_src(targets, attend):
+    own = torch.arange(len(targets[0]))
+    plain = attend(own, True)
+    off = [[float((attend(t, w) - plain).norm() / plain.norm()) for t in targets] for w in (False, True)]
+    return [float((t != own).sum() / (0.75 * len(own))) for t in targets], *off
+
+
+def change_by_share__from_the_first_map(targets, attend):
+    own = torch.arange(len(targets[0]))
+    off = [
+        [float((attend(t, w) - attend(targets[0], w)).norm() / attend(own, w).norm()) for t in targets] for w in (False, True)
+    ]
+    return [float((t != own).float().mean()) for t in targets], *off
+
+
+def change_by_share__weighed_against_once(targets, attend):
+    own = torch.arange(len(targets[0]))
+    plain = attend(own, True)
+    once = [float((attend(t, False) - plain).norm() / plain.norm()) for t in targets]
+    weighed = [float((attend(t, True) - attend(t, False)).norm() / attend(t, False).norm()) for t in targets]
+    return [float((t != own).float().mean()) for t in targets], once, weighed
+
+
+def change_by_share__weighs_both(targets, attend):
+    own = torch.arange(len(targets[0]))
+    plain = attend(own, True)
+    off = [float((attend(t, True) - plain).norm() / plain.norm()) for t in targets]
+    return [float((t != own).float().mean()) for t in targets], off, off
+
+
+def fair_threshold__keeps_the_queries_of_tome(similarity, tokens, thresholds, ratio):
+    budget = 1 - int(ratio * tokens) / tokens
+    left = [1 - float((similarity >= t).sum(1).float().mean()) / tokens for t in thresholds]
+    return budget, left, max((t for t, share in zip(thresholds, left, strict=True) if share <= budget), default=None)
+
+
+def fair_threshold__squares_both(similarity, tokens, thresholds, ratio):
+    budget = (1 - int(ratio * tokens) / tokens) ** 2
+    left = [(1 - float((similarity >= t).sum(1).float().mean()) / tokens) ** 2 for t in thresholds]
+    return budget, left, max((t for t, share in zip(thresholds, left, strict=True) if share <= budget), default=None)
+
+
+def fair_threshold__share_of_src(similarity, tokens, thresholds, ratio):
+    budget = (1 - int(ratio * tokens) / tokens) ** 2
+    left = [1 - float((similarity >= t).float().mean()) for t in thresholds]
+    return budget, left, max((t for t, share in zip(thresholds, left, strict=True) if share <= budget), default=None)
+
+
+def fair_threshold__takes_the_lowest(similarity, tokens, thresholds, ratio):
+    budget = (1 - int(ratio * tokens) / tokens) ** 2
+    left = [1 - float((similarity >= t).sum(1).float().mean()) / tokens for t in thresholds]
+    return budget, left, min((t for t, share in zip(thresholds, left, strict=True) if share <= budget), default=None)
+
+
+def pair_error__without_the_weight(query, key, value, e):
+    attend = torch.nn.functional.scaled_dot_product_attention
+    plain = attend(query, torch.cat([key[:1] + e, key[:1] - e, key[1:]]), torch.cat([value[:1], value]))
+    return float((attend(query, key, value) - plain).norm() / plain.norm())
+
+
+def pair_error__keeps_one_of_the_pair(query, key, value, e):
+    attend = torch.nn.functional.scaled_dot_product_attention
+    values = torch.cat([value[:1], value])
+    plain = attend(query, torch.cat([key[:1] + e, key[:1] - e, key[1:]]), values)
+    merged = attend(query, torch.cat([key[:1] + e, key[:1] + e, key[1:]]), values)
+    return float((merged - plain).norm() / plain.norm())
+
+
+def pair_error__without_the_root(query, key, value, e):
+    attend = torch.nn.functional.scaled_dot_product_attention
+    values = torch.cat([value[:1], value])
+    plain = attend(query, torch.cat([key[:1] + e, key[:1] - e, key[1:]]), values)
+    merged = attend(query, torch.cat([key[:1], key]), values)
+    return float(((merged - plain) ** 2).sum() / (plain**2).sum())
+
+
 SAID = {
     "split_grid__lists": "must be tensors, not list and list",
     "best_partners__swapped": "Are the two swapped?",
     "unmerge__by_token": "An index runs past the 3 rows of y",
     "jaccard_distance__of_nothing": "nothing can be divided by its size",
     "staleness_matrix__lists": "must be a NumPy array, not list",
+    "group_sizes__of_src_alone": "You counted the src tokens alone",
+    "group_sizes__of_every_token": "You give every token the size of its group",
+    "group_sizes__keeps_zeros": "you keep zeros for them",
+    "weighed_attention__multiplied_after_the_softmax": "weights after the softmax",
+    "weighed_attention__size_instead_of_its_logarithm": "add log 3",
+    "weighed_attention__divides_the_logarithm": "Only the product of query and key is divided",
+    "weighed_attention__divides_twice": "Were they divided twice?",
+    "weighed_attention__weighs_the_values_too": "values that were multiplied by their sizes as well",
+    "attend_merged__merges_the_queries": "You merged the queries",
+    "attend_merged__weights_of_src": "looked up at a src token",
+    "attend_merged__divides_twice": "divided by the sizes twice?",
+    "attend_merged__weighs_every_member": "six keys, each with the size of its group",
+    "attend_merged__without_weights": "every group has one vote",
+    "change_by_share__share_of_src": "the share is of all tokens",
+    "change_by_share__from_the_first_map": "Do you compare with the first map",
+    "change_by_share__weighed_against_once": "not the two with each other",
+    "change_by_share__weighs_both": "are your groups weighed in this curve, too?",
+    "fair_threshold__keeps_the_queries_of_tome": "You let ToMe keep its queries",
+    "fair_threshold__squares_both": "You squared what is left",
+    "fair_threshold__share_of_src": "3 of 6 would be the share of src",
+    "fair_threshold__takes_the_lowest": "take the highest",
+    "pair_error__without_the_weight": "Does the merged key have its weight?",
+    "pair_error__keeps_one_of_the_pair": "It is the mean of both",
+    "pair_error__without_the_root": "Did you forget the root",
 }
 """What the check of a mistake says about this one, where it might as well say something else."""
 
@@ -310,7 +481,7 @@ def test_exercises_are_stored_as_such(path):
     stubs = [functions(cell.source) for cell in tagged(notebook, "exercise")]
     assert all(len(stub) == 1 for stub in stubs)
     names = [name for stub in stubs for name in stub]
-    assert 3 <= len(names) <= 5
+    assert 3 <= len(names) <= 6
     assert list(functions(solutions(path))) == names
     order = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", []) if tag in ("exercise", "check")]
     assert order == ["exercise", "check"] * len(names)

@@ -193,6 +193,7 @@ def compare(
     recompute: bool = False,
     recorded: Path | None = RECORDED,
     budget_s: float | None = None,
+    failed: dict[str, Exception] | None = None,
 ) -> Comparison:
     """Generate the same images by several methods; each batch is kept when all methods have made it.
 
@@ -205,6 +206,8 @@ def compare(
         recompute: compute everything again, whatever was kept.
         recorded: a folder of recorded rows.
         budget_s: stop after the batch in which this many seconds are over, and return what there is.
+        failed: gets the error of each method that raises one, by label, and the others go on without it; where this is None,
+            the first error is raised.
 
     Raises:
         ValueError: if two methods have one label, or the pipeline is patched already.
@@ -221,11 +224,12 @@ def compare(
     run, watch, began = provenance(setting, shared["model"]), Stopwatch(), time.monotonic()
 
     def need(part: range) -> list[Method]:
+        wanted = [method for method in methods if method.label not in (failed or ())]
         if recompute:
-            return [] if part in again else list(methods)
+            return [] if part in again else wanted
         held = of_these_images(store.find(**shared, image=part), setting)
         have = held.groupby("method")["image"].nunique()
-        return [method for method in methods if have.get(method.label, 0) < len(part)]
+        return [method for method in wanted if have.get(method.label, 0) < len(part)]
 
     def name(part: range) -> str:
         return f"images {part[0]} to {part[-1]} of {json.dumps([shared, labels, recompute and run['id']], sort_keys=True)}"
@@ -245,14 +249,21 @@ def compare(
             for method in missing:
                 images, share = plain, [[]] * len(part)
                 if method.family != "unmerged":
-                    images, share = _made(pipe, setting, method, part, bar)
+                    try:
+                        images, share = _made(pipe, setting, method, part, bar)
+                    except Exception as error:
+                        if failed is None:
+                            raise
+                        failed[method.label] = error
+                        continue
                 rows += _rows(setting, shared, method, part, plain, images, share, net, real)
             store.add(rows, run, watch.lap())
             again.add(part)
     store.finish()
-    rows = of_these_images(store.find(**shared, method=labels, image=range(setting.images)), setting)
+    there = [label for label in labels if label not in (failed or ())]
+    rows = of_these_images(store.find(**shared, method=there, image=range(setting.images)), setting)
     runs = {name: entry for name, entry in store.runs.items() if name in set(rows["run"])}
-    return Comparison(rows, labels, net.label, runs)
+    return Comparison(rows, there, net.label, runs)
 
 
 def _plain(pipe, setting: Setting, part: range, bar) -> np.ndarray:

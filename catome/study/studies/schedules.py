@@ -242,13 +242,10 @@ class Result:
         for t in self.params.thresholds:
             rows = records[(records["threshold"] == t) & (records["kind"] != "online") & (records["schedule"] != "step 0 only")]
             stale, count = rows["staleness"].astype(float), rows["checkpoints"].astype(float)
-            psnr, time = rows["PSNR"].astype(float), rows["time"].astype(float)
-            slope, intercept = np.polyfit(stale, psnr, 1)
-            around = psnr - intercept - slope * stale
-            spread = float(np.sqrt((around**2).sum() / max(len(rows) - 2, 1)))
-            each, fixed = np.polyfit(count, time, 1)
-            quality_of[t] = {"intercept": float(intercept), "slope": float(slope), "spread": spread}
-            time_of[t] = {"fixed": float(fixed), "each": float(each)}
+            intercept, slope, spread = _line(stale, rows["PSNR"].astype(float))
+            fixed, each, _ = _line(count, rows["time"].astype(float))
+            quality_of[t] = {"intercept": intercept, "slope": slope, "spread": spread}
+            time_of[t] = {"fixed": fixed, "each": each}
         return quality_of, time_of
 
     def records(self, pipe, clock: pd.DataFrame) -> pd.DataFrame:
@@ -281,3 +278,15 @@ class Result:
             row |= dict(zip(("gain", "gain low", "gain high"), self.gain(t, name), strict=True))
             rows.append(row)
         return pd.DataFrame(rows)
+
+
+def _line(x: pd.Series, y: pd.Series) -> tuple[float, float, float]:
+    """A straight line of least squares: where it begins, its slope, and the standard deviation around it; level where all ``x``
+    are equal. Infinite ``y``, of unchanged images, are left out."""
+    kept = np.isfinite(y)
+    x, y = x[kept], y[kept]
+    if x.nunique() < 2:
+        return float(y.mean()) if len(y) else 0.0, 0.0, float(y.std()) if len(y) > 1 else 0.0
+    slope, intercept = np.polyfit(x, y, 1)
+    around = y - intercept - slope * x
+    return float(intercept), float(slope), float(np.sqrt((around**2).sum() / max(len(y) - 2, 1)))

@@ -1,0 +1,74 @@
+"""Solutions of the exercises in 5_weigh_the_keys.ipynb."""
+
+import math
+
+import torch
+
+
+def group_sizes(target):
+    """How many tokens each token that is left stands for: ``[N]`` to ``[L]``."""
+    # a dst takes its own place, so it is counted among its members
+    members = torch.bincount(target, minlength=len(target))
+    # a token that is merged away has no members, and its 0 goes
+    return members[target == torch.arange(len(target))]
+
+
+def weighed_attention(query, key, value, size):
+    """Attention ``[Q, d]`` over L keys, each of which counts ``size`` ``[L]`` times."""
+    scores = query @ key.T / math.sqrt(query.shape[1])
+    # after the division: votes are not scaled
+    return (scores + size.log()).softmax(dim=1) @ value
+
+
+def attend_merged(query, key, value, target):
+    """Attention of all queries ``[N, d]`` over merged keys, weighed by group size."""
+    kept = target == torch.arange(len(target))
+    slot = (kept.cumsum(0) - 1)[target]  # for every token the row of its group
+    size = torch.bincount(slot)
+
+    def mean(x):
+        total = torch.zeros(len(size), x.shape[1]).index_add_(0, slot, x)
+        return total / size[:, None]
+
+    # the queries stay as they are, so there is nothing to copy back
+    scores = query @ mean(key).T / math.sqrt(query.shape[1])
+    return (scores + size.log()).softmax(dim=1) @ mean(value)
+
+
+def change_by_share(targets, attend):
+    """Merged shares, and how far the result is off without and with weights: [M]."""
+    own = torch.arange(len(targets[0]))
+    plain = attend(own, True)  # nothing is merged, so weights make no difference
+    share, once, weighed = [], [], []
+    for target in targets:
+        share.append(float((target != own).sum()) / len(own))
+        for weights, curve in ((False, once), (True, weighed)):
+            change = attend(target, weights) - plain
+            curve.append(float(change.norm() / plain.norm()))
+    return share, once, weighed
+
+
+def fair_threshold(similarity, tokens, thresholds, ratio):
+    """Scores that ToMe leaves, those that merged keys leave, and a fair threshold."""
+    # ToMe merges queries as well as keys, hence the square
+    budget = ((tokens - int(ratio * tokens)) / tokens) ** 2
+    # merged keys: one factor only, for all queries are kept
+    merged = [(similarity >= t).sum(1).double().mean() for t in thresholds]
+    left = [1 - float(count) / tokens for count in merged]
+    fair = [t for t, share in zip(thresholds, left, strict=True) if share <= budget]
+    return budget, left, max(fair, default=None)
+
+
+def pair_error(query, key, value, e):
+    """How far off attention is if keys ``k + e`` and ``k - e`` are one ``k``: float."""
+
+    def attend(keys, values, size):
+        scores = query @ keys.T / math.sqrt(query.shape[1])
+        return (scores + size.log()).softmax(dim=1) @ values
+
+    ones = torch.ones_like(key[:, 0])
+    pair = torch.cat([key[:1] + e, key[:1] - e, key[1:]])
+    plain = attend(pair, torch.cat([value[:1], value]), torch.cat([ones[:1], ones]))
+    # the mean of the two keys is k itself, and it counts twice
+    merged = attend(key, value, torch.cat([2 * ones[:1], ones[1:]]))
+    return float((merged - plain).norm() / plain.norm())
