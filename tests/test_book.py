@@ -37,11 +37,11 @@ def papermill(notebook: str, out: Path, *arguments: str, preset: str = "smoke"):
         ),
         ("02_similarity_per_step", "-p dtype bfloat16 -p images 1 -p steps 2 -p guidance 1"),
         (
-            "03_pair_drift",
+            "04_pair_drift",
             "-p images 3 -p batch_size 2 -p steps 4 -p ratio 0.4 -p variation_images 1 -y guidances:\\n-\\n2.0 -y step_counts:\\n-\\n3",
         ),
         (
-            "04_threshold_sweep",
+            "03_threshold_sweep",
             "-p images 5 -p batch_size 3 -p steps 3 -p repetitions 1 -y thresholds:\\n-\\n0.75 -y finer:\\n-\\n0.9 "
             "-y compared:\\n-\\n0.75 -y shown:\\n-\\n0.9",
         ),

@@ -1,4 +1,4 @@
-"""The tables of chapters 4, 5 and 6, from rows that nobody generated."""
+"""The tables of chapters 3, 5 and 6, from rows that nobody generated."""
 
 from types import SimpleNamespace
 

@@ -367,7 +367,7 @@ def test_the_way_to_table_iv_on_the_embedded_model(tmp_path):
     assert (output / "quality.parquet").read_bytes() == before  # the notebook found every row
     run(lines[2])
     page = (tmp_path / "sd15/06_headline.html").read_text()
-    for name in ("04_threshold_sweep", "05_checkpoint_schedules"):
+    for name in ("03_threshold_sweep", "05_checkpoint_schedules"):
         assert "## Beside the paper" in (ROOT / f"notebooks/{name}.ipynb").read_text()
     for words in ("against 10 real images", "tomesd, r = 0.5", *paper.METHODS.index):
         assert words in page
@@ -379,7 +379,7 @@ def test_a_preset_of_ones_own_finds_its_real_images(tmp_path):
     subprocess.run(["cp", "-r", str(ROOT / "data/presets"), str(tmp_path / "data/presets")], check=True)
     block = next(block for block in blocks("gpu", "sh") if "data/presets/mine.yaml" in block)
     subprocess.run(["bash", "-e"], input=block.replace("make book", ": make book"), text=True, check=True, cwd=tmp_path)
-    for name in ("04_threshold_sweep", "05_checkpoint_schedules", "06_headline"):
+    for name in ("03_threshold_sweep", "05_checkpoint_schedules", "06_headline"):
         files = [str(tmp_path / "data/presets/mine.yaml"), str(tmp_path / f"data/presets/mine/{name}.yaml")]
         values = command.parameters(files)
         assert values["model"] == "runs/sd15/model"

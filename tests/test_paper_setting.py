@@ -72,7 +72,7 @@ def test_the_threshold_sweep_in_the_papers_setting(sd15, tmp_path):
     lists = "-y thresholds:[-0.5,1.0] -y finer:[0.9] -y compared:[-0.5] -y shown:[-0.5]".replace(":", ": ")
     arguments = [*smaller.split(), *(part for pair in lists.split("-y ")[1:] for part in ("-y", pair.strip()))]
     arguments += ["-p", "model", str(sd15), "-p", "reference", str(tmp_path / "real")]
-    done = papermill("04_threshold_sweep", tmp_path / "out.ipynb", *arguments, preset="paper")
+    done = papermill("03_threshold_sweep", tmp_path / "out.ipynb", *arguments, preset="paper")
     assert done.returncode == 0, done.stderr[-3000:]
     text = "\n".join(
         str(output.get("data", {}).get("text/markdown", ""))

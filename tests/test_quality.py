@@ -524,7 +524,7 @@ def test_a_folder_for_each_class_gives_images_of_the_class(tmp_path):
 
 
 def test_the_psnr_of_bytes_that_wrap():
-    """Chapter 4: any two unrelated images come to 27.90 dB when uint8 differences wrap."""
+    """Chapter 3: any two unrelated images come to 27.90 dB when uint8 differences wrap."""
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 256, (2, 1, 256, 256, 3), dtype=np.uint8)
     wrapped = ((a - b) ** 2).astype(float).mean()

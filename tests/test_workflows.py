@@ -104,9 +104,9 @@ def test_the_key_of_the_restored_notebooks_knows_all_that_they_depend_on():
         for path in ROOT.glob(pattern + "/*")
         if path.is_file()
     }
-    needed = prerequisites("_build/source/notebooks/04_threshold_sweep.ipynb")
+    needed = prerequisites("_build/source/notebooks/03_threshold_sweep.ipynb")
     assert len(needed) > 50
-    assert {"notebooks/04_threshold_sweep.ipynb", "catome/study/measure/comparison.py", "data/presets/tiny.yaml"} <= set(needed)
+    assert {"notebooks/03_threshold_sweep.ipynb", "catome/study/measure/comparison.py", "data/presets/tiny.yaml"} <= set(needed)
     assert set(needed) <= known
     assert {"Makefile", "constraints.txt", "pyproject.toml"} <= known
     assert re.search(r"\$\{\{\s+hashFiles\(", restore["with"]["key"])

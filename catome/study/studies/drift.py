@@ -1,4 +1,4 @@
-"""Chapter 3: how fast the pairs drift, at several amounts of merging, guidance scales and numbers of steps."""
+"""Chapter 4: how fast the pairs drift, at several amounts of merging, guidance scales and numbers of steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from catome.study.measure.drift import Drift, amount_name, drift_study, lag_curv
 from catome.study.run.parameters import Cosines, Count, Counts, Flag, Guidances, Setting, Share, parameters
 from catome.study.studies.jobs import Job, of_drift
 
-NOTEBOOK = "03_pair_drift"
+NOTEBOOK = "04_pair_drift"
 
 
 @parameters

@@ -1,4 +1,4 @@
-"""Chapter 4: the threshold sweep, and fixed shares that merge as much as some of the thresholds."""
+"""Chapter 3: the threshold sweep, and fixed shares that merge as much as some of the thresholds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from catome.study.methods import Method
 from catome.study.run.parameters import Cosines, Count, Flag, Folder, Setting, parameters
 from catome.study.studies.jobs import Job, of_images
 
-NOTEBOOK = "04_threshold_sweep"
+NOTEBOOK = "03_threshold_sweep"
 
 
 @parameters
