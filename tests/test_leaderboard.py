@@ -106,7 +106,6 @@ def judged(loaded, tmp_path_factory):
         d_no_method=ready("Number", "todo").replace("methods.todo", "3"),
         fast=ready("Fast", "merged_keys(0.6, stride=(4, 4), compare='keys')"),
         too_much=ready("Too much", "todo(factor=2, rows=1)"),
-        unmerged=ready("Nothing", "unmerged()"),
     )
     asked = setting(base / "out", images=2, steps=2)
     return asked, entries, judge(loaded, asked, read(entries))
@@ -122,11 +121,10 @@ def test_the_closest_within_the_limit_comes_first(judged):
     for entries in (found.within(), found.over()):
         closeness = [found.made.of(entry.method)["psnr"].mean() for entry in entries]
         assert closeness == sorted(closeness, reverse=True)
-    assert titles(found.over()) == ["Nothing", "Too much"]
+    assert titles(found.over()) == ["Too much"]
     left = {entry.title: found.scores[entry.method.label] for entry in found.entries}
     assert left["Baseline"] == 0.25
     assert left["Too much"] == 0.5
-    assert left["Nothing"] == 1.0
     assert 0 < left["Fast"] < 0.25
 
 
@@ -134,7 +132,7 @@ def test_the_table_says_what_the_rows_say(judged):
     _, _, found = judged
     head, *rows = found.table()
     assert head[:2] == ["rank", "title"]
-    assert [row[0] for row in rows] == ["1", "2", "over", "over"]
+    assert [row[0] for row in rows] == ["1", "2", "over"]
     assert [row[1] for row in rows] == titles([*found.within(), *found.over()])
     of = {entry.title: entry for entry in found.entries}
     for _, title, psnr, left, difference, verdict, _ in rows:
@@ -180,7 +178,7 @@ def test_the_same_seed_computes_nothing_and_another_limit_neither(judged, pipe, 
     found = judge(pipe, asked, good, limit=0.5)
     assert {row[1]: row[2:4] for row in found.table()} == {row[1]: row[2:4] for row in before.table()}
     assert set(titles(found.within())) == {"Baseline", "Fast", "Too much"}
-    assert titles(found.over()) == ["Nothing"]
+    assert found.over() == []
 
 
 def test_a_changed_file_is_judged_anew_and_no_other(judged, pipe, monkeypatch):
