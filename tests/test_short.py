@@ -162,5 +162,8 @@ def test_from_end_to_end(pipe, tmp_path):
     assert again.made[3].rows["run"].tolist() == found.made[3].rows["run"].tolist()  # nothing is computed again
 
 
-def test_of_the_papers_checkpoints_few_lie_in_a_short_generation():
-    assert [step for step in SCHEDULES["CONFIG_3"] if step < 8] == [0]
+def test_the_papers_schedule_hardly_reuses_pairs_in_a_short_generation():
+    words = result({}).words()
+    assert (words["checkpoints_paper_few"], words["reused_paper_few"]) == ("7", "1")
+    assert words["checkpoints_paper_many"] == str(len(SCHEDULES["CONFIG_3"])) == "13"
+    assert Parameters(schedule=None).paper_checkpoints(8) == 8

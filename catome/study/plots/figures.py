@@ -20,7 +20,7 @@ from PIL import Image
 from catome.tensors.plan import MergePlan
 
 PALETTE = sns.color_palette("colorblind")
-BLOCK_COLOURS = dict(zip(["down 0", "down 1", "up 0", "up 1", "up 2"], [PALETTE[i] for i in (0, 9, 3, 1, 8)], strict=True))
+BLOCK_COLOURS = dict(zip(["down 0", "down 1", "up 0", "up 1", "up 2"], [PALETTE[i] for i in (0, 9, 3, 1, 2)], strict=True))
 _FAMILIES = ("unmerged", "ToMe", "tomesd", "CA-ToMe", "batch maximum", "ToDo", "DeepCache", "CA-ToMe + DeepCache")
 METHOD_COLOURS = dict(zip(_FAMILIES, [PALETTE[i] for i in (7, 0, 9, 1, 3, 2, 4, 5)], strict=True))
 WIDTH = 8.5
@@ -416,7 +416,7 @@ def by_steps(records: pd.DataFrame):
     shown = records[np.isfinite(records["PSNR"].astype(float))]
     panels = list(shown.groupby("steps"))
     names = list(dict.fromkeys(shown["method"]))
-    colours = METHOD_COLOURS | {"merged keys": PALETTE[2], "ToDo": PALETTE[8], "fewer steps": PALETTE[7]}
+    colours = METHOD_COLOURS | {"merged keys": PALETTE[3], "fewer steps": PALETTE[7]}
     figure, axes = plt.subplots(
         1, len(panels), figsize=(WIDTH, 0.9 + 0.34 * len(names)), sharex=True, sharey=True, squeeze=False
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from catome.policy.schedule import Schedule, parse_schedule
 from catome.study import methods
 from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, speed_ups, timed_alone
@@ -45,7 +46,7 @@ class Parameters(Setting):
         sampler: of the short ones: "DPM++" or "Euler", as diffusers has them.
         threshold: of CA-ToMe and of merged keys.
         ratio: ToMe's fixed share.
-        schedule: CA-ToMe's checkpoints, counted in calls whatever the number of steps.
+        schedule: CA-ToMe's checkpoints; a named schedule is fitted to the number of calls.
         every: merged keys find pairs at every so many-th call, evenly spaced.
         factor: ToDo keeps every so many-th key each way.
         interval: DeepCache runs the deep part at every so many-th call.
@@ -76,6 +77,11 @@ class Parameters(Setting):
     def calls_with(self, steps: int) -> int:
         """Calls of the model in a generation: PLMS takes one more than its steps."""
         return replace(self, steps=steps).calls if steps == self.steps else steps
+
+    def paper_checkpoints(self, steps: int) -> int:
+        """How often CA-ToMe finds pairs in a generation; every call where its schedule names none, or decides while it runs."""
+        parsed, calls = parse_schedule(self.schedule), self.calls_with(steps)
+        return len(parsed.at(calls)) if isinstance(parsed, Schedule) else calls
 
 
 @contextmanager
@@ -217,14 +223,17 @@ class Result:
             return f"{found[0]:+.1f} [{found[1]:+.1f}, {found[2]:+.1f}]"
 
         few, many = min(self.methods), max(self.methods)
+        papers = {steps: self.params.paper_checkpoints(steps) for steps in (few, many)}
         words = {"images": str(self.made[few].rows["image"].nunique()), "sampler": self.params.sampler}
-        words |= {"few": str(few), "many": str(many)}
+        words |= {"few": str(few), "many": str(many), "schedule": str(self.params.schedule)}
+        words |= {"reused_paper_few": str(self.params.calls_with(few) - papers[few])}
         for place, steps in (("few", few), ("many", many)):
             words[f"cache_{place}"] = spoken(self.gain(steps, CACHED, AFRESH))
             words[f"cache_paper_{place}"] = spoken(self.gain(steps, PAPER_CACHED, PAPER_AFRESH))
             words[f"paper_{place}"] = spoken(self.gain(steps, CACHED, PAPER_CACHED))
             words[f"fewer_{place}"] = spoken(self.gain(steps, CACHED, FEWER))
             words[f"checkpoints_{place}"] = str(checkpoints_of(self.params, steps))
+            words[f"checkpoints_paper_{place}"] = str(papers[steps])
         return words
 
     def lasting(self) -> str:
