@@ -143,6 +143,8 @@ def test_a_figure_can_be_enlarged_on_a_phone(book, browser):
 def test_the_figures_to_touch_work_in_the_book(book, browser):
     """Each in its page, from the folder, beside everything else that runs there; what they compute, test_interactive holds."""
     laptop = context(browser, "laptop")
+    keys = {"animation": ("moment", "Home"), "merge": ("threshold", "Home"), "time": ("share", "Home")}
+    keys |= {"schedule": ("timeline", "Space"), "blind": ("b", "Enter")}
     for place, kind in (
         ("book/intro", "animation"),
         ("notebooks/01_tome_review", "animation"),
@@ -155,14 +157,13 @@ def test_the_figures_to_touch_work_in_the_book(book, browser):
         page = laptop.new_page()
         rendered.watch(page, faults)
         page.goto((book / f"{place}.html").as_uri(), wait_until="load")
-        page.wait_for_function(f"document.querySelector('.catome-{kind}')?.dataset.ready")
-        before = page.evaluate(f"document.querySelector('.catome-{kind}').dataset.ready")
-        control = page.locator(f".catome-{kind} :is(input[type=range], [role=application], [data-answer=b]):visible").first
-        control.focus()
-        page.keyboard.press("Enter" if kind == "blind" else "ArrowRight")
-        if kind == "schedule":
-            page.keyboard.press("Space")
-        page.wait_for_function(f"![undefined, '', {before!r}].includes(document.querySelector('.catome-{kind}').dataset.ready)")
+        ready = f"document.querySelector('.catome-{kind}')?.dataset.ready"
+        page.wait_for_function(ready)
+        before = page.evaluate(ready)
+        control, key = keys[kind]
+        page.locator(f".catome-{kind} :is([data-part={control}], [data-answer={control}]):not(img)").focus()
+        page.keyboard.press(key)
+        page.wait_for_function(f"![undefined, '', {before!r}].includes({ready})")
         assert faults == [], place
         page.close()
     laptop.close()
