@@ -217,6 +217,12 @@ def verdict(low: float, high: float, better: str = "closer", worse: str = "farth
     return worse if high < 0 else UNTOLD
 
 
+def spoken(found: tuple[float, float, float], digits: int = 1) -> str:
+    """A difference with its interval, as it stands in a sentence or a table: ``+1.2 [+0.8, +1.6]``."""
+    mean, low, high = (f"{value:+.{digits}f}" for value in found)
+    return f"{mean} [{low}, {high}]"
+
+
 def paired_table(rows: Mapping[Any, tuple[float, float, float]], column: str = "difference (dB)", **words: str) -> pd.DataFrame:
     """Differences with their intervals as a table to be read.
 

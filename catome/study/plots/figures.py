@@ -86,14 +86,14 @@ def with_interval(table: pd.DataFrame, column: str, digits: int = 2) -> pd.Serie
     return table.apply(words, axis=1)
 
 
-_SCENE = np.array([[0, 0, 0, 1], [0, 0, 1, 1], [2, 2, 1, 3], [2, 2, 2, 3]])
+SCENE = np.array([[0, 0, 0, 1], [0, 0, 1, 1], [2, 2, 1, 3], [2, 2, 2, 3]])
 """Which of four regions each of 4 x 4 tokens shows, for `mechanism`."""
 
 
 def mechanism():
     """Draw how a transformer block attends on merged tokens: match, merge, attend, unmerge, and the residual around them."""
     colours = [PALETTE[i] for i in (9, 7, 2, 1)]
-    own = _SCENE.flatten()
+    own = SCENE.flatten()
     figure, ax = plt.subplots(figsize=(WIDTH, 3.3))
     ax.set(xlim=(0, 100), ylim=(0, 38), aspect="equal")
     ax.axis("off")

@@ -23,6 +23,7 @@ from PIL import Image
 from catome.study.costs import accounting
 from catome.study.measure.drift import mean_staleness
 from catome.study.measure.quality import psnr, to_uint8
+from catome.study.plots.figures import SCENE
 
 SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -101,7 +102,7 @@ def picture(image: np.ndarray, edge: int | None = None, quality: int = 90) -> st
         edge: the longer edge in pixels that it is made smaller to; None for its own size.
         quality: 100 keeps every pixel.
     """
-    shown = Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8))
+    shown = Image.fromarray(to_uint8(image))
     if edge is not None:
         shown.thumbnail((edge, edge), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -125,7 +126,7 @@ def animation(moment: int = 50) -> HTML:
     Args:
         moment: percent of the way, at which it stands first: 0 to 100.
     """
-    groups = [[0, 0, 0, 1], [0, 0, 1, 1], [2, 2, 1, 3], [2, 2, 2, 3]]  # of 4 x 4 tokens
+    groups = SCENE.tolist()
     colours = ["#0173b2", "#949494", "#d55e00", "#029e73"]
     # results of their own: each token's colour, a little lighter or darker than that of its group
     own = [_mixed(colours[group], 0.05 * (7 * i % 16 - 7.5)) for i, group in enumerate(np.ravel(groups))]

@@ -21,6 +21,7 @@ class Job:
         method: the label of the method; "unmerged" also for the images that others are compared with.
         setting: which images.
         piece: images that one process takes at a time.
+        calls: of the U-Net by one generation.
     """
 
     phase: int
@@ -28,17 +29,18 @@ class Job:
     method: str
     setting: Setting
     piece: int
+    calls: int
 
 
-def of_images(phase: int, setting: Setting, labels: Iterable[str]) -> Iterator[Job]:
-    """Images by several methods, and the unmerged ones that they are compared with."""
+def of_images(phase: int, setting: Setting, labels: Iterable[str], calls: int | None = None) -> Iterator[Job]:
+    """Images by several methods, and the unmerged ones that they are compared with; ``calls`` where the sampler is not PLMS."""
     for label in ["unmerged", *(label for label in labels if label != "unmerged")]:
-        yield Job(phase, "images", label, setting, setting.batch_size)
+        yield Job(phase, "images", label, setting, setting.batch_size, calls or setting.calls)
 
 
 def of_drift(phase: int, setting: Setting) -> Job:
     """Unmerged images whose pairs are watched."""
-    return Job(phase, "drift", "unmerged, watched", setting, SHARD)
+    return Job(phase, "drift", "unmerged, watched", setting, SHARD, setting.calls)
 
 
 COLUMNS = ["phase", "what", "method", "images", "piece", "calls", "rows", "height", "width"]
@@ -58,7 +60,7 @@ def table(jobs: Iterable[Job]) -> pd.DataFrame:
             "method": job.method,
             "images": job.setting.images,
             "piece": job.piece,
-            "calls": job.setting.calls,
+            "calls": job.calls,
             "rows": 2 if job.setting.guidance > 1 else 1,
             "height": job.setting.height,
             "width": job.setting.width,

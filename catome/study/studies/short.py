@@ -28,7 +28,7 @@ from catome.study.run.parameters import (
     parameters,
 )
 from catome.study.studies.jobs import Job, of_images
-from catome.study.studies.weights import scores_left
+from catome.study.studies.weights import closeness
 
 NOTEBOOK = "09_short_generations"
 
@@ -128,7 +128,8 @@ def methods_of(params: Parameters, steps: int) -> dict[str, Method]:
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations."""
     for phase, (steps, setting) in enumerate(params.settings.items(), 1):
-        yield from of_images(phase, setting, [method.label for method in methods_of(params, steps).values()])
+        labels = [method.label for method in methods_of(params, steps).values()]
+        yield from of_images(phase, setting, labels, params.calls_with(steps))
 
 
 def run(params: Parameters, pipe, **kept) -> Result:
@@ -181,18 +182,8 @@ class Result:
         for steps, named in self.methods.items():
             faster = speed_ups(clocks[steps])
             for name, method in named.items():
-                psnr = self.made[steps].of(method)["psnr"]
-                mean, low, high = quality.mean_interval(psnr.to_numpy(float))
-                row = {
-                    "steps": steps,
-                    "method": name,
-                    "family": method.family,
-                    "PSNR": mean,
-                    "PSNR low": low,
-                    "PSNR high": high,
-                }
-                row |= {"poor": float((psnr < quality.POOR_DB).mean())}
-                row |= {"scores left": scores_left(self.made[steps], method, self.params.factor)}
+                row = {"steps": steps, "method": name, "family": method.family}
+                row |= closeness(self.made[steps], method, self.params.factor)
                 rows.append(row | dict(faster.loc[method.label]))
         return pd.DataFrame(rows)
 
@@ -219,28 +210,26 @@ class Result:
     def words(self) -> dict[str, str]:
         """The numbers that the chapter's text takes up, by their names there, with _ for -."""
 
-        def spoken(found: tuple[float, float, float]) -> str:
-            return f"{found[0]:+.1f} [{found[1]:+.1f}, {found[2]:+.1f}]"
-
         few, many = min(self.methods), max(self.methods)
         papers = {steps: self.params.paper_checkpoints(steps) for steps in (few, many)}
         words = {"images": str(self.made[few].rows["image"].nunique()), "sampler": self.params.sampler}
         words |= {"few": str(few), "many": str(many), "schedule": str(self.params.schedule)}
         words |= {"reused_paper_few": str(self.params.calls_with(few) - papers[few])}
         for place, steps in (("few", few), ("many", many)):
-            words[f"cache_{place}"] = spoken(self.gain(steps, CACHED, AFRESH))
-            words[f"cache_paper_{place}"] = spoken(self.gain(steps, PAPER_CACHED, PAPER_AFRESH))
-            words[f"paper_{place}"] = spoken(self.gain(steps, CACHED, PAPER_CACHED))
-            words[f"fewer_{place}"] = spoken(self.gain(steps, CACHED, FEWER))
+            words[f"cache_{place}"] = quality.spoken(self.gain(steps, CACHED, AFRESH))
+            words[f"cache_paper_{place}"] = quality.spoken(self.gain(steps, PAPER_CACHED, PAPER_AFRESH))
+            words[f"paper_{place}"] = quality.spoken(self.gain(steps, CACHED, PAPER_CACHED))
+            words[f"fewer_{place}"] = quality.spoken(self.gain(steps, CACHED, FEWER))
             words[f"checkpoints_{place}"] = str(checkpoints_of(self.params, steps))
             words[f"checkpoints_paper_{place}"] = str(papers[steps])
         return words
 
     def lasting(self) -> str:
         """What the intervals say of reusing pairs in the shortest generation, as a sentence."""
-        _, low, high = self.gain(min(self.methods), CACHED, AFRESH)
+        few = min(self.methods)
+        _, low, high = self.gain(few, CACHED, AFRESH)
         if high < 0:
-            return f"Reusing pairs costs at least {-high:.1f} dB there."
+            return f"In {few} steps reusing pairs costs at least {-high:.1f} dB."
         if low > 0:
-            return "Reusing pairs even brings the images closer there."
-        return f"Reusing pairs costs at most {-low:.1f} dB there, and no cost can be told from chance."
+            return f"In {few} steps reusing pairs even brings the images closer."
+        return f"In {few} steps reusing pairs costs at most {-low:.1f} dB, and no cost can be told from chance."

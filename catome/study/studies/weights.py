@@ -119,6 +119,15 @@ def scores_left(made: Comparison, method: Method, factor: int) -> float:
     return float((left if method.family == "merged keys" else left**2).mean())
 
 
+def closeness(made: Comparison, method: Method, factor: int) -> dict[str, float]:
+    """``PSNR`` with its 95 % interval (dB), ``poor``, the share of images below `catome.study.measure.quality.POOR_DB`, and
+    ``scores left``; arguments as in `scores_left`."""
+    psnr = made.of(method)["psnr"].to_numpy(float)
+    mean, low, high = quality.mean_interval(psnr)
+    row = {"PSNR": mean, "PSNR low": low, "PSNR high": high, "poor": float((psnr < quality.POOR_DB).mean())}
+    return row | {"scores left": scores_left(made, method, factor)}
+
+
 @dataclass(frozen=True)
 class Result:
     """What was found.
@@ -142,15 +151,7 @@ class Result:
         return scores_left(self.made, method, self.params.factor)
 
     def _row(self, method: Method) -> dict[str, float]:
-        rows = self.made.of(method)
-        psnr, low, high = quality.mean_interval(rows["psnr"].to_numpy(float))
-        return {
-            "PSNR": psnr,
-            "PSNR low": low,
-            "PSNR high": high,
-            "poor": float((rows["psnr"] < quality.POOR_DB).mean()),
-            "scores left": self.scores_left(method),
-        }
+        return closeness(self.made, method, self.params.factor)
 
     def curve(self) -> pd.DataFrame:
         """One row for each way to merge and each threshold: ``way``, ``threshold``, ``PSNR`` with ``low`` and ``high`` (95 %),
@@ -195,20 +196,17 @@ class Result:
         """The numbers that the chapter's text takes up, by their names there, with _ for -."""
         t = self.middle()
 
-        def spoken(found: tuple[float, float, float]) -> str:
-            return f"{found[0]:+.1f} [{found[1]:+.1f}, {found[2]:+.1f}]"
-
         paper, library = (self._row(self.changes[name]) for name in ("CA-ToMe", "evenly spaced checkpoints"))
         return {
             "images": str(self.made.rows["image"].nunique()),
             "middle": f"{t:g}",
             "filled": self.filled(),
-            "dip_merged": spoken(self.dip(MERGED)[1]),
-            "dip_weighed": spoken(self.dip(WEIGHED)[1]),
-            "dip_both": spoken(self.dip(BOTH)[1]),
-            "gain_weighed": spoken(self.gain(WEIGHED, t)),
-            "gain_kept": spoken(self.gain(KEPT, t)),
-            "gain_both": spoken(self.gain(BOTH, t)),
+            "dip_merged": quality.spoken(self.dip(MERGED)[1]),
+            "dip_weighed": quality.spoken(self.dip(WEIGHED)[1]),
+            "dip_both": quality.spoken(self.dip(BOTH)[1]),
+            "gain_weighed": quality.spoken(self.gain(WEIGHED, t)),
+            "gain_kept": quality.spoken(self.gain(KEPT, t)),
+            "gain_both": quality.spoken(self.gain(BOTH, t)),
             "scores_merged": f"{self.scores_left(self.sweep[MERGED, t]):.2f}",
             "scores_both": f"{self.scores_left(self.sweep[BOTH, t]):.2f}",
             "psnr_paper": f"{paper['PSNR']:.1f}",
