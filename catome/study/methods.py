@@ -6,11 +6,13 @@ says so.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from catome.models.registry import find_models
@@ -147,9 +149,13 @@ def tomesd(ratio: float) -> Method:
 
 
 def _batch_maximum(matches: Matches, config: MergeConfig) -> MergePlan:
+    return _merging(matches, int((matches.similarity >= config.threshold).sum(1).max()))
+
+
+def _merging(matches: Matches, count: int) -> MergePlan:
+    """The plan that merges so many tokens of each image, the most similar ones."""
     tokens = matches.grid[0] * matches.grid[1]
-    most = int((matches.similarity >= config.threshold).sum(1).max())
-    return make_plan(matches, ratio=min(most + 0.5, matches.best.shape[1]) / tokens)
+    return make_plan(matches, ratio=min(count + 0.5, matches.best.shape[1]) / tokens)  # the half is safe from rounding
 
 
 def batch_maximum(threshold: float, schedule: str | Iterable[int] | None, batch: int) -> Method:
@@ -169,6 +175,51 @@ def batch_maximum(threshold: float, schedule: str | Iterable[int] | None, batch:
 
     label = f"batch maximum(threshold={threshold:g}, schedule={_schedule_name(schedule)}, batch={batch})"
     return Method(label, "batch maximum", applied, batch)
+
+
+class _Place:
+    """Where a patched pipeline is: the step, and how many plans were made in this call of the model before."""
+
+    def __init__(self) -> None:
+        self._call = None
+        self._made = 0
+
+    def next(self, patch) -> tuple[int, int]:
+        """``(step, place)`` of the plan that is made now."""
+        if patch.running is not self._call:  # each call of the model has an object of its own
+            self._call = patch.running
+            self._made = 0
+        place = self._made
+        self._made += 1
+        return self._call.generation.step, place
+
+
+def fixed_shares(shares: np.ndarray, name: str) -> Method:
+    """ToMe with a fixed share for each step and block, pairs found afresh at every step: a control for thresholds.
+
+    Args:
+        shares: ``[calls, blocks]`` of all tokens; what the windows do not allow is cut off.
+        name: what the shares are, for the label, which also tells apart shares of one name.
+    """
+    most = 1 - 1 / math.prod(TOME.stride)
+    table = np.clip(np.asarray(shares, float), 0, most)
+    digest = hashlib.sha256(table.astype(np.float32).tobytes()).hexdigest()[:8]
+
+    @contextmanager
+    def applied(pipe) -> Iterator:
+        model, place = _first_model(pipe), _Place()
+
+        def choose(matches: Matches, config: MergeConfig) -> MergePlan:
+            share = table[place.next(patch)]
+            return _merging(matches, round(share * matches.grid[0] * matches.grid[1]))
+
+        patch = install(model, TOME, choose, pipe)
+        try:
+            yield pipe
+        finally:
+            uninstall(model)
+
+    return Method(f"fixed shares(by={name}, {digest})", "ToMe", applied)
 
 
 def todo(factor: int = 2, rows: int | None = None) -> Method:

@@ -16,10 +16,11 @@ from catome.study.measure.comparison import COST, QUALITY
 from catome.study.measure.drift import DRIFT, STALENESS
 from catome.study.measure.pictures import PICTURES
 from catome.study.run.store import RECORDED, Store, Table
+from catome.study.studies.allocation import LEFT
 from catome.study.studies.compose import COMPOSED
 from catome.study.studies.frontier import SCORES
 
-TABLES: tuple[Table, ...] = (QUALITY, COST, DRIFT, STALENESS, SCORES, COMPOSED, BENCH, PICTURES)
+TABLES: tuple[Table, ...] = (QUALITY, COST, DRIFT, STALENESS, SCORES, LEFT, COMPOSED, BENCH, PICTURES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

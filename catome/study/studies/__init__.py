@@ -16,7 +16,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from catome.checks import near
-from catome.study.studies import compose, drift, frontier, headline, schedules, short, sweep, weights
+from catome.study.studies import allocation, compose, drift, frontier, headline, schedules, short, sweep, weights
 
 STUDIES: dict[str, ModuleType] = {
     "drift": drift,
@@ -25,6 +25,7 @@ STUDIES: dict[str, ModuleType] = {
     "headline": headline,
     "weights": weights,
     "short": short,
+    "allocation": allocation,
     "frontier": frontier,
     "compose": compose,
 }

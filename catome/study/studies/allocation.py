@@ -1,0 +1,201 @@
+"""Does the image decide how many tokens are merged, or the step and the block?
+
+A threshold merges another share of each image, at each step, in each block. Is all of this needed? Here a threshold is compared
+with fixed shares that are ever freer: one for the whole generation, one for each block, one for each step, and one for each
+step and block. What the last of them lacks is the image alone. All leave as many attention scores as the threshold does on
+average: shares are measured on images of another seed, and set so that ``(1 - share) ** 2`` has the mean that was measured.
+
+``python -m catome.study allocation`` prints the table; chapter 3 shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from catome.patch import applied_patch
+from catome.study import methods
+from catome.study.measure import quality
+from catome.study.measure.comparison import Comparison, compare
+from catome.study.methods import Method
+from catome.study.run.generate import batches, generate_batch
+from catome.study.run.parameters import Cosines, Count, Flag, Setting, parameters
+from catome.study.run.store import RECORDED, SHARED_KEYS, Stopwatch, Store, Table, provenance, shared_keys
+from catome.study.studies.frontier import scores_left
+from catome.study.studies.jobs import Job, of_images
+
+NOTEBOOK = None
+
+FREEDOMS = {
+    "generation": "one share for all",
+    "block": "a share for each block",
+    "step": "a share for each step",
+    "step and block": "a share for each step and block",
+}
+"""What fixed shares may depend on, and how a table calls that."""
+
+BY_IMAGE = "a threshold: each image, step and block"
+"""How a table calls the threshold."""
+
+
+@parameters
+class Parameters(Setting):
+    """Which images.
+
+    Attributes:
+        thresholds: to compare fixed shares with.
+        measured_images: that the shares are measured on; their seed is the next one.
+        recompute: generate everything again, whatever is kept.
+    """
+
+    images: Count = 48
+    thresholds: Cosines = (0.9,)
+    measured_images: Count = 24
+    recompute: Flag = False
+
+    @property
+    def measured(self) -> Setting:
+        """The images that shares are measured on."""
+        return self.common(images=self.measured_images, seed=self.seed + 1)
+
+
+LEFT = Table(
+    "left",
+    1,
+    {name: kind for name, kind in SHARED_KEYS.items() if name not in ("prompt", "image")}
+    | {"threshold": pa.float64(), "images": pa.int32(), "block": pa.int32()},
+    {"left": pa.list_(pa.float32())},
+)
+"""One row for each threshold and block: the share of attention scores that it leaves at each step, ``(1 - merged share) ** 2``,
+mean over the first ``images`` images, with and without their prompts."""
+
+
+def measured_left(pipe, setting: Setting, threshold: float, folder=None, recorded=RECORDED, recompute=False) -> np.ndarray:
+    """The share of attention scores that CA-ToMe leaves at each step in each block, ``[calls, blocks]``, mean over images.
+
+    Args:
+        pipe: an unpatched pipeline.
+        setting: which images.
+        threshold: pairs above it are merged, found afresh at each step.
+        folder, recorded, recompute: as in `catome.study.compare`.
+    """
+    keys = shared_keys(pipe, setting) | {"threshold": float(threshold), "images": setting.images}
+    store = Store(LEFT, folder or setting.output, recorded)
+    held = store.find(**keys).drop_duplicates("block", keep="last").sort_values("block")
+    if len(held) and not recompute:
+        return np.stack(held["left"].to_numpy(), 1).astype(float)
+    run, watch = provenance(setting, keys["model"]), Stopwatch()
+    total = 0.0
+    for part in batches(setting):
+        seen = []
+
+        def note(seen=seen) -> None:
+            shares = [plan.merged_share.double() for plan in applied_patch(pipe).cached()]
+            seen.append([float(((1 - share) ** 2).mean()) for share in shares])
+
+        with methods.ca_tome(threshold, None).applied(pipe):
+            generate_batch(pipe, setting, part, note)
+        total = total + len(part) * np.array(seen)
+    left = total / setting.images
+    rows = [keys | {"block": block, "left": left[:, block].astype(np.float32)} for block in range(left.shape[1])]
+    store.add(rows, run, watch.lap())
+    store.finish()
+    return left.astype(np.float32).astype(float)
+
+
+def shares_by(left: np.ndarray, freedom: str) -> np.ndarray:
+    """Fixed shares that leave as many scores as were measured, ``[calls, blocks]``.
+
+    Args:
+        left: of `measured_left`.
+        freedom: what they may depend on, one of `FREEDOMS`.
+    """
+    over = {"generation": (0, 1), "block": (0,), "step": (1,), "step and block": ()}[freedom]
+    mean = left.mean(over, keepdims=True) if over else left
+    return np.broadcast_to(1 - np.sqrt(mean), left.shape)
+
+
+def jobs(params: Parameters) -> Iterator[Job]:
+    """All generations; the shares are known only when they have been measured."""
+    for t in params.thresholds:
+        yield Job(1, "images", methods.ca_tome(t, None).label, params.measured, params.batch_size, params.calls)
+    fixed = [f"fixed shares by {freedom}, as t = {t:g}" for t in params.thresholds for freedom in FREEDOMS]
+    yield from of_images(2, params, [*(methods.ca_tome(t, None).label for t in params.thresholds), *fixed])
+
+
+def run(params: Parameters, pipe, **kept) -> Result:
+    """Measure the shares, and generate by them and by the thresholds.
+
+    Args:
+        params: which.
+        pipe: an unpatched pipeline.
+        kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
+    """
+    ways, left = {}, {}
+    for t in dict.fromkeys(params.thresholds):
+        left[t] = measured_left(pipe, params.measured, t, recompute=params.recompute, **kept)
+        for freedom in FREEDOMS:
+            ways[t, freedom] = methods.fixed_shares(shares_by(left[t], freedom), f"{freedom}, as t = {t:g}")
+        ways[t, "image"] = methods.ca_tome(t, None)
+    made = compare(pipe, params, list(ways.values()), recompute=params.recompute, **kept)
+    few = replace(params, images=min(params.images, params.batch_size))
+    scores = {key: scores_left(pipe, few, method, recompute=params.recompute, **kept) for key, method in ways.items()}
+    return Result(params, left, ways, scores, made)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found.
+
+    Attributes:
+        params: the parameters.
+        left: of `measured_left`, by threshold.
+        ways: the method of each threshold and freedom ("image" is the threshold itself).
+        scores: the share of attention scores that each of them leaves, over the first batch.
+        made: the rows.
+    """
+
+    params: Parameters
+    left: dict[float, np.ndarray]
+    ways: dict[tuple[float, str], Method]
+    scores: dict[tuple[float, str], float]
+    made: Comparison
+
+    def table(self, t: float) -> pd.DataFrame:
+        """A row for each freedom: ``PSNR`` with its interval, the share of images below 30 dB, and the scores left."""
+        summary = self.made.summary()
+        rows = {}
+        for freedom, name in {**FREEDOMS, "image": BY_IMAGE}.items():
+            method = self.ways[t, freedom]
+            rows[name] = summary.loc[method.label, ["PSNR", "PSNR low", "PSNR high"]].to_dict() | {
+                "poor": float((self.made.of(method)["psnr"] < quality.POOR_DB).mean()),
+                "scores left": self.scores[t, freedom],
+            }
+        return pd.DataFrame(rows).T
+
+    def gain(self, t: float, freedom: str, over: str) -> tuple[float, float, float]:
+        """PSNR of one freedom minus that of another on the same seeds, in dB, with its 95 % interval."""
+        return self.made.paired("psnr", self.ways[t, freedom], self.ways[t, over])
+
+    def steps_of_freedom(self, t: float) -> pd.DataFrame:
+        """What each freedom adds, seed by seed, to be read: over one share for all, and what the image adds over all others."""
+        pairs = {
+            "each block": ("block", "generation"),
+            "each step": ("step", "generation"),
+            "each step and block": ("step and block", "generation"),
+            "and each image": ("image", "step and block"),
+        }
+        found = {name: self.made.differences("psnr", *(self.ways[t, one] for one in pair)) for name, pair in pairs.items()}
+        return quality.difference_table(found)
+
+    def report(self) -> str:
+        """Both tables of each threshold."""
+        parts = []
+        for t in dict.fromkeys(self.params.thresholds):
+            shown = self.table(t).map("{:.2f}".format)
+            parts += [f"t = {t:g}, {self.params.images} images", shown.to_string(), self.steps_of_freedom(t).to_string()]
+        return "\n\n".join(parts)
