@@ -7,6 +7,7 @@ GPU_PYTHON ?= .venv/bin/python
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LAB := $(VENV)/share/jupyter/labextensions/catome-book/package.json
 NOTEBOOKS := $(notdir $(wildcard notebooks/*.ipynb))
 BUILD ?= _build
 SOURCE := $(BUILD)/source
@@ -25,13 +26,16 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 	@echo "Settings: PYTHON=$(PYTHON), PRESET=$(PRESET) (a file in data/presets), RECOMPUTE=1 (nothing from data/results)"
 
-setup: $(STAMP) ## install everything into .venv
+setup: $(STAMP) $(LAB) ## install everything into .venv
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python found: install Python 3.11 or later, or set PYTHON="; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[dev]
 	touch $@
+
+$(LAB): $(wildcard book/jupyterlab/*) book/references.bib | $(STAMP)
+	$(BIN)/python book/jupyterlab/install.py
 
 book: $(STAMP) $(EXECUTED) ## run the notebooks on the embedded model and render the book to _build/html
 	mkdir -p $(SOURCE)/book
@@ -68,6 +72,8 @@ record: $(STAMP) ## compute what is missing from data/results (hours; go on any 
 	    $(BIN)/python -m catome.study $$study -f data/presets/tiny.yaml -f data/presets/record/$$notebook.yaml \
 	        --output data/results $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH)) || exit 1; \
 	done
+	$(BIN)/python -m catome.study curves --timed --images 120 --output data/results \
+	    $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH))
 
 bench: $(STAMP) ## time catome against its peers on the CPU (under 10 minutes)
 	$(BIN)/python -m catome.bench --output $(BUILD)/output
@@ -79,7 +85,7 @@ leaderboard: $(STAMP) ## judge the entries in ENTRIES=folder on images of a seed
 gpu-test: $(GPU_STAMP) ## test the kernels on a GPU (GPU_PYTHON=python3: with that Python instead of .venv's)
 	@$(GPU_PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('gpu-test needs a CUDA device, and torch %s sees \
 	none; make test runs the same tests on the interpreter' % torch.__version__)"
-	$(GPU_PYTHON) -m pytest tests/test_kernels.py
+	$(GPU_PYTHON) -m pytest tests/core/test_kernels.py
 
 gpu-bench: $(GPU_STAMP) ## time catome against its peers on a GPU and keep the rows in data/results (under 10 minutes)
 	$(GPU_PYTHON) -m catome.bench --device cuda --record
@@ -96,16 +102,16 @@ mutations: $(STAMP) ## try small wrong changes to the code, each of which some t
 	$(BIN)/python tests/mutations.py
 
 audit: $(STAMP) ## look the pinned versions up in the database of known advisories (needs a network)
-	$(BIN)/python -m pytest --noconftest -rs tests/test_advisories.py
+	$(BIN)/python -m pytest --noconftest -rs tests/repository/test_advisories.py
 
 check-book: $(STAMP) ## check every page of _build/html: links, sizes, light and dark, accessibility, print, spelling (minutes)
-	BOOK=$(BUILD)/html $(BIN)/python -m pytest -n $(WORKERS) tests/test_book_pages.py tests/test_spelling.py
+	BOOK=$(BUILD)/html $(BIN)/python -m pytest -n $(WORKERS) tests/book/test_book_pages.py tests/book/test_spelling.py
 
 pdf: $(STAMP) ## print each page of _build/html to _build/pdf (SOLUTIONS=1: with the solutions of the exercises)
 	$(BIN)/python book/pdf.py $(BUILD)/html $(BUILD)/pdf $(if $(SOLUTIONS),--solutions)
 
 torture: $(STAMP) ## kill a small study 200 times (KILLS=...) and compare the bytes
-	KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest tests/test_long_runs.py tests/test_work.py tests/test_results.py
+	KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest tests/study/test_long_runs.py tests/study/test_work.py tests/study/test_results.py
 
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .

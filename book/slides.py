@@ -121,7 +121,7 @@ def citation(keys: str, bracketed: bool) -> str:
     """``(Bolya and Hoffman, 2023)``, or without the brackets around the names, for keys with commas between them."""
     said = []
     for entry in (bibliography()[key.strip()] for key in keys.split(",")):
-        names = [" ".join(person.last_names) for person in entry.persons["author"]]
+        names = [" ".join(map(str, person.rich_last_names)) for person in entry.persons["author"]]
         authors = " and ".join(names) if len(names) < 3 else f"{names[0]} et al."
         year = entry.fields["year"]
         said.append(f"{authors}, {year}" if bracketed else f"{authors} ({year})")

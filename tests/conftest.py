@@ -19,10 +19,10 @@ from catome import tiny
 from catome.models._torch import hooks_of
 from catome.policy import rates
 from catome.runtime.hooks import Hook
+from helpers.estimates import ESTIMATES
+from helpers.paths import ROOT
+from helpers.processes import offline
 
-ROOT = Path(__file__).resolve().parents[1]
-
-ESTIMATES = dict(rates.ESTIMATES)
 for kind in ESTIMATES:  # the models of most tests are so small that no merging would pay by the real ones
     rates.ESTIMATES[kind] = rates.Rates(1e12, math.inf, 0.0)
 
@@ -79,9 +79,11 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest begins first; what runs notebooks or reads the book is slow."""
+    """What takes longest begins first; what runs notebooks or reads the book is slow, if it is not marked
+    quick."""
     for item in items:
-        if item.path.stem in OF_THE_BOOK or item.get_closest_marker("book"):
+        of_the_book = item.path.stem in OF_THE_BOOK or item.get_closest_marker("book")
+        if of_the_book and not item.get_closest_marker("quick"):
             item.add_marker(pytest.mark.slow)
         if "book" in item.fixturenames and item.path.stem not in OF_THE_BOOK:
             raise pytest.UsageError(f"{item.nodeid} reads the book: its file must be one of {', '.join(OF_THE_BOOK)}")
@@ -97,9 +99,8 @@ def book(tmp_path_factory) -> Path:
         assert (given / "index.html").is_file(), f"{given} is no rendered book: run make book"
         return given.resolve()
     build = tmp_path_factory.mktemp("book") / "_build"
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     command = ["make", "book", "PRESET=smoke", f"BUILD={build}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=offline)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=offline())
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return build / "html"
 

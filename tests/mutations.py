@@ -1,7 +1,7 @@
 """Small wrong changes to the code, each of which some test must notice: ``python tests/mutations.py``.
 
 Every mutation is applied by itself to a copy of the repository, in which the tests that should notice it are run. One that they
-pass has survived, and the command ends with 1. `tests/test_mutations.py` holds that each of them still fits the code.
+pass has survived, and the command ends with 1. `tests/repository/test_mutations.py` holds that each of them still fits the code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from helpers.paths import ROOT
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Mutation:
     tests: str
 
 
-PLANS = "test_matching_and_plan.py test_patch.py -k 'not checkpoint'"
-STEPS = "runtime/test_steps.py runtime/test_generations.py"
-ONLINE = "test_online.py"
-DRIFT = "test_results.py -k 'drift or staleness or derived or jaccard'"
-QUALITY = "test_quality.py"
+PLANS = "core/test_matching_and_plan.py core/test_patch.py -k 'not checkpoint'"
+STEPS = "core/runtime/test_steps.py core/runtime/test_generations.py"
+ONLINE = "core/test_online.py"
+DRIFT = "study/test_results.py -k 'drift or staleness or derived or jaccard'"
+QUALITY = "study/test_quality.py"
 
 MUTATIONS = (
     Mutation(
@@ -67,70 +67,70 @@ MUTATIONS = (
         "tensors/attention.py",
         "return counted.log().to(dtype)",
         "return (counted.log() / 2).to(dtype)",
-        "test_attention.py",
+        "core/test_attention.py",
     ),
     Mutation(
         "groups count once",
         "tensors/attention.py",
         "counted = sizes if weighted else sizes.clamp(max=1)",
         "counted = sizes.clamp(max=1)",
-        "test_attention.py",
+        "core/test_attention.py",
     ),
     Mutation(
         "values count as much as keys where pairs are found",
         "tensors/attention.py",
         "_VALUES = 0.5",
         "_VALUES = 1.0",
-        "test_attention.py",
+        "core/test_attention.py",
     ),
     Mutation(
         "the weights' channel forgets the scale",
         "tensors/attention.py",
         "return 1 / (scale * _CONSTANT)",
         "return 1 / _CONSTANT",
-        "test_attention.py",
+        "core/test_attention.py",
     ),
     Mutation(
         "slots without a member are attended to",
         "tensors/padded.py",
         "log_weights = (sizes if weighted else sizes.clamp(max=1)).log()",
         "log_weights = sizes.clamp(min=1).log()",
-        "runtime/test_compiled_steps.py",
+        "core/runtime/test_compiled_steps.py",
     ),
     Mutation(
         "compiled steps go on with the pairs of the checkpoint before",
         "runtime/compiled.py",
         "if self._loaded is not loaded and not _same_plans(self._loaded, loaded):",
         "if self._loaded is None:",
-        "runtime/test_compiled_steps.py",
+        "core/runtime/test_compiled_steps.py",
     ),
     Mutation(
         "checkpoints of another length are rounded up",
         "policy/schedule.py",
         "{step * calls // self.length for step in self.steps}",
         "{-(-step * calls // self.length) for step in self.steps}",
-        "test_schedule.py",
+        "core/test_schedule.py",
     ),
     Mutation(
         "pairs are found afresh one step after a checkpoint as well",
         "runtime/state.py",
         "or cached.made < self._due():",
         "or cached.made <= self._due():",
-        "test_patch.py " + STEPS,
+        "core/test_patch.py " + STEPS,
     ),
     Mutation(
         "a checkpoint one step late",
         "policy/schedule.py",
         "if checkpoint <= step)",
         "if checkpoint < step or checkpoint == 0)",
-        "test_schedule.py test_patch.py",
+        "core/test_schedule.py core/test_patch.py",
     ),
     Mutation(
         "merging begins one step late",
         "runtime/state.py",
         "return self.config.start * length <= self.generation.step and not over",
         "return self.config.start * length < self.generation.step and not over",
-        "test_patch.py " + STEPS,
+        "core/test_patch.py " + STEPS,
     ),
     Mutation(
         "the online schedule looks again where nothing more is broken than is tolerated",
@@ -165,7 +165,7 @@ MUTATIONS = (
         "runtime/hooks.py",
         "        if output is None:\n            self.reset()",
         "        if output is None:\n            pass",
-        STEPS + " runtime/test_wrappers.py test_surroundings.py",
+        STEPS + " core/runtime/test_wrappers.py core/test_surroundings.py",
     ),
     Mutation(
         "a schedule pays for the age since step 0",
@@ -264,21 +264,21 @@ MUTATIONS = (
         "study/studies/headline.py",
         'if method.batch not in (None, turns["batch"].iloc[0]):',
         "if method.batch == 0:",
-        "test_chapters.py",
+        "study/test_chapters.py",
     ),
     Mutation(
         "the bounds decide how staleness and closeness are related",
         "study/studies/schedules.py",
         'one.kind in ("paper", "derived")',
         'one.kind != "online"',
-        "test_chapters.py",
+        "study/test_chapters.py",
     ),
     Mutation(
         "a changed source keeps its name",
         "study/run/store.py",
         "_checksum(file.read_bytes())",
         "len(file.read_bytes())",
-        "test_results.py -k sources",
+        "study/test_results.py -k sources",
     ),
     Mutation(
         "the jackknife changes the mixture of classes",
@@ -307,63 +307,63 @@ MUTATIONS = (
         "runtime/forecast.py",
         "while len(known) > forecast.order + 1:",
         "while len(known) > max(forecast.order, 1):",
-        "runtime/test_forecast.py",
+        "core/runtime/test_forecast.py",
     ),
     Mutation(
         "errors of methods together are those of the worst",
         "study/studies/compose.py",
         "error = sum(one.error for one in parts)",
         "error = max(one.error for one in parts)",
-        "test_compose.py -k 'errors'",
+        "study/test_compose.py -k 'errors'",
     ),
     Mutation(
         "noise by the place in the batch",
         "study/run/generate.py",
         "setting.seed * 1_000_003 + i) for i in images]",
         "setting.seed * 1_000_003 + i) for i in range(len(images))]",
-        "test_study.py",
+        "study/test_study.py",
     ),
     Mutation(
         "of equal dst tokens the last block's is taken by the kernel",
         "tensors/kernels.py",
         "better = here > highest  #",
         "better = here >= highest  #",
-        "test_kernels.py -k equal",
+        "core/test_kernels.py -k equal",
     ),
     Mutation(
         "merging keys saves queries, too, in the cost model",
         "policy/cost_model.py",
         "scores_left = 1 - share if keep_queries else (1 - share) ** 2",
         "scores_left = (1 - share) ** 2",
-        "test_worth.py",
+        "core/test_worth.py",
     ),
     Mutation(
         "a changed entry of the leaderboard keeps its old rows",
         "study/leaderboard.py",
         "hashlib.sha256(file.read_bytes())",
         "hashlib.sha256(file.name.encode())",
-        "test_leaderboard.py -k changed",
+        "study/test_leaderboard.py -k changed",
     ),
     Mutation(
         "an entry over the limit is ranked",
         "study/leaderboard.py",
         "<= self.limit + 1e-9",
         "<= 1 + self.limit",
-        "test_leaderboard.py -k closest",
+        "study/test_leaderboard.py -k closest",
     ),
     Mutation(
         "what an entry leaves on stays on",
         "study/leaderboard.py",
         "            if left is not None:\n                guard.put_back(pipe)\n",
         "",
-        "test_leaderboard.py -k left_on",
+        "study/test_leaderboard.py -k left_on",
     ),
     Mutation(
         "scores that a mask rules out count as left",
         "study/measure/scores.py",
         "return int(left.sum()) * scores // left.numel()",
         "return scores",
-        "test_leaderboard.py -k scores",
+        "study/test_leaderboard.py -k scores",
     ),
 )
 

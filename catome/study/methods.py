@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -222,6 +223,70 @@ def fixed_shares(shares: np.ndarray, name: str) -> Method:
     return Method(f"fixed shares(by={name}, {digest})", "ToMe", applied)
 
 
+def on_topmost(unet: torch.nn.Module, before: Callable, after: Callable | None = None) -> list:
+    """Put hooks around the self-attentions of the topmost blocks of a U-Net.
+
+    Args:
+        unet: the model.
+        before: ``before(depth, hidden, grid)`` returns ``(hidden, context)`` to run the attention with: what queries are made
+            of, and what keys and values are made of, None for the same. ``depth`` in [0, 1) is where the block stands among all
+            blocks, ``hidden`` is ``[B, N, C]``, and ``grid`` is ``(height, width)`` in tokens.
+        after: ``after(output)`` returns what the attention gives instead.
+
+    Returns:
+        The hooks' handles.
+    """
+    size, downsample_by, entered = {}, topmost_downsample(unet), set()
+
+    def note(module, args, kwargs) -> None:
+        sample = args[0] if args else kwargs["sample"]
+        size["grid"] = tuple(math.ceil(edge / downsample_by) for edge in sample.shape[-2:])
+
+    def enter(depth, module, args, kwargs):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if kwargs.get("encoder_hidden_states") is not None or hidden.shape[1] != math.prod(size["grid"]):
+            return args, kwargs  # cross-attention, or a block farther down
+        entered.add(module)
+        hidden, context = before(depth, hidden, size["grid"])
+        rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        return (hidden, *args[1:]), rest | {"encoder_hidden_states": context}
+
+    def leave(module, args, output):
+        if module not in entered:
+            return output
+        entered.remove(module)
+        return after(output)
+
+    handles = [unet.register_forward_pre_hook(note, with_kwargs=True)]
+    blocks = list(transformer_blocks(unet).values())
+    for place, block in enumerate(blocks):
+        enters = partial(enter, place / len(blocks))
+        handles.append(block.attn1.register_forward_pre_hook(enters, with_kwargs=True))
+        if after is not None:
+            handles.append(block.attn1.register_forward_hook(leave))
+    return handles
+
+
+@contextmanager
+def hooked(pipe, before: Callable, after: Callable | None = None) -> Iterator:
+    """`on_topmost` for a while."""
+    handles = on_topmost(_first_model(pipe), before, after)
+    try:
+        yield pipe
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def fewer_keys(reduce: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[object], AbstractContextManager]:
+    """How a method is applied that makes the topmost keys and values of fewer tokens, and keeps all queries.
+
+    Args:
+        reduce: makes tokens ``[B, M, C]`` of a grid of them, ``[B, H, W, C]``.
+    """
+    return lambda pipe: hooked(pipe, lambda depth, hidden, grid: (hidden, reduce(hidden.unflatten(1, grid))))
+
+
 def todo(factor: int = 2, rows: int | None = None) -> Method:
     """ToDo (arXiv 2402.13573): keys and values of the topmost self-attentions downsampled to every ``factor``-th token each
     way.
@@ -230,32 +295,7 @@ def todo(factor: int = 2, rows: int | None = None) -> Method:
     ``rows``-th row of tokens is kept instead, which the paper does not do: ``rows=1`` halves the keys where factor 2 would
     leave a quarter of them."""
     of_rows = factor if rows is None else rows
-
-    @contextmanager
-    def applied(pipe) -> Iterator:
-        unet, size = _first_model(pipe), {}
-        downsample_by = topmost_downsample(unet)
-
-        def note(module, args, kwargs):
-            sample = args[0] if args else kwargs["sample"]
-            size["grid"] = tuple(math.ceil(edge / downsample_by) for edge in sample.shape[-2:])
-
-        def downsample(module, args, kwargs):
-            hidden = args[0] if args else kwargs["hidden_states"]
-            height, width = size["grid"]
-            if kwargs.get("encoder_hidden_states") is None and hidden.shape[1] == height * width:
-                grid = hidden.unflatten(1, (height, width))
-                kwargs["encoder_hidden_states"] = grid[:, ::of_rows, ::factor].flatten(1, 2)
-            return args, kwargs
-
-        with ExitStack() as stack:
-            handles = [unet.register_forward_pre_hook(note, with_kwargs=True)]
-            for block in transformer_blocks(unet).values():
-                handles.append(block.attn1.register_forward_pre_hook(downsample, with_kwargs=True))
-            for handle in handles:
-                stack.callback(handle.remove)
-            yield pipe
-
+    applied = fewer_keys(lambda grid: grid[:, ::of_rows, ::factor].flatten(1, 2))
     return Method(f"ToDo(factor={factor}{'' if rows is None else f', rows={rows}'})", "ToDo", applied)
 
 

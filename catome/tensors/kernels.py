@@ -3,7 +3,7 @@
 The plain torch versions are the reference; these give the same values up to the rounding of float32 and write nothing that
 is not needed: the similarity matrix never exists, the sum over a group of merged tokens is taken in one order (so that two
 runs are equal to the bit), and keys and values are merged in one pass that also writes the weights of groups. With
-``TRITON_INTERPRET=1`` in the environment they run on the CPU, to be tested; `tests/test_kernels_compile.py` compiles each for
+``TRITON_INTERPRET=1`` in the environment they run on the CPU, to be tested; `tests/core/test_kernel_table.py` compiles each for
 several GPUs where there is none.
 """
 

@@ -12,8 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from tiny_models import TINY_TRANSFORMERS
-from tiny_unets import TINY_UNETS
 from torch.overrides import TorchFunctionMode
 
 import catome
@@ -23,6 +21,8 @@ from catome.models.base import Layout, ModelCall, bound
 from catome.models.registry import FAMILIES, family_of
 from catome.runtime.compiled import CompiledSteps
 from catome.runtime.hooks import Hook, patch_of
+from helpers.tiny_models import TINY_TRANSFORMERS
+from helpers.tiny_unets import TINY_UNETS
 
 TINY = {tiny.name: tiny for tiny in (*TINY_TRANSFORMERS, *TINY_UNETS)}
 

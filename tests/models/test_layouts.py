@@ -5,11 +5,11 @@ import functools
 import pytest
 import torch
 from diffusers import Transformer2DModel
-from tiny_models import TINY_TRANSFORMERS, TinyModel
 from torch.overrides import TorchFunctionMode
 
 from catome.models import dit, layouts, mmdit, video
 from catome.models.base import Family, Layout, ModelCall
+from helpers.tiny_models import TINY_TRANSFORMERS, TinyModel
 
 FAMILIES = {name: family for part in (dit, mmdit, video) for family in part.FAMILIES for name in family.classes}
 MODELS = {tiny.name: tiny for tiny in TINY_TRANSFORMERS}

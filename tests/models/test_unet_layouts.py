@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0, SlicedAttnProcessor
-from tiny_unets import FRAMES, TINY_UNETS
 from torch.overrides import TorchFunctionMode
 
 from catome.models import _diffusers, unet
 from catome.models.base import ModelCall, bound
+from helpers.tiny_unets import FRAMES, TINY_UNETS
 
 BATCH = 2
 TIMESTEP = 401.0

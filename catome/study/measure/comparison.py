@@ -194,6 +194,7 @@ def compare(
     recorded: Path | None = RECORDED,
     budget_s: float | None = None,
     failed: dict[str, Exception] | None = None,
+    plain: dict[range, np.ndarray] | None = None,
 ) -> Comparison:
     """Generate the same images by several methods; each batch is kept when all methods have made it.
 
@@ -208,6 +209,8 @@ def compare(
         budget_s: stop after the batch in which this many seconds are over, and return what there is.
         failed: gets the error of each method that raises one, by label, and the others go on without it; where this is None,
             the first error is raised.
+        plain: gets the unmerged images of each batch, and gives them where it has them: for several calls with one pipeline and
+            setting.
 
     Raises:
         ValueError: if two methods have one label, or the pipeline is patched already.
@@ -244,10 +247,12 @@ def compare(
         for part, missing in pieces:
             if budget_s is not None and time.monotonic() - began > budget_s:
                 break
-            plain = _plain(pipe, setting, part, bar)
+            unmerged = _plain(pipe, setting, part, bar) if plain is None or part not in plain else plain[part]
+            if plain is not None:
+                plain[part] = unmerged
             rows = []
             for method in missing:
-                images, share = plain, [[]] * len(part)
+                images, share = unmerged, [[]] * len(part)
                 if method.family != "unmerged":
                     try:
                         images, share = _made(pipe, setting, method, part, bar)
@@ -256,7 +261,7 @@ def compare(
                             raise
                         failed[method.label] = error
                         continue
-                rows += _rows(setting, shared, method, part, plain, images, share, net, real)
+                rows += _rows(setting, shared, method, part, unmerged, images, share, net, real)
             store.add(rows, run, watch.lap())
             again.add(part)
     store.finish()

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from tqdm import tqdm
 
 from catome.probe import Record, probe
 from catome.study.run.generate import batches, generate_batch
 from catome.study.run.parameters import Setting
+from catome.study.run.store import (
+    RECORDED,
+    SHARED_KEYS,
+    Stopwatch,
+    Store,
+    Table,
+    image_keys,
+    of_these_images,
+    provenance,
+    shared_keys,
+)
 
 
 @dataclass(frozen=True)
@@ -19,19 +32,39 @@ class Similarities:
     """What `similarity_study` saw.
 
     Attributes:
-        best: ``[steps, blocks, images, S]`` float32, best similarity of every src token in the prompted half of the batch; 1 if
-            and only if it has an exact duplicate.
+        best: ``[steps, blocks, images, S]`` float32, best similarity of every src token in the prompted half of the batch,
+            rounded down to multiples of 0.002; 1 if and only if it has an exact duplicate.
         tokens: tokens of one image in a block, src and dst.
         blocks: short names of the blocks, in running order.
         names: the class of each image.
-        images: the generated images, float ``[images, H, W, 3]`` in [0, 1].
+        runs: provenance of what is kept, by run.
     """
 
     best: np.ndarray
     tokens: int
     blocks: list[str]
     names: list[str]
-    images: np.ndarray
+    runs: dict[str, dict]
+
+    def counts(self) -> pd.DataFrame:
+        """How much was seen, as a table to be read."""
+        steps, blocks, images, sources = self.best.shape
+        row = {"U-Net calls": steps, "blocks": blocks, "src tokens": sources, "all tokens": self.tokens}
+        row["best similarities"] = f"{self.best.size:,}"
+        return pd.DataFrame(row, index=[f"{images} image{'s' * (images > 1)}"])
+
+    def by_block(self) -> pd.DataFrame:
+        """The mean best similarity of each block, by its name: at the ``first step`` and at the ``last step``, and over the
+        ``first quarter`` and the ``last quarter`` of the steps, which are one step at least."""
+        mean = self.best.mean((2, 3))
+        quarter = max(1, len(mean) // 4)
+        columns = {
+            "first step": mean[0],
+            "last step": mean[-1],
+            "first quarter": mean[:quarter].mean(0),
+            "last quarter": mean[-quarter:].mean(0),
+        }
+        return pd.DataFrame(columns, index=self.blocks)
 
 
 def short_name(block: str) -> str:
@@ -40,19 +73,73 @@ def short_name(block: str) -> str:
     return "middle" if parts[0] == "mid_block" else f"{parts[0].split('_')[0]} {parts[3]}"
 
 
-def similarity_study(pipe, setting: Setting) -> Similarities:
-    """Generate the study's images once and watch every topmost block at every step, with a progress bar."""
-    best, images = [], []
-    parts = batches(setting)
-    with tqdm(total=len(parts) * setting.calls, desc="similarities", unit="step", leave=False) as bar:
+GRAIN = 500
+"""Similarities are kept as whole numbers, so many for 1, rounded down: thresholds of two digits merge exactly what they did."""
+
+SIMILARITY = Table(
+    "similarity",
+    1,
+    SHARED_KEYS | {"block": pa.string()},
+    {"class": pa.string(), "place": pa.int32(), "tokens": pa.int32(), "best": pa.list_(pa.int16())},
+)
+"""One row for each image and block: ``best`` similarities of its src tokens times `GRAIN`, step by step, in the prompted half
+of the batch. ``place`` counts the blocks in running order, ``tokens`` those of one image, src and dst."""
+
+
+def similarity_study(
+    pipe, setting: Setting, folder: Path | None = None, recorded: Path | None = RECORDED, recompute: bool = False
+) -> Similarities:
+    """Generate the study's images once and watch every topmost block at every step; what was watched before is read.
+
+    Args:
+        pipe: an unpatched pipeline.
+        setting: which images.
+        folder, recorded, recompute: as in `catome.study.compare`.
+    """
+    shared = shared_keys(pipe, setting)
+    store = Store(SIMILARITY, Path(folder or setting.output), recorded)
+    run, watch = provenance(setting, shared["model"]), Stopwatch()
+    parts = [part for part in batches(setting) if recompute or not _is_held(store, shared, setting, part)]
+    with tqdm(total=len(parts) * setting.calls, desc="similarities", unit="step", leave=False, disable=not parts) as bar:
         for part in parts:
             with probe(pipe) as record:
-                images.append(generate_batch(pipe, setting, part, bar.update))
-            best.append(_best(record)[:, :, -len(part) :].numpy())  # the prompted half comes last
+                generate_batch(pipe, setting, part, bar.update)
+            store.add(_rows(record, setting, shared, part), run, watch.lap())
+    store.finish()
+    rows = of_these_images(store.find(**shared, image=range(setting.images)), setting)
+    rows = rows.drop_duplicates(["image", "block"], keep="last").sort_values(["place", "image"])
+    blocks = rows.drop_duplicates("block")["block"].tolist()
+    whole = np.stack(rows["best"].to_numpy()).reshape(len(blocks), setting.images, setting.calls, -1)
+    best = whole.transpose(2, 0, 1, 3).astype(np.float32) / GRAIN
+    runs = {name: entry for name, entry in store.runs.items() if name in set(rows["run"])}
+    return Similarities(best, int(rows["tokens"].iloc[0]), blocks, setting.names, runs)
+
+
+def _is_held(store: Store, shared: dict, setting: Setting, part: range) -> bool:
+    """Whether every block of every image is kept."""
+    rows = of_these_images(store.find(**shared, image=part), setting)
+    of_image = rows.groupby("image")["block"].nunique()
+    return len(of_image) == len(part) and of_image.nunique() == 1
+
+
+def _rows(record: Record, setting: Setting, shared: dict, part: range) -> list[dict]:
+    prompted = _best(record)[:, :, -len(part) :].numpy()  # [steps, blocks, images, S]; the prompted half comes last
+    best = np.floor(prompted.clip(-1, 1) * GRAIN)
     seen = record.at(0, 0)
     tokens = len(seen.matches.src) + len(seen.matches.dst)
-    blocks = [short_name(name) for name in record.blocks()]
-    return Similarities(np.concatenate(best, 2), tokens, blocks, setting.names, np.concatenate(images))
+    return [
+        shared
+        | image_keys(setting, image)
+        | {
+            "block": short_name(name),
+            "place": place,
+            "class": setting.names[image],
+            "tokens": tokens,
+            "best": best[:, place, at].astype(np.int16).ravel(),
+        }
+        for place, name in enumerate(record.blocks())
+        for at, image in enumerate(part)
+    ]
 
 
 def _best(record: Record) -> torch.Tensor:
@@ -96,7 +183,7 @@ def variance_of_share(shares: pd.DataFrame) -> pd.DataFrame:
         step = len(table.columns) * (centred.mean(axis=1) ** 2).sum()
         image = len(table) * (centred.mean(axis=0) ** 2).sum()
         parts = np.array([step, image, total - step - image])
-        rows[threshold] = parts / total if total else np.full(3, np.nan)
+        rows[threshold] = parts / total if total > 1e-20 else np.full(3, np.nan)  # what is less comes from rounding
     return pd.DataFrame(rows, index=["step", "image", "both"]).T
 
 
@@ -106,3 +193,67 @@ def weakest_merged(study: Similarities, ratio: float) -> np.ndarray:
     if count == 0:
         raise ValueError(f"ratio={ratio!r} merges no token of {study.tokens}: there is no weakest pair")
     return torch.from_numpy(study.best).topk(count, -1).values[..., -1].numpy()
+
+
+def most_adaptive(shares: pd.DataFrame) -> float:
+    """The threshold whose merged share varies most from image to image, the lowest of several; ``shares`` of `shares_above`."""
+    spread = shares.groupby(["threshold", "image"])["share"].mean().groupby("threshold").std().fillna(0)
+    return float(spread.idxmax())
+
+
+def extremes(shares: pd.DataFrame, threshold: float) -> pd.Series:
+    """The images in which a threshold merges the least, the median and the largest share: that share, by image.
+
+    All images, where there are no more than two. Arguments as in `most_adaptive`."""
+    mean = shares[shares["threshold"] == threshold].groupby("image")["share"].mean().sort_values()
+    return mean if len(mean) <= 2 else mean.iloc[[0, len(mean) // 2, -1]]
+
+
+def earlier_more_similar(by_block: pd.DataFrame) -> str:
+    """The blocks in which the first quarter of the steps is more similar than the last; ``by_block`` of `Similarities`."""
+    early = list(by_block.index[by_block["first quarter"] > by_block["last quarter"]])
+    return f"{len(early)} of {len(by_block)} blocks ({', '.join(early)})" if early else "none of the blocks"
+
+
+def deciding(shares: pd.DataFrame) -> str:
+    """Whether the step or the image decides more about the merged share, as a sentence; ``shares`` of `shares_above`."""
+    parts = variance_of_share(shares).dropna()
+    if parts.empty:
+        return "Here the share does not vary at any threshold."
+    for column, other in (("image", "step"), ("step", "image")):
+        if shares[column].nunique() == 1:
+            return f"Here there is a single {column}, so the {other} decides all of it."
+    by_step = parts.index[parts["step"] > parts["image"]]
+    where = "at every threshold" if len(parts) > 1 else f"at t = {parts.index[0]:g}"
+    if len(by_step) == len(parts):
+        return f"The step decides more than the image {where}."
+    if (parts["image"] > parts["step"]).all():
+        return f"The image decides more than the step {where}."
+    only = " and ".join(f"t = {t:g}" for t in by_step)
+    return f"The step decides more than the image {f'at {only} only' if only else 'at no threshold'}."
+
+
+def words(study: Similarities, shares: pd.DataFrame, ratio: float) -> dict[str, str]:
+    """The numbers that chapter 2 takes up in its text, by their names there, with _ for -.
+
+    Args:
+        study: of `similarity_study`.
+        shares: of `shares_above`.
+        ratio: the fixed share to compare with.
+    """
+    mean, weakest, adaptive = study.best.mean((2, 3)), weakest_merged(study, ratio), most_adaptive(shares)
+    share = shares[shares["threshold"] == adaptive]["share"]
+    found = {}
+    for name, place in (("lowest", mean.argmin()), ("highest", mean.argmax())):
+        step, block = np.unravel_index(place, mean.shape)
+        found |= {name: f"{mean[step, block]:.2f}", f"{name}_block": study.blocks[block], f"{name}_step": str(step)}
+    return found | {
+        "earlier": earlier_more_similar(study.by_block()),
+        "deciding": deciding(shares),
+        "fixed_share": f"{ratio:g}",
+        "weakest_low": f"{weakest.min():.2f}",
+        "weakest_high": f"{weakest.max():.2f}",
+        "share_low": f"{share.min():.0%}",
+        "share_high": f"{share.max():.0%}",
+        "adaptive": f"{adaptive:g}",
+    }

@@ -458,6 +458,22 @@ def _strip(frames: list[np.ndarray]) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def merging_by_step(record, picture: np.ndarray) -> tuple[list, list[str]]:
+    """What the last block merges of an image at each step: pictures as of `merged_colours`, and what to write below each.
+
+    Args:
+        record: of `catome.probe`, of a patched generation.
+        picture: the final image.
+    """
+    frames, labels = [], []
+    where = len(record.blocks()) - 1
+    for step in record.steps():
+        seen = record.at(step, where)
+        frames.append(merged_colours(picture, seen.plan, len(seen.plan.lengths) - 1, seen.matches.grid))
+        labels.append(f"{step}, {seen.plan.merged_share[-1]:.0%} merged")
+    return frames, labels
+
+
 def slider(frames: list[np.ndarray], labels: list[str], alt: str, width: int = 300):
     """Frames ``[h, w, 3]`` in [0, 1] behind a slider, as HTML that needs no server and no other host."""
     name, last = f"slider-{uuid.uuid4().hex[:8]}", len(frames) - 1

@@ -15,12 +15,14 @@ from catome.study.bench.suites import BENCH
 from catome.study.measure.comparison import COST, QUALITY
 from catome.study.measure.drift import DRIFT, STALENESS
 from catome.study.measure.pictures import PICTURES
+from catome.study.measure.similarity import SIMILARITY
+from catome.study.measure.turns import TURNS
 from catome.study.run.store import RECORDED, Store, Table
 from catome.study.studies.allocation import LEFT
 from catome.study.studies.compose import COMPOSED
 from catome.study.studies.frontier import SCORES
 
-TABLES: tuple[Table, ...] = (QUALITY, COST, DRIFT, STALENESS, SCORES, LEFT, COMPOSED, BENCH, PICTURES)
+TABLES: tuple[Table, ...] = (QUALITY, COST, TURNS, DRIFT, STALENESS, SCORES, LEFT, COMPOSED, BENCH, PICTURES, SIMILARITY)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from catome.checks import near
-from catome.study.studies import allocation, compose, drift, frontier, headline, schedules, short, sweep, weights
+from catome.study.studies import allocation, compose, curves, drift, frontier, headline, schedules, short, sweep, weights
 
 STUDIES: dict[str, ModuleType] = {
     "drift": drift,
@@ -26,6 +26,7 @@ STUDIES: dict[str, ModuleType] = {
     "weights": weights,
     "short": short,
     "allocation": allocation,
+    "curves": curves,
     "frontier": frontier,
     "compose": compose,
 }

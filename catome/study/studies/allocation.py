@@ -11,7 +11,7 @@ average: shares are measured on images of another seed, and set so that ``(1 - s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,7 @@ class Parameters(Setting):
         recompute: generate everything again, whatever is kept.
     """
 
-    images: Count = 48
+    images: Count = 24
     thresholds: Cosines = (0.9,)
     measured_images: Count = 24
     recompute: Flag = False
@@ -127,6 +127,14 @@ def jobs(params: Parameters) -> Iterator[Job]:
     yield from of_images(2, params, [*(methods.ca_tome(t, None).label for t in params.thresholds), *fixed])
 
 
+def beside(setting: Setting, images: int, thresholds: tuple) -> Parameters:
+    """The parameters for the first images of another study."""
+    common = {one.name: getattr(setting, one.name) for one in fields(Setting)}
+    common["images"] = min(images, setting.images)
+    own = {"thresholds": thresholds, "measured_images": common["images"], "recompute": getattr(setting, "recompute", False)}
+    return Parameters(**common, **own)
+
+
 def run(params: Parameters, pipe, **kept) -> Result:
     """Measure the shares, and generate by them and by the thresholds.
 
@@ -192,10 +200,44 @@ class Result:
         found = {name: self.made.differences("psnr", *(self.ways[t, one] for one in pair)) for name, pair in pairs.items()}
         return quality.difference_table(found)
 
+    def decides(self, t: float) -> str:
+        """What the intervals say of who decides how much is merged, in two sentences."""
+        freer = self.gain(t, "step and block", "generation")
+        own = self.gain(t, "image", "step and block")
+        first = f"Letting the share depend on the step and the block changes PSNR by {quality.spoken(freer)} dB."
+        second = f"Letting the image decide as well changes it by {quality.spoken(own)} dB"
+        _, low, high = own
+        if low > 0:
+            return f"{first} {second}: the image decides, too."
+        if high < 0:
+            return f"{first} {second}: the image had better not decide."
+        return f"{first} {second}: no gain can be told from chance, and one above {high:.1f} dB is excluded."
+
+    def shown(self, t: float) -> pd.DataFrame:
+        """`table` to be read, with a column for the difference from the threshold."""
+        found = self.table(t)
+        closeness = []
+        differences = []
+        for freedom, name in {**FREEDOMS, "image": BY_IMAGE}.items():
+            row = found.loc[name]
+            closeness.append(f"{row['PSNR']:.1f} [{row['PSNR low']:.1f}, {row['PSNR high']:.1f}]")
+            differences.append("" if freedom == "image" else quality.spoken(self.gain(t, freedom, "image")))
+        return pd.DataFrame(
+            {
+                "PSNR (dB)": closeness,
+                "minus the threshold (dB)": differences,
+                "below 30 dB": found["poor"].map("{:.0%}".format).to_list(),
+                "scores left": found["scores left"].map("{:.3f}".format).to_list(),
+            },
+            index=found.index,
+        )
+
     def report(self) -> str:
-        """Both tables of each threshold."""
+        """The tables of each threshold, and what they say."""
         parts = []
         for t in dict.fromkeys(self.params.thresholds):
-            shown = self.table(t).map("{:.2f}".format)
-            parts += [f"t = {t:g}, {self.params.images} images", shown.to_string(), self.steps_of_freedom(t).to_string()]
+            parts.append(f"t = {t:g}, {self.params.images} images")
+            parts.append(self.shown(t).to_string())
+            parts.append(self.steps_of_freedom(t).to_string())
+            parts.append(self.decides(t))
         return "\n\n".join(parts)

@@ -11,6 +11,7 @@ from catome.study.run.parameters import (
     Cosines,
     Count,
     Counts,
+    Flag,
     Position,
     ScheduleName,
     Setting,
@@ -57,10 +58,12 @@ class Similarity(Setting):
     Attributes:
         thresholds: cosines to compare.
         ratio: the fixed share to compare with.
+        recompute: compute again what was recorded or kept.
     """
 
     thresholds: Cosines = (0.7, 0.8, 0.9, 0.95)
     ratio: Share = 0.5
+    recompute: Flag = False
 
 
 @parameters

@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 
-from catome.policy.schedule import SCHEDULES, derive
+from catome.policy.schedule import SCHEDULES, derive, parse_schedule
 from catome.study.measure.drift import Drift, amount_name, drift_study, lag_curves
 from catome.study.run.parameters import Cosines, Count, Counts, Flag, Guidances, Setting, Share, parameters
 from catome.study.studies.jobs import Job, of_drift
 
 NOTEBOOK = "04_pair_drift"
+
+BASE = "CONFIG_3"
+"""The paper's choice of a schedule."""
 
 
 @parameters
@@ -105,6 +109,13 @@ class Result:
         """Mean distances ``[T, T]`` at the fixed share."""
         return self.drift.staleness(self.amount)
 
+    def _at(self, amount: str) -> pd.DataFrame:
+        return self.drift.rows[self.drift.rows["amount"] == amount]
+
+    def neighbours(self) -> np.ndarray:
+        """The distance ``[T - 1]`` of each step's pairs from the next's at the fixed share, mean over images and blocks."""
+        return np.stack(self._at(self.amount)["neighbour"].to_numpy()).astype(float).mean(0)
+
     def by_amount(self) -> dict[str, float]:
         """The mean distance of neighbouring steps, by the amount of merging."""
         return {
@@ -115,6 +126,26 @@ class Result:
     def by_lag(self, lags=(1, 2, 5, 10, 25)) -> dict[int, float]:
         """The mean distance of steps so far apart, at the fixed share."""
         return {lag: float(np.diagonal(self.staleness, lag).mean()) for lag in lags if lag < self.drift.steps}
+
+    def ages(self) -> pd.DataFrame:
+        """`by_lag` as a table to be read: one row."""
+        columns = {f"{lag} step{'s' * (lag > 1)} apart": f"{value:.2f}" for lag, value in self.by_lag().items()}
+        return pd.DataFrame(columns, index=["Jaccard distance"])
+
+    def curves_by_class(self, most: int = 12) -> dict[str, np.ndarray]:
+        """The mean distance of steps k apart, ``[images, T - 1]``, at the fixed share by class, from the slowest drift to the
+        fastest. Where there are more classes than ``most``, the four slowest and the four fastest."""
+        curves = {name: lag_curves(part) for name, part in self._at(self.amount).groupby("class")}
+        order = sorted(curves, key=lambda name: curves[name].mean())
+        return {name: curves[name] for name in (order if len(order) <= most else [*order[:4], *order[-4:]])}
+
+    def curves_by_amount(self) -> dict[str, np.ndarray]:
+        """The mean distance of steps k apart, ``[images, T - 1]``, by the amount of merging."""
+        return {name: lag_curves(part) for name, part in self.drift.rows.groupby("amount", sort=False)}
+
+    def schedules(self) -> dict[str, tuple[int, ...]]:
+        """The paper's schedules, fitted to the generation's length, and pairs that are found once."""
+        return {**{name: parse_schedule(name).at(self.drift.steps) for name in SCHEDULES}, "step 0 only": (0,)}
 
     def paid(self, schedule) -> np.ndarray:
         """The staleness ``[T]`` that a schedule of checkpoints pays at each step."""
@@ -127,9 +158,67 @@ class Result:
         return bill
 
     def bills(self) -> dict[str, np.ndarray]:
-        """What the paper's schedules pay, and pairs that are found once."""
-        return {name: self.paid(steps) for name, steps in {**SCHEDULES, "step 0 only": (0,)}.items()}
+        """What each of `schedules` pays."""
+        return {name: self.paid(steps) for name, steps in self.schedules().items()}
 
-    def least_stale(self, like: str = "CONFIG_3") -> tuple[int, ...]:
+    def least_stale(self, like: str = BASE) -> tuple[int, ...]:
         """The schedule that pays least with as many checkpoints as a named one has."""
-        return derive(self.staleness, sum(step < self.drift.steps for step in SCHEDULES[like]))
+        return derive(self.staleness, sum(step < self.drift.steps for step in self.schedules()[like]))
+
+    def farthest(self) -> str:
+        """Which neighbouring steps differ most at the fixed share, as a sentence."""
+        curve = self.neighbours()
+        at = len(curve) - 1 if curve[-1] == curve.max() else int(curve.argmax())
+        if curve[at] == 0:
+            return "All steps merge the same pairs."
+        leaves = f"a distance of {curve[at]:.2f} leaves {_common(curve[at]):.0%} of the pairs in common."
+        if at == len(curve) - 1:
+            return f"The last two steps differ most: {leaves}"
+        return f"Steps {at} and {at + 1} differ most: {leaves} Between the last two steps it is {curve[-1]:.2f}."
+
+    def second_timestep(self) -> str:
+        """How far apart the two calls of PLMS at its second timestep are, as a sentence; empty where no step follows them."""
+        if self.params.steps < 3:
+            return ""
+        before, within, after = self.neighbours()[:3]
+        return (
+            f"PLMS calls the U-Net twice at its second timestep, as steps 1 and 2. Their distance is {within:.2f}, compared "
+            f"with {before:.2f} from step 0 to 1 and {after:.2f} from step 2 to 3."
+        )
+
+    def words(self) -> dict[str, str]:
+        """The numbers that the chapter's text takes up, by their names there, with _ for -."""
+        rows = self.drift.rows
+        curve = self.neighbours()
+        middle = curve[len(curve) // 4 : -len(curve) // 4]
+        means = {name: bill.mean() for name, bill in self.bills().items()}
+        freshest, least = min(SCHEDULES, key=means.get), self.least_stale()
+        by_amount = self.by_amount()
+        return {
+            "images": f"{rows['image'].nunique():,}",
+            "calls": str(self.drift.steps),
+            "blocks": str(len(self.drift.blocks)),
+            "amounts": ", ".join(by_amount),
+            "rows": f"{len(rows):,}",
+            "amount": self.amount,
+            "middle": _span(middle.min(), middle.max(), ".2f"),
+            "middle_common": _span(_common(middle.max()), _common(middle.min()), ".0%"),
+            "farthest": self.farthest(),
+            "second_timestep": self.second_timestep(),
+            "by_amount": ", ".join(f"{value:.3f} at {name}" for name, value in by_amount.items()),
+            "paid_base": f"{means[BASE]:.2f}",
+            "freshest": freshest,
+            "paid_freshest": f"{means[freshest]:.2f}",
+            "least_stale": ", ".join(map(str, least)),
+            "paid_least": f"{self.paid(least).mean():.2f}",
+        }
+
+
+def _common(distance: float) -> float:
+    """The share of each step's pairs that two steps with equally many have in common at a Jaccard distance."""
+    return 2 * (1 - distance) / (2 - distance)
+
+
+def _span(low: float, high: float, digits: str) -> str:
+    """``0.10 to 0.14``, or one number where both look the same."""
+    return " to ".join(dict.fromkeys((f"{low:{digits}}", f"{high:{digits}}")))

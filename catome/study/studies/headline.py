@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from catome.study import methods
+from catome.study import methods, paper
 from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, speed_ups, timed_alone
 from catome.study.measure.real_images import Reference
@@ -162,3 +162,73 @@ class Result:
         """The methods that no other one beats in both speed and closeness, of those whose speed is known."""
         points = records.drop(index="unmerged")[["speed-up", "PSNR"]].astype(float).dropna()
         return [name for name, point in points.iterrows() if not (points > point).all(axis=1).any()]
+
+    def beside_paper(self, records: pd.DataFrame) -> pd.DataFrame:
+        """The paper's Table IV beside the same methods here, to be read; ``records`` of `records`."""
+        theirs = paper.METHODS
+        faster, change = theirs.iloc[0]["seconds"] / theirs["seconds"], theirs["FID"] - theirs.iloc[0]["FID"]
+        names = "unmerged", f"ToMe, r = {self.params.ratio:g}", f"CA-ToMe, t = {self.params.threshold:g}"
+        ours = records.loc[list(names), ["speed-up", "FID change"]].astype(float).set_axis(theirs.index)
+        here = f"here ({self.made.label}, against {len(self.real.features):,} real images)"
+        return pd.DataFrame(
+            {
+                ("speed-up", "paper"): faster.map("{:.2f}".format),
+                ("speed-up", "here"): ours["speed-up"].map("{:.2f}".format),
+                ("FID - unmerged", "paper (Inception)"): change.map("{:+.2f}".format),
+                ("FID - unmerged", here): ours["FID change"].map("{:+.2f}".format).replace("+nan", ""),
+            }
+        ).rename_axis(None)
+
+    def words(self, records: pd.DataFrame) -> dict[str, str]:
+        """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of `records`."""
+        headline = f"CA-ToMe, t = {self.params.threshold:g}"
+        fast, seconds = records["speed-up"].astype(float).drop("unmerged"), paper.METHODS["seconds"]
+        return {
+            "images": str(self.made.rows["image"].nunique()),
+            "methods": str(len(self.peers)),
+            "extractor": self.made.label,
+            "real": f"{len(self.real.features):,}",
+            "merged": self._merged(),
+            "paper_speed": f"{seconds.iloc[0] / seconds.iloc[-1]:.2f}",
+            "speed": f"{fast[headline]:.2f}",
+            "fastest": fast.idxmax(),
+            "fastest_speed": f"{fast.max():.2f}",
+            "closest": self.closest(records),
+            "frontier": "; ".join(self.frontier(records)),
+            "threshold": f"{self.params.threshold:g}",
+            "papers_place": self.papers_place(records),
+            "told_by_fid": self.told_by_fid(records),
+        }
+
+    def _merged(self) -> str:
+        """Which share of the tokens each CA-ToMe merges in the first image, which was timed, and over all images."""
+        said = []
+        for t in dict.fromkeys((self.params.threshold, self.params.gentle)):
+            one, mean = self.made.share_of_image(self.peers[f"CA-ToMe, t = {t:g}"])
+            said.append(f"{one:.0%} at t = {t:g} ({mean:.0%} over all images)")
+        return " and ".join(said)
+
+    def closest(self, records: pd.DataFrame) -> str:
+        """Which of the methods that are faster at every repetition is closest to the unmerged images, as a sentence."""
+        psnr = records.loc[(records["speed-up low"] > 1) & (records.index != "unmerged"), "PSNR"].astype(float)
+        if not len(psnr):
+            return "No method is faster than doing nothing here at every repetition."
+        best = psnr.idxmax()
+        near = f"with {psnr[best]:.1f} dB" if np.isfinite(psnr[best]) else "which it does not change"
+        return (
+            "Of the methods that are faster than doing nothing here at every repetition, the closest to the unmerged images is "
+            f"{best}, {near}."
+        )
+
+    def papers_place(self, records: pd.DataFrame) -> str:
+        """Whether the paper's own setting is on the frontier, as the end of a sentence."""
+        there = f"CA-ToMe, t = {self.params.threshold:g}" in self.frontier(records)
+        return "is among them" if there else "is not among them: another method is both faster and closer"
+
+    def told_by_fid(self, records: pd.DataFrame) -> str:
+        """Which methods the interval of their FID's change tells from unmerged, as a sentence."""
+        low, high = (records[f"FID change {end}"].astype(float) for end in ("low", "high"))
+        told = records.index[(low > 0) | (high < 0)]
+        if not len(told):
+            return "No method's FID can be told from unmerged with so few images."
+        return f"FID tells these from unmerged: {'; '.join(told)}."

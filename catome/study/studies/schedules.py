@@ -3,18 +3,18 @@ one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from pydantic import model_validator
 
-from catome.policy.schedule import SCHEDULES, Auto, derive, evenly
-from catome.study import methods
+from catome.policy.schedule import SCHEDULES, Auto, derive, evenly, parse_schedule
+from catome.study import methods, paper
 from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, timed_alone
-from catome.study.measure.drift import amount_name, checkpoints_made, drift_study, held_out, mean_staleness
+from catome.study.measure.drift import SHARD, amount_name, checkpoints_made, drift_study, held_out, mean_staleness
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.parameters import Cosines, Count, Counts, Flag, Folder, Setting, Shares, parameters
@@ -98,8 +98,8 @@ def asked_of(params: Parameters, derived: dict[tuple[float, int], tuple[int, ...
     for t in params.thresholds:
         add(t, "bounds", "every step", None, range(params.calls))
         add(t, "bounds", "step 0 only", (0,), (0,))
-        for name, steps in SCHEDULES.items():
-            add(t, "paper", name, name, steps)
+        for name in SCHEDULES:
+            add(t, "paper", name, name, parse_schedule(name).at(params.calls))
         for (at, count), steps in derived.items():
             if at == t:
                 add(t, "derived", f"best {count}", steps, steps)
@@ -200,17 +200,31 @@ class Result:
             found[f"t = {t:g}", f"{name} - {base}"] = self.made.differences("psnr", *both)
         return quality.difference_table(found)
 
-    def relation(self) -> dict[float, float]:
-        """By threshold the rank correlation of mean staleness and PSNR over the fixed schedules without the two bounds, pairs
-        found at every step or once: these lie so far from the others that they would decide it. NaN for fewer than two."""
+    def relation(self, bounds: bool = False) -> dict[float, float]:
+        """By threshold the rank correlation of mean staleness and PSNR over the fixed schedules. NaN for fewer than two.
+
+        Args:
+            bounds: take in the two bounds, pairs found at every step and pairs found once. They lie so far from the others that
+                they may decide it.
+        """
+        kinds = ("bounds", "paper", "derived") if bounds else ("paper", "derived")
         psnr = self.made.summary()["PSNR"]
         found = {}
         for t in self.params.thresholds:
-            steps = self.fixed_schedules(t)
-            bills = pd.Series({name: mean_staleness(self.staleness[t], plan) for name, plan in steps.items()}, dtype=float)
-            close = pd.Series({name: psnr[self.asked[t, name].method.label] for name in steps}, dtype=float)
-            found[t] = float(bills.corr(close, method="spearman"))
+            tried = [one for (at, _), one in self.asked.items() if at == t and one.kind in kinds]
+            bills = pd.Series([mean_staleness(self.staleness[t], one.checkpoints) for one in tried], dtype=float)
+            close = pd.Series([psnr[one.method.label] for one in tried], dtype=float)
+            found[t] = _rank_correlation(bills, close)
         return found
+
+    def derived_steps(self) -> pd.DataFrame:
+        """The checkpoints of the derived schedules, with the images that they were derived on and tried on, to be read."""
+        unseen, _ = self.params.shards
+        images = f"{unseen[0] * SHARD} to {self.params.drift_images - 1}", f"0 to {self.params.images - 1}"
+        columns = ["derived on images", "tried on images", "checkpoints at the steps"]
+        rows = {(t, f"best {k}"): [*images, ", ".join(map(str, steps))] for (t, k), steps in self.derived.items()}
+        index = pd.MultiIndex.from_tuples(list(rows), names=["threshold", "schedule"])
+        return pd.DataFrame(list(rows.values()), index, columns)
 
     def even(self) -> pd.DataFrame:
         """Mean staleness of each derived schedule, ``derived``, and of as many checkpoints at equal distances, ``even``, by
@@ -223,8 +237,20 @@ class Result:
             }
             for (t, k), steps in self.derived.items()
         }
-        table = pd.DataFrame(rows, index=["even", "derived"]).T
-        return table.rename_axis(["threshold", "checkpoints"])
+        index = pd.MultiIndex.from_tuples(list(rows), names=["threshold", "checkpoints"])
+        return pd.DataFrame(list(rows.values()), index, ["even", "derived"])
+
+    def derived_staleness(self) -> pd.DataFrame:
+        """The mean staleness of each derived schedule, of CONFIG_3, and of as many checkpoints at equal distances, to be read;
+        on the images that schedules are tried on."""
+        columns = ["mean staleness", f"that of {BASE}", "difference", "as many at equal distances"]
+        rows = {}
+        for (t, k), row in self.even().iterrows():
+            base = mean_staleness(self.staleness[t], self.asked[t, BASE].checkpoints)
+            change = f"{row['derived'] / base - 1:+.0%}" if base else ""
+            rows[t, f"best {k}"] = [f"{row['derived']:.3f}", f"{base:.3f}", change, f"{row['even']:.3f}"]
+        index = pd.MultiIndex.from_tuples(list(rows), names=["threshold", "schedule"])
+        return pd.DataFrame(list(rows.values()), index, columns)
 
     def fixed_schedules(self, t: float) -> dict[str, tuple[int, ...]]:
         """The steps of every fixed schedule at a threshold, by its name; without the bounds."""
@@ -279,6 +305,133 @@ class Result:
             rows.append(row)
         return pd.DataFrame(rows)
 
+    def online(self, records: pd.DataFrame) -> pd.DataFrame:
+        """The online schedules beside CONFIG_3, to be read; ``records`` of `records`."""
+        rows = records[records["kind"] == "online"]
+        gains = list(rows[["gain", "gain low", "gain high"]].itertuples(index=False))
+        table = {
+            "threshold": rows["threshold"],
+            "schedule": rows["schedule"],
+            "checkpoints for an image": rows["checkpoints"].map("{:.1f}".format),
+            "mean staleness": rows["staleness"].map("{:.2f}".format),
+            "time / unmerged": rows["time"].map("{:.2f}".format),
+            f"PSNR beside {BASE} (dB)": [quality.spoken(gain, 2) for gain in gains],
+            "verdict": [quality.verdict(low, high) for _, low, high in gains],
+        }
+        return pd.DataFrame(table).set_index(["threshold", "schedule"])
+
+    def beside_base(self, kind: str) -> str:
+        """What the intervals say of all schedules of a kind, "derived" or "online", beside CONFIG_3, as a sentence."""
+        said = {
+            "closer": (f"is closer to unmerged than {BASE}", f"are closer to unmerged than {BASE}", []),
+            "farther": (f"is farther from unmerged than {BASE}", f"are farther from unmerged than {BASE}", []),
+            quality.UNTOLD: (f"cannot be told from {BASE}", f"cannot be told from {BASE}", []),
+        }
+        for (t, name), one in self.asked.items():
+            if one.kind == kind:
+                _, low, high = self.gain(t, name)
+                said[quality.verdict(low, high)][2].append(f"{name} at t = {t:g}")
+        parts = [f"{_listed(names)} {one if len(names) == 1 else many}" for one, many, names in said.values() if names]
+        return f"By PSNR, {'; '.join(parts)}." if parts else f"No {kind} schedule was tried."
+
+    def against_every_step(self) -> pd.DataFrame:
+        """`quality.difference_table` of every schedule but the bounds against pairs found at every step."""
+        differences = {
+            f"{name} at t = {t:g}": self.made.differences("psnr", one.method, self.asked[t, "every step"].method)
+            for (t, name), one in self.asked.items()
+            if one.kind != "bounds"
+        }
+        return quality.difference_table(differences)
+
+    def no_upper_bound(self) -> str:
+        """What the intervals say of schedules that may be closer than pairs found at every step, in sentences."""
+        table = self.against_every_step()
+        beats, stay = (table.index[table[column] == "closer"].tolist() for column in ("verdict", "after Holm"))
+        if not beats:
+            return (
+                f"By the paired intervals, none of the {len(table)} schedules tried is closer than pairs found at every step."
+            )
+        return (
+            f"Finding pairs afresh at every step {'is' if stay else 'may be'} no upper bound on quality: with {_listed(beats)} "
+            f"the images are closer to unmerged. The paired interval excludes zero for {len(beats)} of {len(table)} schedules "
+            f"tried. With all of them tested at once, {_listed(stay) or 'none'} stay{'s' * (len(stay) < 2)}."
+        )
+
+    def of_paper(self, records: pd.DataFrame) -> pd.DataFrame:
+        """Rows of ``records`` for the paper's schedules at the first threshold, by name."""
+        return records[records["threshold"] == self.params.thresholds[0]].set_index("schedule").loc[list(SCHEDULES)]
+
+    def beside_paper(self, records: pd.DataFrame) -> pd.DataFrame:
+        """The paper's Table III beside the first threshold here, to be read: time relative to no merging, FID and PSNR to the
+        best of the six."""
+        ours, theirs = self.of_paper(records), paper.SCHEDULES.loc[list(SCHEDULES)]
+        columns = {
+            ("checkpoints", ""): ours["checkpoints"].map("{:.0f}".format),
+            ("time / unmerged", "paper"): (theirs["seconds"] / paper.METHODS["seconds"].iloc[0]).map("{:.3f}".format),
+            ("time / unmerged", "here"): ours["time"].map("{:.3f}".format),
+            ("FID - best", "paper (Inception)"): (theirs["FID"] - theirs["FID"].min()).map("{:.2f}".format),
+            ("FID - best", f"here ({self.made.label})"): (ours["FID change"] - ours["FID change"].min()).map("{:.2f}".format),
+            ("PSNR - best (dB)", "here"): (ours["PSNR"] - ours["PSNR"].max()).map("{:.2f}".format),
+        }
+        return pd.DataFrame(columns).rename_axis(None).replace("nan", "")
+
+    def words(self, records: pd.DataFrame) -> dict[str, str]:
+        """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of `records`."""
+        at = {t: records[records["threshold"] == t].set_index("schedule")["time"] for t in self.params.thresholds}
+        cached = {t: times.drop("every step") for t, times in at.items()}
+        merged = {t: self.made.share_of_image(self.asked[t, BASE].method) for t in at}
+        words = {
+            "images": str(self.made.rows["image"].nunique()),
+            "ways": str(len(self.asked)),
+            "merged": _listed([f"{one:.0%} at t = {t:g} ({mean:.0%} over all images)" for t, (one, mean) in merged.items()]),
+            "online": self.beside_base("online"),
+            "derived": self.beside_base("derived"),
+            "no_upper_bound": self.no_upper_bound(),
+            "searching": _by_threshold({t: f"{quality.spoken(self.gain(t, 'every step', 'step 0 only'), 2)} dB" for t in at}),
+            "relation": _by_threshold({t: _correlation(value) for t, value in self.relation(bounds=True).items()}),
+            "relation_within": _by_threshold({t: _correlation(value) for t, value in self.relation().items()}),
+            "staleness_tells": self.staleness_tells(),
+            "time_searching": _by_threshold({t: f"{times['every step']:.2f}" for t, times in at.items()}),
+            "time_cached": _by_threshold({t: f"{times.min():.2f} to {times.max():.2f}" for t, times in cached.items()}),
+        }
+        return words | self._words_on_the_paper(records)
+
+    def staleness_tells(self) -> str:
+        """Whether staleness ranks the fixed schedules without the bounds, by `relation`, as a sentence."""
+        tells = {t: value < -0.7 for t, value in self.relation().items()}
+        if all(tells.values()):
+            return "Among sensible schedules, too, the less stale the pairs, the closer the images."
+        if not any(tells.values()):
+            return "Among sensible schedules, staleness does not tell which is good."
+        yes, no = (_listed([f"t = {t:g}" for t in tells if tells[t] is wanted]) for wanted in (True, False))
+        return f"Among sensible schedules, staleness tells which is good at {yes}, and does not at {no}."
+
+    def _words_on_the_paper(self, records: pd.DataFrame) -> dict[str, str]:
+        ours, theirs = self.of_paper(records), paper.SCHEDULES.loc[list(SCHEDULES)]
+        t, best = self.params.thresholds[0], ours["PSNR"].astype(float).idxmax()
+        apart = [name for name in SCHEDULES if name != best and self.gain(t, best, name)[1] > 0]
+        order = _rank_correlation(-ours["PSNR"], theirs["FID"])
+        return {
+            "first_threshold": f"{t:g}",
+            "paper_best": theirs["FID"].idxmin(),
+            "paper_worst": theirs["FID"].idxmax(),
+            "paper_apart": f"{np.ptp(theirs['FID']):.1f}",
+            "best": best,
+            "told_apart": f"{len(apart)} of the other {len(ours) - 1}{f' ({_listed(apart)})' * bool(apart)}",
+            "order": _correlation(order),
+            "fid_apart": self._fid_apart(ours),
+            "paper_slower": f"{theirs['seconds'].max() / theirs['seconds'].min() - 1:.1%}",
+            "slower": f"{ours['time'].max() / ours['time'].min() - 1:.1%}",
+        }
+
+    @staticmethod
+    def _fid_apart(ours: pd.DataFrame) -> str:
+        spread, halves = np.ptp(ours["FID change"]), (ours["FID change high"] - ours["FID change low"]).median() / 2
+        if np.isnan(spread):
+            return "So few images have no FID."
+        known = "" if np.isnan(halves) else f", where each is known to ±{halves:.2f}"
+        return f"In FID the six lie {spread:.2f} apart here{known}."
+
 
 def _line(x: pd.Series, y: pd.Series) -> tuple[float, float, float]:
     """A straight line of least squares: where it begins, its slope, and the standard deviation around it; level where all ``x``
@@ -290,3 +443,25 @@ def _line(x: pd.Series, y: pd.Series) -> tuple[float, float, float]:
     slope, intercept = np.polyfit(x, y, 1)
     around = y - intercept - slope * x
     return float(intercept), float(slope), float(np.sqrt((around**2).sum() / max(len(y) - 2, 1)))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, or ``a, b, and c``."""
+    if len(names) < 3:
+        return " and ".join(names)
+    return f"{', '.join(names[:-1])}, and {names[-1]}"
+
+
+def _by_threshold(found: dict[float, str]) -> str:
+    """``x at t = 0.7 and y at t = 0.9``."""
+    return _listed([f"{said} at t = {t:g}" for t, said in found.items()])
+
+
+def _rank_correlation(x: pd.Series, y: pd.Series) -> float:
+    """Spearman's; NaN where all of one are equal, or there are fewer than two."""
+    return float(x.corr(y, method="spearman")) if min(x.nunique(), y.nunique()) > 1 else float("nan")
+
+
+def _correlation(value: float) -> str:
+    """A rank correlation with its sign; there is none where all ranks are equal."""
+    return "undefined" if np.isnan(value) else f"{value:+.2f}"

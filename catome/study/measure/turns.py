@@ -1,0 +1,186 @@
+"""How long methods take over several images: in each turn all of them generate one image, the next turn the next image.
+
+`catome.study.measure.comparison.cost` times one image again and again. A method that merges by a threshold merges more of one
+image than of another, so its time there is that image's alone. Here the turns go through the images of the study, and with them
+through its classes. Each turn is whole in itself: what counts is the time of a method over that of the unmerged generation of
+the same turn. So turns of several runs go together, and each is kept when it is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from catome.policy.rates import processor
+from catome.study.costs.accounting import FORMULAS
+from catome.study.measure import quality
+from catome.study.methods import Method
+from catome.study.run.generate import generate_batch
+from catome.study.run.parameters import Setting
+from catome.study.run.store import (
+    RECORDED,
+    SHARED_KEYS,
+    Stopwatch,
+    Store,
+    Table,
+    image_keys,
+    provenance,
+    shared_keys,
+)
+
+TURNS = Table(
+    "turns",
+    1,
+    SHARED_KEYS
+    | {"method": pa.string(), "sampler": pa.string(), "kind": pa.string(), "device": pa.string()}
+    | {"threads": pa.int16(), "among": pa.string()},
+    {"class": pa.string(), "seconds": pa.float64(), "flops": pa.float64()},
+)
+"""One row for each image and method: ``seconds`` of generating the image alone, and ``flops`` of the model for it. ``among`` is
+a name for the set of methods that took turns, ``sampler`` the class of the scheduler."""
+
+
+def turns(
+    pipe,
+    setting: Setting,
+    methods: Sequence[Method],
+    folder: Path | None = None,
+    recorded: Path | None = RECORDED,
+    recompute: bool = False,
+) -> pd.DataFrame:
+    """Time methods over the images of a setting, one image a turn, and count their work.
+
+    Work is counted in a generation of its own, since counting takes time. Where it is the same for two images, the method does
+    as much for every image, and it is counted no more.
+
+    Turns of this device are used first; where there are none, those of another device of its kind ("cpu", "cuda").
+
+    Args:
+        pipe: an unpatched pipeline.
+        setting: which images.
+        methods: the first of them is what the others are compared with.
+        folder, recorded, recompute: as in `catome.study.compare`.
+
+    Returns:
+        Rows of `TURNS`, all of one device.
+    """
+    cuda = setting.device.startswith("cuda")
+    labels = [method.label for method in methods]
+    shared = shared_keys(pipe, setting) | {
+        "sampler": type(pipe.scheduler).__name__,
+        "kind": torch.device(setting.device).type,
+        "among": hashlib.sha256("\n".join(sorted(labels)).encode()).hexdigest()[:12],
+    }
+    here = {"device": torch.cuda.get_device_name(setting.device) if cuda else processor(), "threads": torch.get_num_threads()}
+    store = Store(TURNS, folder or setting.output, recorded)
+    images = [image_keys(setting, image) for image in range(setting.images)]
+
+    def held(**where) -> pd.DataFrame:
+        found = [store.find(**shared, **where, **image, method=labels) for image in images]
+        whole = [rows.drop_duplicates("method", keep="last") for rows in found]
+        return pd.concat([rows for rows in whole if len(rows) == len(labels)] or [found[0].iloc[:0]], ignore_index=True)
+
+    if not recompute:
+        for where in (here, {}):
+            rows = held(**where)
+            if rows["image"].nunique() == setting.images and rows[["device", "threads"]].drop_duplicates().shape[0] == 1:
+                return rows
+    rows = held(**here)
+    done = set() if recompute else set(rows["image"])
+    counted = {} if recompute else rows.groupby("method")["flops"].agg(list).to_dict()
+    missing = [image for image in range(setting.images) if image not in done]
+    run, watch = provenance(setting, shared["model"]), Stopwatch()
+    warm = replace(setting, steps=min(setting.steps, 4))
+    for method in methods:
+        with method.applied(pipe):
+            generate_batch(pipe, warm, range(1))
+    with tqdm(total=len(missing) * len(methods), desc="turns", unit="image", leave=False) as bar:
+        for image in missing:
+            seconds, flops = {}, {}
+            first = image % len(methods)
+            for method in [*methods[first:], *methods[:first]]:
+                seconds[method.label] = _seconds(pipe, setting, method, image)
+                known = counted.setdefault(method.label, [])
+                if len(known) < 2 or len(set(known)) > 1:
+                    known.append(_flops(pipe, setting, method, image))
+                flops[method.label] = known[-1]
+                bar.update()
+            rows = [
+                shared
+                | here
+                | images[image]
+                | {"method": label, "class": setting.names[image], "seconds": seconds[label], "flops": flops[label]}
+                for label in labels
+            ]
+            store.add(rows, run, watch.lap())
+    store.finish()
+    return held(**here)
+
+
+def _seconds(pipe, setting: Setting, method: Method, image: int) -> float:
+    with method.applied(pipe):
+        _finished(setting.device)
+        started = time.perf_counter()
+        generate_batch(pipe, setting, range(image, image + 1))
+        _finished(setting.device)
+        return time.perf_counter() - started
+
+
+def _finished(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def _flops(pipe, setting: Setting, method: Method, image: int) -> float:
+    """Of the whole generation; the counter makes it slower, so it is none of those that are timed."""
+    with method.applied(pipe), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        generate_batch(pipe, setting, range(image, image + 1))
+    return float(counter.get_total_flops())
+
+
+def faster(rows: pd.DataFrame, base: str = "unmerged") -> pd.DataFrame:
+    """How many times as fast as ``base`` each method is, over the images.
+
+    Returns:
+        By the method's label: ``speed-up``, the ratio of the mean times, with a 95 % interval by bootstrap over images, and
+        ``flops``, the mean share of the base's that is left, likewise; ``low`` and ``high`` behind the names.
+    """
+    found = {}
+    for label in rows["method"].unique():
+        row = {}
+        for column, name in (("seconds", "speed-up"), ("flops", "flops")):
+            table = rows.pivot(index="image", columns="method", values=column)
+            share = (table[label] / table[base]).to_numpy(float)
+            mean, low, high = quality.mean_interval(share)
+            if name == "speed-up":
+                mean, low, high = 1 / mean, 1 / high, 1 / low
+            row |= {name: mean, f"{name} low": low, f"{name} high": high}
+        found[label] = row
+    return pd.DataFrame(found).T
+
+
+def turns_on(rows: pd.DataFrame) -> str:
+    """One sentence that says where the rows of `turns` were timed, and on which images."""
+    first = rows.iloc[0]
+    where = f"{first['device']}, {first['threads']} threads" if first["kind"] == "cpu" else first["device"]
+    images, classes = rows["image"].nunique(), rows["class"].nunique()
+    return f"Timed on {where}: {images} images of {classes} classes, one at a time, all methods in turns on each."
+
+
+def is_best(closeness: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Which methods no other one beats: none is at least as good in both and better in one. ``[M]`` bool of two ``[M]``."""
+    beaten = [
+        bool((((closeness >= c) & (gain >= g)) & ((closeness > c) | (gain > g))).any())
+        for c, g in zip(closeness, gain, strict=True)
+    ]
+    return ~np.array(beaten, bool)

@@ -1,0 +1,68 @@
+"""Every method over its own knob: how close it stays, over how fast it is and how much work it leaves."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from catome.study.plots.figures import PALETTE, WIDTH
+
+GROUPS = {
+    "fewer tokens": (":", ("ToMe", "tomesd", "CA-ToMe", "ToFu", "SiTo")),
+    "fewer keys": ("-", ("merged keys", "ToDo", "average pooling")),
+    "fewer calls": ("--", ("DeepCache", "forecast", "fewer steps")),
+    "both": ("-.", ("merged keys + DeepCache", "merged keys + forecast")),
+}
+"""How the methods save: each group has a line of its own."""
+
+LOOKS = {
+    "ToMe": (0, "o"),
+    "tomesd": (9, "s"),
+    "CA-ToMe": (1, "D"),
+    "ToFu": (6, "^"),
+    "SiTo": (5, "v"),
+    "merged keys": (3, "o"),
+    "ToDo": (2, "s"),
+    "average pooling": (8, "D"),
+    "DeepCache": (4, "o"),
+    "forecast": (0, "P"),
+    "fewer steps": (7, "X"),
+    "merged keys + DeepCache": (3, "*"),
+    "merged keys + forecast": (1, "*"),
+}
+"""A place in the palette and a marker for each kind."""
+
+
+def line_of(kind: str) -> str:
+    """The line style of a kind's group."""
+    return next((line for line, kinds in GROUPS.values() if kind in kinds), "-")
+
+
+def frontier(records: pd.DataFrame):
+    """PSNR over the speed-up, and over the work that is left; what no other setting beats is filled.
+
+    Args:
+        records: of `catome.study.studies.curves.Result.records`.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.6), sharey=True)
+    panels = (("speed-up", "best in time", "times as fast as unmerged"), ("flops", "best in work", "share of the work left"))
+    for ax, (column, best, label) in zip(axes, panels, strict=True):
+        for kind, rows in records.groupby("kind", sort=False):
+            place, marker = LOOKS.get(kind, (7, "o"))
+            colour = PALETTE[place]
+            along = [rows[column] - rows[f"{column} low"], rows[f"{column} high"] - rows[column]]
+            up = [rows["PSNR"] - rows["PSNR low"], rows["PSNR high"] - rows["PSNR"]]
+            ax.errorbar(rows[column], rows["PSNR"], up, along, fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.45)
+            ax.plot(rows[column], rows["PSNR"], line_of(kind), color=colour, lw=1.1)
+            size = 9 if marker == "*" else 5
+            for filled, points in rows.groupby(best):
+                face = colour if filled else "white"
+                ax.plot(points[column], points["PSNR"], marker, ms=size, mfc=face, mec=colour, mew=1.1, zorder=3)
+            ax.plot([], [], f"{marker}", ls=line_of(kind), ms=size, color=colour, label=kind)
+        ax.set(xlabel=label)
+    axes[0].set_ylabel("PSNR against unmerged (dB)")
+    axes[0].axvline(1, color="0.6", lw=0.8)
+    axes[1].invert_xaxis()  # to the right is better in both
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    return figure

@@ -1,0 +1,167 @@
+"""The frontier, not points: every method over its own knob, quality over measured time and over counted work.
+
+``python -m catome.study curves --timed`` records it; chapter 6 shows it. The images have a seed by which no setting was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from catome.runtime.config import FAST, RECOMMENDED
+from catome.study import from_papers, methods
+from catome.study.measure import quality
+from catome.study.measure.comparison import Comparison, compare
+from catome.study.measure.turns import faster, is_best, turns
+from catome.study.methods import Method, together
+from catome.study.run.parameters import Count, Flag, Seed, Setting, parameters
+from catome.study.studies.compose import HELD_OUT
+from catome.study.studies.jobs import Job, of_images
+
+NOTEBOOK = None
+
+
+@parameters
+class Parameters(Setting):
+    """Which images.
+
+    Attributes:
+        seed: of the images, by which no setting was chosen.
+        timed_images: that the methods are timed on: one of each class.
+        recompute: generate everything again, whatever is kept.
+    """
+
+    seed: Seed = HELD_OUT
+    timed_images: Count = 12
+    recompute: Flag = False
+
+    @property
+    def timed(self) -> Setting:
+        """The images that the methods are timed on."""
+        return self.common(images=min(self.timed_images, self.images))
+
+
+SHARES = (0.25, 0.5, 0.75)
+"""Of tokens, for the methods that are given one."""
+
+
+KEPT_STEPS = (0.75, 0.6, 0.5, 0.4)
+"""Shares of the steps, for generations of fewer steps."""
+
+
+def kinds(steps: int = 50) -> dict[str, dict[str, Method]]:
+    """The settings of each kind of method for a generation of so many steps, gentle ones first, by what a table calls them."""
+    keys = methods.merged_keys
+    best, fast = (methods.named_configuration(config, "EVEN_13") for config in (RECOMMENDED, FAST))
+    gentle = keys(0.8, schedule="EVEN_13", compare="keys")
+    strong = keys(0.4, stride=(4, 4), schedule="EVEN_13", compare="keys")
+    deep = {interval: methods.deep_cache(interval) for interval in (2, 3, 5)}
+    skipped = {
+        "growing by 1.15": methods.forecast(1, 1, 6, 1.15),
+        "growing by 1.3": methods.forecast(1, 1, 5, 1.3),
+        "growing by 1.4": methods.forecast(1, 1, 5, 1.4),
+    }
+    fewer = dict.fromkeys(max(1, round(share * steps + 1e-9)) for share in KEPT_STEPS)
+    return {
+        "merged keys": {"t = 0.8": gentle, "t = 0.7": best, "t = 0.6, 4x4": fast, "t = 0.4, 4x4": strong},
+        "CA-ToMe": {f"t = {t:g}": methods.ca_tome(t, "CONFIG_3") for t in (0.9, 0.8, 0.7)},
+        "ToMe": {f"r = {r:g}": methods.tome(r) for r in SHARES},
+        "tomesd": {f"r = {r:g}": methods.tomesd(r) for r in SHARES},
+        "ToFu": {f"r = {r:g}": from_papers.tofu(r) for r in SHARES},
+        "SiTo": {f"r = {r:g}": from_papers.sito(r) for r in SHARES},
+        "ToDo": {"1x2": methods.todo(2, rows=1), "2x2": methods.todo(2), "4x4": methods.todo(4)},
+        "average pooling": {"2x2": from_papers.average_pooling(2), "4x4": from_papers.average_pooling(4)},
+        "DeepCache": {f"every {interval}": method for interval, method in deep.items()},
+        "forecast": skipped,
+        "fewer steps": {f"{kept} steps": methods.fewer_steps(kept) for kept in fewer},
+        "merged keys + DeepCache": {f"every {interval}": together(best, deep[interval]) for interval in (2, 3)},
+        "merged keys + forecast": {name: together(best, skipped[name]) for name in ("growing by 1.15", "growing by 1.3")},
+    }
+
+
+def _all_of(of_kind: dict[str, dict[str, Method]]) -> list[Method]:
+    return [method for some in of_kind.values() for method in some.values()]
+
+
+def jobs(params: Parameters) -> Iterator[Job]:
+    """All generations."""
+    yield from of_images(1, params, [method.label for method in _all_of(kinds(params.steps))])
+
+
+def run(params: Parameters, pipe, **kept) -> Result:
+    """Generate by every setting of every method.
+
+    Args:
+        params: which.
+        pipe: an unpatched pipeline.
+        kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
+    """
+    of_kind = kinds(params.steps)
+    every, plain = [methods.unmerged(), *_all_of(of_kind)], {}
+    for some in of_kind.values():  # kind by kind, so that what was made is kept soon
+        compare(pipe, params, list(some.values()), recompute=params.recompute, plain=plain, **kept)
+    made = compare(pipe, params, every, plain=plain, **kept)
+    return Result(params, of_kind, made)
+
+
+def timed(result: Result, pipe, **kept) -> pd.DataFrame:
+    """Rows of `catome.study.measure.turns.TURNS`: every setting, over one image of each class."""
+    asked = replace(result.params.timed, batch_size=1)
+    every = [methods.unmerged(), *_all_of(result.kinds)]
+    return turns(pipe, asked, every, recompute=result.params.recompute, **kept)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found.
+
+    Attributes:
+        params: the parameters.
+        kinds: the methods, by kind and setting.
+        made: the rows.
+    """
+
+    params: Parameters
+    kinds: dict[str, dict[str, Method]]
+    made: Comparison
+
+    def records(self, clock: pd.DataFrame) -> pd.DataFrame:
+        """One row for each setting.
+
+        Args:
+            clock: rows of `timed`.
+
+        Returns:
+            ``kind``, ``setting``, ``PSNR`` (dB), ``speed-up`` and ``flops`` (the share of the unmerged generation's that is
+            left), each with ``low`` and ``high`` of its 95 % interval over images; ``poor``, the share of images below
+            `catome.study.measure.quality.POOR_DB`; and ``best in time`` and ``best in work``, whether no other setting beats
+            it.
+        """
+        summary, speed = self.made.summary(), faster(clock)
+        rows = []
+        for kind, some in self.kinds.items():
+            for setting, method in some.items():
+                row = {"kind": kind, "setting": setting} | speed.loc[method.label].to_dict()
+                row |= summary.loc[method.label, ["PSNR", "PSNR low", "PSNR high"]].to_dict()
+                rows.append(row | {"poor": float((self.made.of(method)["psnr"] < quality.POOR_DB).mean())})
+        table = pd.DataFrame(rows)
+        psnr = table["PSNR"].to_numpy(float)
+        table["best in time"] = is_best(psnr, table["speed-up"].to_numpy(float))
+        table["best in work"] = is_best(psnr, -table["flops"].to_numpy(float))
+        return table
+
+    def gain(self, a: tuple[str, str], b: tuple[str, str]) -> tuple[float, float, float]:
+        """PSNR of one ``(kind, setting)`` minus another's on the same seeds, in dB, with its 95 % interval."""
+        return self.made.paired("psnr", self.kinds[a[0]][a[1]], self.kinds[b[0]][b[1]])
+
+    def report(self) -> str:
+        """PSNR of every setting; the times are in `records`."""
+        summary = self.made.summary()
+        lines = [f"{self.params.images} images, PSNR against unmerged (dB)"]
+        for kind, some in self.kinds.items():
+            for setting, method in some.items():
+                mean, low, high = summary.loc[method.label, ["PSNR", "PSNR low", "PSNR high"]]
+                lines.append(f"{kind:24} {setting:16} {mean:5.1f} [{low:5.1f}, {high:5.1f}]")
+        return "\n".join(lines)

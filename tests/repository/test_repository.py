@@ -1,0 +1,82 @@
+"""What holds for the repository as a whole."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from catome.study.run.parameters import Setting
+from helpers.notebooks import PARAMETERS
+from helpers.paths import NOTEBOOKS, ROOT
+
+LIBRARY = [path for path in sorted((ROOT / "catome").rglob("*.py")) if not {"study", "tiny"} & set(path.parts)]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_without_outputs_and_have_parameters(notebook):
+    cells = json.loads(notebook.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
+    assert tagged == code[:1]
+    assert ".of(globals())" in "".join(code[1]["source"])
+    declared = {}
+    exec("".join(code[0]["source"]), declared)
+    del declared["__builtins__"]
+    kind = PARAMETERS[notebook.stem]
+    assert vars(kind.of(declared)) == vars(kind()), "the defaults of the class are those of the cell"
+    for source in ("".join(cell["source"]) for cell in code[1:]):  # prose is Markdown, and work is in the package
+        assert len(source.splitlines()) <= 15, source
+        assert "figures.say" not in source
+    for cell in code:  # a figure has a caption and a text for those who do not see it
+        if "plt.show()" in "".join(cell["source"]):
+            assert len(cell["metadata"]["mystnb"]["image"]["alt"]) > 20
+            assert len(cell["metadata"]["mystnb"]["figure"]["caption"]) > 20
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "data/presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_set_every_common_parameter(preset):
+    assert set(yaml.safe_load(preset.read_text())) == set(Setting.names_of_parameters())
+
+
+def test_the_library_imports_neither_models_nor_studies():
+    code = "import sys, catome; print([m for m in sys.modules if m.startswith(('catome.tiny', 'catome.study', 'matplotlib', 'pandas'))])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    for path in LIBRARY:
+        if path.name == "bench.py":  # the command of a study
+            continue
+        imported = re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.M)
+        assert set(imported) - {"catome", "torch", "diffusers", "triton"} <= sys.stdlib_module_names, path
+
+
+def test_imports_point_down():
+    """The contracts of pyproject.toml: rooms import those below them, and tensors know no model."""
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_nothing_is_unpickled():
+    for path in [*(ROOT / "catome").rglob("*.py"), *NOTEBOOKS]:
+        assert not re.search(r"torch\.load\(|pickle\.load|np\.load\([^)]*allow_pickle=True", path.read_text()), path
+    weights = [p for p in (ROOT / "data").rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
+    assert weights == []
+
+
+def test_versions_are_pinned():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.\-]+==\S+", line) for line in lines)
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
+    wanted = re.findall(r'^\s*"([\w\-]+)"?', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert {"torch", "torchvision", "diffusers", "jupyter-book", "papermill", "torch-fidelity"} <= pinned
+    assert wanted
+
+
+def test_style_is_clean():
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command, str(ROOT)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout

@@ -1,0 +1,161 @@
+"""The frontier: every method over its own knob, and turns that go through the images."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from catome.study import methods
+from catome.study.measure import turns as timing
+from catome.study.measure.comparison import Comparison
+from catome.study.measure.turns import faster, is_best, turns, turns_on
+from catome.study.studies import curves
+from catome.study.studies import jobs as counting
+from helpers.settings import setting
+
+IMAGES = 6
+
+
+def test_every_setting_has_a_label_of_its_own():
+    labels = [method.label for method in curves._all_of(curves.kinds())]
+    assert len(set(labels)) == len(labels)
+    counted = counting.table(curves.jobs(curves.Parameters()))
+    assert set(counted["method"]) == {"unmerged", *labels}
+
+
+def test_fewer_steps_are_shares_of_the_steps_that_there_are():
+    assert list(curves.kinds()["fewer steps"]) == ["38 steps", "30 steps", "25 steps", "20 steps"]
+    assert list(curves.kinds(5)["fewer steps"]) == ["4 steps", "3 steps", "2 steps"]
+    assert list(curves.kinds(1)["fewer steps"]) == ["1 steps"]
+
+
+def test_images_have_a_seed_by_which_nothing_was_chosen():
+    from catome.study.studies import compose
+
+    assert curves.Parameters().seed == compose.HELD_OUT != compose.SEARCHED
+    assert curves.Parameters(images=5).timed.images == 5
+    assert curves.Parameters(images=50).timed.images == 12
+
+
+def result(psnr) -> curves.Result:
+    of_kind = {
+        "ToMe": {"r = 0.25": methods.tome(0.25), "r = 0.5": methods.tome(0.5)},
+        "fewer steps": {"30 steps": methods.fewer_steps(30)},
+    }
+    rows = []
+    for kind, some in of_kind.items():
+        for name, method in some.items():
+            for image in range(IMAGES):
+                value = psnr[kind, name] + 0.1 * (image % 3 - 1)
+                rows.append({"method": method.label, "image": image, "class": "desert", "psnr": value, "merged_share": []})
+    for row in rows:
+        row.update(ssim=0.9, feature_distance=1.0, psnr_real=np.nan, ssim_real=np.nan, features=np.ones(3))
+    labels = [method.label for some in of_kind.values() for method in some.values()]
+    return curves.Result(curves.Parameters(images=IMAGES), of_kind, Comparison(pd.DataFrame(rows), labels, "scene", {}))
+
+
+def clock(found: curves.Result, seconds, flops) -> pd.DataFrame:
+    rows = []
+    for image in range(IMAGES):
+        scale = 1 + image / 10  # some images take longer, under every method
+        rows.append({"method": "unmerged", "image": image, "seconds": 4.0 * scale, "flops": 8.0 * scale})
+        for kind, some in found.kinds.items():
+            for name, method in some.items():
+                row = {"method": method.label, "image": image}
+                rows.append(row | {"seconds": seconds[kind, name] * scale, "flops": flops[kind, name] * scale})
+    return pd.DataFrame(rows)
+
+
+def test_records_mark_what_no_other_setting_beats():
+    names = [("ToMe", "r = 0.25"), ("ToMe", "r = 0.5"), ("fewer steps", "30 steps")]
+    found = result(dict(zip(names, (35.0, 28.0, 30.0), strict=True)))
+    clocks = clock(found, dict(zip(names, (3.0, 2.0, 1.0), strict=True)), dict(zip(names, (4.0, 2.0, 6.0), strict=True)))
+    records = found.records(clocks).set_index(["kind", "setting"])
+    assert records["speed-up"].to_list() == pytest.approx([4 / 3, 2, 4])
+    assert records["flops"].to_list() == pytest.approx([0.5, 0.25, 0.75])
+    assert records["best in time"].to_list() == [True, False, True]
+    assert records["best in work"].to_list() == [True, True, False]
+    assert records["poor"].to_list() == pytest.approx([0, 1, 1 / 3])
+    assert (records["speed-up low"] <= records["speed-up"]).all()
+    assert found.gain(names[0], names[2])[0] == pytest.approx(5)
+    assert "ToMe" in found.report()
+
+
+def test_the_frontier_keeps_equals_and_drops_what_is_beaten():
+    closeness = np.array([3.0, 3.0, 2.0, 1.0, 2.0])
+    gain = np.array([1.0, 1.0, 2.0, 1.5, 2.0])
+    assert is_best(closeness, gain).tolist() == [True, True, True, False, True]
+
+
+def test_speed_ups_are_ratios_of_each_turn():
+    rows = pd.DataFrame(
+        [
+            {"method": name, "image": image, "seconds": seconds, "flops": 1.0}
+            for image, pair in enumerate([(4.0, 2.0), (40.0, 10.0)])
+            for name, seconds in zip(("unmerged", "half"), pair, strict=True)
+        ]
+    )
+    table = faster(rows)
+    assert table.loc["half", "speed-up"] == pytest.approx(1 / np.mean([0.5, 0.25]))
+    assert table.loc["half", "speed-up low"] == pytest.approx(2)
+    assert table.loc["half", "speed-up high"] == pytest.approx(4)
+    assert table.loc["unmerged", "flops"] == 1
+
+
+@pytest.fixture
+def ways():
+    return [methods.unmerged(), methods.todo(2), methods.ca_tome(0.9, None)]
+
+
+def test_each_turn_takes_another_image_and_is_kept(loaded, tmp_path, ways, monkeypatch):
+    made = []
+    own = timing.generate_batch
+    monkeypatch.setattr(timing, "generate_batch", lambda pipe, given, images: made.append(images) or own(pipe, given, images))
+    asked = setting(tmp_path, images=2, steps=2, batch_size=1)
+    rows = turns(loaded, asked, ways, recorded=None)
+    assert rows.groupby("image")["method"].apply(set).to_list() == [{way.label for way in ways}] * 2
+    assert rows["class"].tolist() == [asked.names[image] for image in rows["image"]]
+    assert made[len(ways) :] == [range(image, image + 1) for image in (0, 1) for _ in range(2 * len(ways))]
+    assert (rows["seconds"] > 0).all()
+    flops = rows.pivot(index="image", columns="method", values="flops")
+    assert (flops[ways[0].label] == flops[ways[0].label][0]).all()
+    assert (flops[ways[1].label] < flops[ways[0].label]).all()
+    made.clear()
+    again = turns(loaded, asked, ways, recorded=None)
+    assert not made
+    pd.testing.assert_frame_equal(again, rows)
+    more = turns(loaded, replace(asked, images=3), ways, recorded=None)
+    assert sorted(set(more["image"])) == [0, 1, 2]
+    timed = [images for images in made[len(ways) :]]
+    assert set(timed) == {range(2, 3)}
+    assert len(timed) == len(ways) + 1  # work is counted again only where it is not the same for all images
+    assert "3 images of 3 classes" in turns_on(more)
+
+
+def test_other_methods_take_turns_of_their_own(loaded, tmp_path, ways):
+    asked = setting(tmp_path, images=1, steps=1, batch_size=1)
+    both, all_three = (turns(loaded, asked, some, recorded=None) for some in (ways[:2], ways))
+    assert both["among"].iloc[0] != all_three["among"].iloc[0]
+
+
+def test_unmerged_images_are_made_once_for_all_kinds(loaded, tmp_path, monkeypatch):
+    kinds = {"ToDo": {"2x2": methods.todo(2)}, "ToMe": {"r = 0.5": methods.tome(0.5)}}
+    monkeypatch.setattr(curves, "kinds", lambda steps: kinds)
+    made = []
+    from catome.study.measure import comparison
+
+    own = comparison._plain
+    monkeypatch.setattr(comparison, "_plain", lambda *given: made.append(given[2]) or own(*given))
+    params = curves.Parameters(images=3, batch_size=2, steps=2, output=str(tmp_path))
+    found = curves.run(params, loaded, recorded=None)
+    assert made == [
+        range(2),
+        range(2, 3),
+        range(2),
+        range(2, 3),
+    ]  # once for the kinds, and once for the rows of unmerged itself
+    assert set(found.made.rows["method"]) == {"unmerged", methods.todo(2).label, methods.tome(0.5).label}
+    rows = found.made.of(methods.todo(2))
+    alone = comparison.compare(loaded, params, [methods.todo(2)], folder=tmp_path / "alone", recorded=None)
+    np.testing.assert_allclose(rows["psnr"], alone.of(methods.todo(2))["psnr"], rtol=1e-4)

@@ -1,0 +1,668 @@
+"""Metrics, methods, and the studies that put them together."""
+
+import itertools
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+from urllib.error import URLError
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch_fidelity
+from PIL import Image
+from scipy import stats
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch_fidelity.utils import create_feature_extractor
+
+import catome
+from catome import tiny
+from catome.study import methods
+from catome.study.measure import quality
+from catome.study.measure.comparison import COST, compare, cost, speed_ups, timed_blocks, timed_on
+from catome.study.measure.drift import checkpoints_made, held_out
+from catome.study.measure.real_images import image_files, read_image, real_images
+from catome.study.plots import figures
+from catome.study.run.generate import generate_batch
+from catome.tiny.evaluate import HELD_OUT
+from catome.tiny.features import LAYER, register
+from helpers.labels import from_label
+from helpers.settings import setting
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Two sets of 40 uint8 images ``[B, H, W, 3]`` that differ."""
+    return [np.stack([tiny.render(tiny.CLASSES[i % n], i + 100 * n) for i in range(40)]) for n in (12, 7)]
+
+
+def test_our_path_is_torch_fidelity_on_folders(scenes, tmp_path):
+    for name, images in zip("ab", scenes, strict=True):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{i:03}.png")
+    direct = torch_fidelity.calculate_metrics(
+        input1=str(tmp_path / "a"),
+        input2=str(tmp_path / "b"),
+        cuda=False,
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=30,
+        kid_subsets=50,
+        feature_extractor=register(),
+        feature_layer_fid=LAYER,
+        feature_layer_kid=LAYER,
+        feature_layer_prc=LAYER,
+        verbose=False,
+        cache=False,
+    )
+    net = quality.extractor(embedded=True)
+    a, b = (net(images) for images in scenes)
+    assert quality.fid(a, b) == pytest.approx(direct["frechet_inception_distance"], rel=1e-3)
+    assert quality.kid(a, b, subset=30) == pytest.approx(direct["kernel_inception_distance_mean"], rel=1e-3)
+    assert quality.precision_recall(a, b) == pytest.approx((direct["precision"], direct["recall"]))
+    assert quality.fid(a, b) > 10 * abs(quality.fid(a, a))
+    assert net.label == "scene"
+
+
+def test_features_may_be_kept_as_half_precision(scenes):
+    net = quality.extractor(embedded=True)
+    a, b = (net(images) for images in scenes)
+    half = a.astype(np.float16).astype(np.float32)
+    assert quality.fid(half, b) == pytest.approx(quality.fid(a, b), rel=1e-3)
+
+
+def test_psnr_and_ssim_are_scikit_images(scenes):
+    a, b = scenes[0][:6], scenes[1][:6]
+    for x, y, psnr, ssim in zip(a, b, quality.psnr(a, b), quality.ssim(a, b), strict=True):
+        assert psnr == pytest.approx(peak_signal_noise_ratio(x, y))
+        options = dict(channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+        assert ssim == pytest.approx(structural_similarity(x, y, **options))
+    assert np.isinf(quality.psnr(a, a)).all()
+    assert quality.psnr(a, b).max() < 22  # uint8 differences do not wrap
+
+
+def test_fid_infinity_takes_the_bias_away():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(20_000, 16))
+    sample = rng.normal(size=(300, 16))
+    biased = quality.fid(sample, reference)
+    assert biased > 0.2
+    assert abs(quality.fid_infinity(sample, reference)) < biased / 4
+
+
+def test_verdicts_are_what_intervals_say():
+    table = quality.paired_table({"a": (1.0, 0.5, 1.5), "b": (-1.0, -2.0, -0.1), ("c", "d"): (0.2, -0.1, 0.5)})
+    assert table["verdict"].tolist() == ["closer", "farther", "not told apart"]
+    assert table["difference (dB)"].tolist() == ["+1.00 [+0.50, +1.50]", "-1.00 [-2.00, -0.10]", "+0.20 [-0.10, +0.50]"]
+    assert quality.verdict(0.1, 0.2, better="better") == "better"
+
+
+def test_holms_method():
+    assert quality.holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]  # 0.03 is above 0.05 / 2
+    assert quality.holm([0.04, float("nan")]) == [False, False]
+    assert quality.holm([0.04]) == [True]
+    assert quality.holm([]) == []
+
+
+def test_p_values_are_of_the_bootstrap_that_makes_the_intervals():
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        values = rng.normal(0.25, 1, size=60)
+        _, low, high = quality.mean_interval(values)
+        chance = quality.mean_chance(values)
+        assert (chance < 0.05) == (low > 0 or high < 0) or chance == pytest.approx(0.05, abs=0.002)
+        assert chance == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.06)
+    assert quality.mean_chance(np.zeros(5)) == 1
+    assert quality.mean_chance([np.inf, np.inf]) < 0.001
+    assert np.isnan(quality.mean_chance([1.0, np.nan]))
+
+
+def test_a_table_of_many_comparisons_says_what_stays_when_all_are_looked_at():
+    rng = np.random.default_rng(0)
+    noise = [(values - values.mean()) / values.std() for values in rng.normal(size=(4, 60))]
+    differences = {name: values + 2.2 / np.sqrt(60) for name, values in zip("abc", noise[:3], strict=True)}
+    differences["far"] = noise[3] - 3
+    table = quality.difference_table(differences)
+    assert table["verdict"].tolist() == ["closer"] * 3 + ["farther"]
+    assert table["after Holm"].tolist() == ["not told apart"] * 3 + ["farther"]
+    alone = quality.difference_table({"a": differences["a"]})
+    assert alone["after Holm"].tolist() == ["closer"]
+    as_ever = quality.paired_table({name: quality.mean_interval(found) for name, found in differences.items()})
+    assert table[as_ever.columns].equals(as_ever)
+
+
+def test_paired_intervals_are_narrower():
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=200)
+    a, b = images + rng.normal(size=200) * 0.1, images + rng.normal(size=200) * 0.1 + 0.05
+    _, low, high = quality.mean_interval(b - a)
+    assert 0 < low < 0.05 < high < 0.1
+    alone = quality.mean_interval(a)
+    assert alone[2] - alone[1] > 5 * (high - low)
+
+
+def test_intervals_cover():
+    """A 95 % interval of a mean holds the true mean about 95 times of 100."""
+    rng = np.random.default_rng(0)
+    inside, seeds = 0, 200
+    for seed in range(seeds):
+        _, low, high = quality.mean_interval(rng.normal(size=60), seed=seed, resamples=500)
+        inside += low <= 0 <= high
+    assert 0.89 <= inside / seeds <= 0.99
+
+
+EVERY_METHOD = [
+    methods.unmerged(),
+    methods.tome(0.5),
+    methods.tomesd(0.5),
+    methods.ca_tome(0.9, "CONFIG_3"),
+    methods.ca_tome(0.9, [0, 2]),
+    methods.ca_tome(0.9, "auto"),
+    methods.batch_maximum(0.9, None, 2),
+    methods.todo(2),
+    methods.deep_cache(2),
+    methods.together(methods.ca_tome(0.9, [0, 2]), methods.deep_cache(2)),
+]
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD, ids=str)
+def test_a_method_does_something_and_leaves_nothing(pipe, tmp_path, method):
+    chosen = setting(tmp_path, images=2)
+    before = generate_batch(pipe, chosen, range(2))
+    state = {name: set(vars(module)) for name, module in pipe.unet.named_modules()}
+    with method.applied(pipe):
+        first, again = (generate_batch(pipe, chosen, range(2)) for _ in range(2))
+    assert np.isfinite(first).all()
+    assert np.array_equal(first, again)
+    assert np.array_equal(first, before) == (method.family == "unmerged")
+    assert np.array_equal(before, generate_batch(pipe, chosen, range(2)))
+    if method.family != "tomesd":  # whose package leaves notes of its own on the modules
+        assert state == {name: set(vars(module)) for name, module in pipe.unet.named_modules()}
+
+
+def test_tome_is_tomesd(pipe, tmp_path):
+    chosen = setting(tmp_path, images=2)
+    made = []
+    for method in (methods.tome(0.5), methods.tomesd(0.5)):
+        with method.applied(pipe):
+            made.append(generate_batch(pipe, chosen, range(2)))
+    assert np.abs(made[0] - made[1]).mean() < 1e-3
+
+
+def test_the_batch_maximum_merges_below_the_threshold(pipe, tmp_path):
+    chosen = setting(tmp_path, images=2, classes=["city at night", "misty forest"])
+    with methods.batch_maximum(0.9, None, 2).applied(pipe), catome.probe(pipe) as record:
+        generate_batch(pipe, chosen, range(2))
+    for step in record.steps():
+        merged = record.at(step, 0).plan.merged_share
+        own = record.merged_share(threshold=0.9)[step, 0]
+        assert len(set(merged.tolist())) == 1
+        assert merged.max() == own.max()
+    assert own.min() < own.max()
+
+
+def test_todo_has_a_quarter_of_the_keys(pipe, tmp_path):
+    keys = []
+    handle = (
+        pipe.unet.down_blocks[0]
+        .attentions[0]
+        .transformer_blocks[0]
+        .attn1.to_k.register_forward_hook(lambda module, args, output: keys.append(output.shape[1]))
+    )
+    with methods.todo(2).applied(pipe):
+        generate_batch(pipe, setting(tmp_path, images=1, steps=2), range(1))
+    handle.remove()
+    assert set(keys) == {256}
+
+
+def test_todo_keeps_the_top_left_token_of_each_window(pipe, tmp_path):
+    seen = []
+    attention = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    with methods.todo(2).applied(pipe):
+        handle = attention.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+        generate_batch(pipe, setting(tmp_path, images=1, steps=2), range(1))
+        handle.remove()
+    args, kwargs = seen[0]
+    grid = args[0].unflatten(1, (32, 32))
+    assert torch.equal(kwargs["encoder_hidden_states"], grid[:, 0::2, 0::2].flatten(1, 2))
+    assert not torch.equal(kwargs["encoder_hidden_states"], grid[:, 1::2, 1::2].flatten(1, 2))
+
+
+@pytest.mark.parametrize(("interval", "deep"), [(2, 4), (3, 4), (5, 2)])
+def test_deep_cache_runs_the_deep_part_every_so_many_steps(pipe, tmp_path, interval, deep):
+    """It counts timesteps, of which PLMS takes the second twice: 0, 1, 1, 3, 4 and so on to 9."""
+    calls = []
+    with methods.deep_cache(interval).applied(pipe):
+        inner = pipe.unet.mid_block.forward
+        pipe.unet.mid_block.forward = lambda *args, **kwargs: calls.append(1) or inner(*args, **kwargs)
+        generate_batch(pipe, setting(tmp_path, images=1, steps=9), range(1))
+    assert len(calls) >= 10  # it wraps the whole block, and skips what is inside
+    inside = []
+    handle = pipe.unet.mid_block.resnets[0].register_forward_hook(lambda *_: inside.append(1))
+    with methods.deep_cache(interval).applied(pipe):
+        generate_batch(pipe, setting(tmp_path, images=1, steps=9), range(1))
+    handle.remove()
+    assert len(inside) == deep
+
+
+def test_features_are_compared_with_the_unmerged_image_of_the_same_seed(pipe, tmp_path):
+    chosen = setting(tmp_path, images=2)
+    found = compare(pipe, chosen, [methods.unmerged(), methods.tome(0.75)], recorded=None)
+    plain, merged = (found.features(method) for method in found.methods)
+    away = np.linalg.norm(merged - plain, axis=1)
+    assert np.allclose(found.of("ToMe(ratio=0.75, schedule=every step)")["feature_distance"], away, rtol=0.02)
+    assert not np.allclose(np.linalg.norm(merged - plain[::-1], axis=1), away, rtol=0.1)
+
+
+def test_methods_take_turns(pipe, tmp_path, monkeypatch):
+    """Each round begins with another one, so that what the machine does meanwhile hits all alike."""
+    order = []
+    ways = []
+    for name in "abc":
+
+        @contextmanager
+        def applied(pipe, name=name):
+            order.append(name)
+            yield pipe
+
+        ways.append(methods.Method(name, name, applied))
+    cost(pipe, setting(tmp_path, images=1, batch_size=1, steps=1), ways, repetitions=3, recorded=None)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"  # the warm-up first
+
+
+def test_kid_is_over_subsets_of_a_hundred():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(150, 8)).astype(np.float32)
+    b = rng.normal(0.2, 1, size=(150, 8)).astype(np.float32)
+    assert quality.kid(a, b) == quality.kid(a, b, subset=100)
+    assert quality.kid(a, b) != quality.kid(a, b, subset=10)
+
+
+def test_an_online_schedule_is_counted_in_the_rows_with_a_prompt(pipe, tmp_path):
+    chosen = setting(tmp_path, images=2, batch_size=2, steps=8)
+    method = methods.ca_tome(0.8, catome.Auto(0.3))
+    count, _ = checkpoints_made(pipe, chosen, method, np.zeros((9, 9)))
+    with method.applied(pipe), catome.probe(pipe) as record:
+        generate_batch(pipe, chosen, range(2))
+
+    def found(rows) -> float:
+        made = []
+        for block, row in itertools.product(range(len(record.blocks())), rows):
+            plans = [record.at(step, block).plan.target[row] for step in record.steps()]
+            made.append(1 + sum(not torch.equal(a, b) for a, b in itertools.pairwise(plans)))
+        return float(np.mean(made))
+
+    assert count == found([2, 3]) != found([0, 1])
+
+
+def test_compare_and_its_record(pipe, tmp_path, monkeypatch):
+    made = []
+    real = generate_batch
+
+    def counted(pipe, chosen, images, *rest):
+        made.append(list(images))
+        return real(pipe, chosen, images, *rest)
+
+    monkeypatch.setattr("catome.study.measure.comparison.generate_batch", counted)
+    chosen, asked = setting(tmp_path), [methods.unmerged(), methods.ca_tome(0.9, None), methods.tome(0.5)]
+    real_set = real_images(chosen, quality.extractor(embedded=True), (128, 128), per_class=2)
+    found = compare(pipe, chosen, asked, real_set, recorded=None)
+    assert made == [[0, 1]] * 3 + [[2]] * 3
+    assert found.rows.groupby("method").size().tolist() == [3, 3, 3]
+    assert np.isinf(found.of("unmerged")["psnr"]).all()
+    assert len(found.of("unmerged")["merged_share"][0]) == 0
+    row = found.of(asked[1]).iloc[2]
+    assert len(row["merged_share"]) == 5
+    plain = quality.to_uint8(real(pipe, chosen, range(2, 3)))
+    with catome.patched(pipe, catome.PAPER, threshold=0.9, schedule=None), catome.probe(pipe) as record:
+        images = quality.to_uint8(real(pipe, chosen, range(2, 3)))
+    assert row["psnr"] == pytest.approx(quality.psnr(images, plain)[0], abs=0.5)
+    assert np.allclose(row["merged_share"].astype(float), record.merged_share()[:, :, 1].mean(1), atol=5e-3)
+    assert np.allclose(found.of(asked[2])["merged_share"][0].astype(float), 0.5, atol=1e-3)
+    assert found.features(asked[1]).shape == (3, 128)
+    assert row["psnr_real"] == pytest.approx(quality.psnr(images, real_set.like(2)[None])[0], abs=0.5)
+    assert row["ssim_real"] == pytest.approx(quality.ssim(images, real_set.like(2)[None])[0], abs=0.05)
+    made.clear()
+    compare(pipe, chosen, asked, real_set, recorded=None)
+    assert made == []
+    compare(pipe, chosen, [*asked, methods.tome(0.25)], real_set, recorded=None)
+    assert made == [[0, 1], [0, 1], [2], [2]]  # the unmerged images to compare with, and the new method
+    made.clear()
+    compare(pipe, replace(chosen, guidance=3.0), asked[:1], recorded=None)
+    assert made == [[0, 1], [2]]  # without real images, and other guidance: nothing fits
+    with pytest.raises(ValueError, match="each may be named once"):
+        compare(pipe, chosen, [methods.tome(0.5), methods.tome(0.5)])
+    with catome.patched(pipe, catome.PAPER), pytest.raises(ValueError, match="pipe is patched"):
+        compare(pipe, chosen, asked)
+
+
+def test_cost(pipe, tmp_path):
+    chosen, asked = setting(tmp_path, images=1, batch_size=1, steps=2), [methods.unmerged(), methods.tome(0.75)]
+    rows = cost(pipe, chosen, asked, repetitions=2, recorded=None)
+    assert rows.groupby("method").size().tolist() == [2, 2]
+    assert (rows["block_seconds"] < rows["seconds"]).all()
+    assert (rows["block_seconds"] > 0).all()
+    flops = rows.groupby("method")["flops"].first()
+    assert flops["unmerged"] > flops[asked[1].label] > 0
+    again = cost(pipe, chosen, asked, repetitions=2, recorded=None)
+    assert again["seconds"].tolist() == rows["seconds"].tolist()
+    more = cost(pipe, chosen, [*asked, methods.todo(2)], repetitions=1, recorded=None)
+    assert len(set(more["run"])) == 1  # only turns of one run are compared
+    assert set(more["run"]) != set(rows["run"])
+    for company, expected in ((asked, rows), ([*asked, methods.todo(2)], more)):  # neither has replaced the other's times
+        again = cost(pipe, chosen, company, repetitions=1, recorded=None)
+        assert again["seconds"].tolist() == expected["seconds"].tolist()
+
+
+def test_cost_of_another_machine_is_used_and_said(pipe, tmp_path):
+    chosen, asked = setting(tmp_path, images=1, batch_size=1, steps=1), [methods.unmerged(), methods.tome(0.75)]
+    cost(pipe, chosen, asked, repetitions=1, recorded=None)
+    file = tmp_path / "cost.parquet"
+    table = pq.read_table(file)
+    (tmp_path / "shipped").mkdir()
+    for kind, seconds in (("cpu", 7.0), ("cuda", 8.0)):
+        elsewhere = table.to_pandas().assign(device="an abacus", threads=99, seconds=seconds, kind=kind)
+        stored = pa.Table.from_pandas(elsewhere, COST.schema, preserve_index=False).replace_schema_metadata(
+            table.schema.metadata
+        )
+        pq.write_table(stored, tmp_path / "shipped/cost.parquet")
+        file.unlink(missing_ok=True)
+        rows = cost(pipe, chosen, asked, repetitions=1, recorded=tmp_path / "shipped")
+        if kind == "cpu":
+            assert set(rows["seconds"]) == {7.0}
+            where = "Timed on an abacus, 99 threads: image 0 (desert) alone"
+            assert timed_on(rows) == f"{where}, the methods in turns, 1 times after a warm-up."
+        else:
+            assert set(rows["seconds"]) != {8.0}
+    file.unlink()
+    rows = cost(pipe, chosen, asked, repetitions=1, recorded=tmp_path / "shipped", recompute=True)
+    assert "an abacus" not in set(rows["device"])
+
+
+def test_times_say_which_image_was_timed_also_where_another_one_is_asked_for(pipe, tmp_path):
+    chosen, asked = setting(tmp_path, images=2, batch_size=2, steps=1, classes=["volcano"]), [methods.unmerged()]
+    first = timed_on(cost(pipe, chosen, asked, repetitions=1, recorded=None))
+    assert "images 0 to 1 together (image 0: volcano), the methods in turns" in first
+    kept = cost(pipe, replace(chosen, classes=["lighthouse"]), asked, repetitions=1, recorded=None)
+    assert timed_on(kept) == first
+    table = pq.read_table(tmp_path / "cost.parquet")
+    runs = json.loads(table.schema.metadata[b"runs"])
+    for run in runs.values():
+        assert run.pop("timed") == ["volcano", "volcano"]
+    (tmp_path / "shipped").mkdir()
+    pq.write_table(table.replace_schema_metadata({"runs": json.dumps(runs)}), tmp_path / "shipped/cost.parquet")
+    again = replace(chosen, output=str(tmp_path / "own"))
+    assert "(image 0: desert)" in timed_on(cost(pipe, again, asked, repetitions=1, recorded=tmp_path / "shipped"))
+
+
+def test_speed_ups_are_of_the_same_turn():
+    rows = [("unmerged", 0, 4.0), ("unmerged", 1, 8.0), ("unmerged", 2, 4.0), ("a", 1, 4.0), ("a", 0, 1.0), ("a", 2, 1.0)]
+    found = speed_ups(pd.DataFrame(rows, columns=["method", "repetition", "seconds"]))
+    assert found.loc["a"].tolist() == [4.0, 2.0, 4.0]
+    assert found.loc["unmerged"].tolist() == [1.0, 1.0, 1.0]
+    assert found.columns.tolist() == ["speed-up", "speed-up low", "speed-up high"]
+
+
+def test_block_times_leave_nothing_behind(pipe):
+    state = {name: len(module._forward_hooks) for name, module in pipe.unet.named_modules()}
+    with timed_blocks(pipe, "cpu") as spent:
+        pipe(tiny.prompt("volcano"), num_inference_steps=1, output_type="latent")
+    assert len(spent) == 6
+    assert all(isinstance(seconds, float) for seconds in spent)
+    assert state == {name: len(module._forward_hooks) for name, module in pipe.unet.named_modules()}
+
+
+def test_summary_and_paired_differences(pipe, tmp_path):
+    asked = [methods.unmerged(), methods.ca_tome(0.9, None), methods.ca_tome(0.6, None)]
+    found = compare(pipe, setting(tmp_path, images=4, batch_size=4, steps=3), asked, recorded=None)
+    table = found.summary(np.random.default_rng(0).normal(size=(50, 128)).astype(np.float32))
+    assert np.isinf(table.loc["unmerged", "PSNR"])
+    for label in (asked[1].label, asked[2].label):
+        row = table.loc[label]
+        assert row["PSNR low"] <= row["PSNR"] <= row["PSNR high"]
+        assert row["PSNR"] == pytest.approx(found.of(label)["psnr"].mean())
+        assert row["FID low"] < row["FID"] < row["FID high"]
+        assert row["FID change"] == pytest.approx(row["FID"] - table.loc["unmerged", "FID"])
+    assert table.loc[asked[2].label, "share"] > table.loc[asked[1].label, "share"]
+    mean, low, high = found.paired("psnr", *asked[1:])
+    assert mean == pytest.approx((found.of(asked[1])["psnr"] - found.of(asked[2])["psnr"]).mean(), rel=1e-5)
+    assert low <= mean <= high
+    assert found.paired("psnr", asked[0], asked[0]) == (0, 0, 0)
+    shares = [row.astype(float).mean() for row in found.of(asked[1])["merged_share"]]
+    assert found.share_of_image(asked[1]) == pytest.approx((shares[0], np.mean(shares)))
+    assert found.share_of_image(asked[1], 3)[0] == pytest.approx(shares[3])
+    assert found.share_of_image(asked[1])[1] == pytest.approx(table.loc[asked[1].label, "share"])
+    assert np.isnan(found.share_of_image("unmerged")).all()
+
+
+def test_an_online_schedule_is_counted(pipe, tmp_path):
+    chosen = setting(tmp_path, images=1, batch_size=1)
+    staleness = 1 - np.eye(5)
+    always, bill = checkpoints_made(pipe, chosen, methods.ca_tome(0.8, catome.Auto(0.0)), staleness)
+    once, whole = checkpoints_made(pipe, chosen, methods.ca_tome(0.8, catome.Auto(1.0)), staleness)
+    assert (once, whole) == (1, pytest.approx(4 / 5))
+    assert 1 < always <= 5
+    assert bill < whole
+
+
+def test_a_folder_of_real_images(tmp_path):
+    rng = np.random.default_rng(0)
+    modes = {"L": (40, 60), "CMYK": (90, 50, 4), "RGB": (300, 200, 3), "RGBA": (64, 64, 4), "P": (50, 50)}
+    for group in ("n01440764", "n01443537"):
+        (tmp_path / group).mkdir()
+        for i, (mode, shape) in enumerate([*modes.items(), *modes.items()]):
+            pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+            image = Image.fromarray(pixels, "L").convert("P") if mode == "P" else Image.fromarray(pixels, mode)
+            suffix = "JPEG" if mode in ("L", "CMYK", "RGB") else "png"
+            image.save(tmp_path / group / f"ILSVRC2012_val_{i:08}.{suffix}")
+    (tmp_path / "n01440764" / "notes.txt").write_text("no image")
+    files = image_files(tmp_path)
+    assert [file.parent.name for file in files] == ["n01440764"] * 5 + ["n01443537"] * 5
+    for file in files:
+        image = read_image(file, 48, 32)
+        assert image.shape == (48, 32, 3)
+        assert image.dtype == np.uint8
+    grey = read_image(files[0], 48, 32)
+    assert np.array_equal(grey[..., 0], grey[..., 1])
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda folder: folder / "missing", "must be a folder of images"),
+        (lambda folder: folder, "holds 0 images: at least 2"),
+    ],
+)
+def test_a_reference_folder_that_cannot_do(make, says, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        image_files(make(tmp_path))
+
+
+def test_a_broken_reference_image_is_named(tmp_path):
+    Image.fromarray(tiny.render("volcano", 0)).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "b.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"b\.jpg is not a whole image"):
+        read_image(tmp_path / "b.jpg", 32, 32)
+
+
+def test_real_images_are_read_once_and_fit(tmp_path, monkeypatch):
+    chosen, net = setting(tmp_path), quality.extractor(embedded=True)
+    first = real_images(chosen, net, (128, 128), per_class=2)
+    assert first.features.shape == (24, 128)
+    assert np.array_equal(first.like(1), tiny.render(chosen.names[1], HELD_OUT + 1))
+    monkeypatch.setattr(tiny, "render", None)  # not drawn again
+    assert np.array_equal(first.features, real_images(chosen, net, (128, 128), per_class=2).features)
+    with pytest.raises(ValueError, match="reference=None"):
+        real_images(replace(chosen, model="/some/model"), net, (128, 128))
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((130, 200, 3), 40 * i, np.uint8)).save(folder / f"{i}.png")
+    real = real_images(chosen, net, (128, 128), folder)
+    assert real.features.shape == (3, 128)
+    assert [int(real.like(i).mean()) for i in range(3)] == [0, 40, 80]
+    Image.fromarray(np.full((130, 200, 3), 250, np.uint8)).save(folder / "1.png")
+    other = real_images(chosen, net, (128, 128), folder)
+    assert other.name != real.name
+    assert not np.array_equal(real.features, other.features)
+
+
+def test_a_folder_for_each_class_gives_images_of_the_class(tmp_path):
+    chosen = setting(tmp_path, classes=["desert", "lighthouse"], images=6)
+    for i, group in enumerate(["n01", "n02"]):
+        (tmp_path / "real" / group).mkdir(parents=True)
+        for k in range(2):
+            Image.fromarray(np.full((128, 128, 3), 100 * i + 10 * k, np.uint8)).save(tmp_path / "real" / group / f"{k}.png")
+    real = real_images(chosen, quality.extractor(embedded=True), (128, 128), tmp_path / "real")
+    assert [int(real.like(i).mean()) for i in range(6)] == [0, 100, 10, 110, 0, 100]
+
+
+def test_the_psnr_of_bytes_that_wrap():
+    """Chapter 3: any two unrelated images come to 27.90 dB when uint8 differences wrap."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (2, 1, 256, 256, 3), dtype=np.uint8)
+    wrapped = ((a - b) ** 2).astype(float).mean()
+    assert 10 * np.log10(255**2 / wrapped) == pytest.approx(27.90, abs=0.02)
+    assert quality.psnr(a, b)[0] == pytest.approx(7.7, abs=0.2)
+
+
+def test_means_leave_out_what_nothing_changed():
+    mean, low, high = quality.mean_interval([30.0, np.inf, 34.0, 38.0])
+    assert mean == 34.0
+    assert 30 <= low < 34 < high <= 38
+    assert quality.mean_interval([np.inf, np.inf]) == (np.inf, np.inf, np.inf)
+    assert np.isnan(quality.mean_interval([1.0, np.nan])).all()
+
+
+def test_metrics_of_too_few_images_are_not_numbers():
+    features = np.random.default_rng(0).normal(size=(6, 16))
+    assert np.isnan(quality.fid(features[:1], features))
+    assert np.isfinite(quality.fid(features[:2], features))
+    assert np.isnan(quality.fid_infinity(features, features))
+    many = np.random.default_rng(1).normal(size=(34, 16))
+    assert np.isfinite(quality.fid_infinity(many, many))
+    assert np.isnan(quality.precision_recall(features[:3], features)).all()
+    assert np.isfinite(quality.precision_recall(features[:4], features)).all()
+
+
+def test_intervals_in_words():
+    table = pd.DataFrame({"x": [1.234, np.inf, np.nan], "x low": [1.0, np.inf, np.nan], "x high": [2.0, np.inf, np.nan]})
+    assert figures.with_interval(table, "x").tolist() == ["1.23 [1.00,\u00a02.00]", "unchanged", ""]
+    assert figures.with_interval(table, "x", 0).tolist()[0] == "1 [1,\u00a02]"
+
+
+def test_schedules_are_tried_on_images_they_were_not_derived_from(tmp_path):
+    unseen, tried = held_out(setting(tmp_path, images=48), 120)
+    assert (list(unseen), list(tried)) == ([2, 3, 4], [0, 1])
+    assert list(held_out(setting(tmp_path, images=49), 73)[0]) == [3]
+    with pytest.raises(ValueError, match=r"drift_images=72 must be above 72: images=49"):
+        held_out(setting(tmp_path, images=49), 72)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.unmerged(),
+        methods.tome(0.5),
+        methods.tome(0.333, "CONFIG_3"),
+        methods.ca_tome(0.9, None),
+        methods.ca_tome(-1, (0,)),
+        methods.ca_tome(0.7, (0, 5, 9)),
+        methods.ca_tome(0.9, catome.Auto(0.25)),
+        methods.tomesd(0.5),
+        methods.batch_maximum(0.9, "CONFIG_1", 12),
+        methods.todo(3),
+        methods.deep_cache(3),
+        methods.forecast(4, 2, 3),
+        methods.forecast(1, 1, 6, 1.25),
+        methods.fewer_steps(17),
+        methods.merged_keys(0.7),
+        methods.merged_keys(ratio=0.5, stride=(4, 4), weighted=False, measure="cosine", compare="input"),
+        methods.together(methods.ca_tome(0.9, "CONFIG_3"), methods.deep_cache(2)),
+    ],
+    ids=str,
+)
+def test_a_method_is_found_by_its_label(method):
+    found = from_label(method.label)
+    assert (found.label, found.family) == (method.label, method.family)
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["", "ToMee(ratio=0.5)", "ToMe", "ToMe(0.5)", "ToMe(share=0.5)", "ToMe(ratio=half)", "unmerged + ", "ToMe(ratio=0.50)"],
+)
+def test_labels_of_no_method(label):
+    with pytest.raises(ValueError, match=r"label=|could not convert"):
+        from_label(label)
+
+
+def test_without_inception_the_scene_extractor_takes_its_place_and_says_so(monkeypatch):
+    def offline(name, *arguments, **options):
+        if name == quality.INCEPTION:
+            raise URLError("no network")
+        return create_feature_extractor(name, *arguments, **options)
+
+    monkeypatch.setattr(quality, "create_feature_extractor", offline)
+    with pytest.warns(UserWarning, match="Inception's weights are neither at hand nor to be downloaded .*no network"):
+        net = quality.extractor(embedded=False)
+    assert net.label == "scene, for want of Inception"
+    assert net.name != quality.extractor(embedded=True).name
+    scene = tiny.render("volcano", 3)
+    large = np.asarray(Image.fromarray(scene).resize((320, 256), Image.Resampling.NEAREST))
+    assert net(np.stack([large, large])).shape == (2, 128)
+    assert np.allclose(net(scene[None]), quality.extractor(embedded=True)(scene[None]), atol=1e-4)
+
+
+def test_the_jackknife_leaves_out_one_of_each_class():
+    """Classes far apart, each with a spread of 1: of the mean over 10 of each, the standard error is 1 / sqrt(120)."""
+    rng = np.random.default_rng(3)
+    widths = []
+    drawn = []
+    for _ in range(30):
+        order = rng.permutation(120)  # classes in turn would hide groups that are taken in another order
+        values = 100.0 * (order % 12) + rng.normal(size=120)
+        mean, low, high = quality.jackknife(lambda x: float(x.mean()), values, groups=order // 12)
+        widths.append((high - low) / 2 / stats.t.ppf(0.975, 9))
+        drawn.append(mean)
+        blind = quality.jackknife(lambda x: float(x.mean()), values)
+        assert blind[2] - blind[1] > 10 * (high - low)  # groups that change the mixture see the distance of the classes
+    assert np.mean(widths) == pytest.approx(1 / np.sqrt(120), rel=0.15)
+    assert np.std(drawn) == pytest.approx(1 / np.sqrt(120), rel=0.4)
+
+
+def test_the_jackknife_is_the_standard_error_of_a_mean():
+    values = np.random.default_rng(0).normal(3.0, 2.0, size=(400,))
+    mean, low, high = quality.jackknife(np.mean, values, groups=400)
+    assert mean == values.mean()
+    assert high - mean == pytest.approx(stats.t.ppf(0.975, 399) * values.std(ddof=1) / 20, rel=1e-6)
+    assert low == pytest.approx(2 * mean - high)
+    grouped = quality.jackknife(np.mean, values)
+    assert grouped[2] - mean == pytest.approx(high - mean, rel=0.5)
+    assert np.isnan(quality.jackknife(np.mean, values[:3])[1])
+    with pytest.raises(ValueError, match="cannot be paired"):
+        quality.jackknife(lambda a, b: 0.0, values, values[:5])
+
+
+def test_the_jackknife_of_four_groups_covers():
+    """With the factor 1.96 of the normal distribution it would hold the mean 86 times of 100."""
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(1000):
+        _, low, high = quality.jackknife(np.mean, rng.normal(size=48), groups=np.repeat(np.arange(4), 12))
+        inside += low <= 0 <= high
+    assert 0.93 <= inside / 1000 <= 0.97
+
+
+def test_the_interval_of_fid_holds_it():
+    rng = np.random.default_rng(0)
+    real, made = rng.normal(size=(500, 32)), rng.normal(size=(60, 32))
+    value, low, high = quality.jackknife(lambda sample: quality.fid(sample, real), made)
+    assert low < value < high
+    change = quality.jackknife(lambda a, b: quality.fid(a, real) - quality.fid(b, real), made + 0.01, made)
+    assert change[2] - change[1] < (high - low) / 5  # paired: what both have in common is gone

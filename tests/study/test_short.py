@@ -1,0 +1,169 @@
+"""Short generations: which methods run, by which sampler, and what their rows are said to show."""
+
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+import pytest
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
+from catome.patch import applied_patch
+from catome.policy.schedule import SCHEDULES
+from catome.study.measure.comparison import Comparison
+from catome.study.run.store import fingerprint
+from catome.study.studies import jobs as counting
+from catome.study.studies import short
+from catome.study.studies.short import AFRESH, CACHED, FEWER, PAPER_AFRESH, PAPER_CACHED, Parameters, Result
+from helpers.settings import setting
+
+IMAGES = 12
+
+
+def result(psnr: dict[tuple[int, str], float], **params) -> Result:
+    """A result whose images have these PSNR by steps and method, a little scattered; all others have 30 dB."""
+    asked = Parameters(images=IMAGES, **params)
+    named = {steps: short.methods_of(asked, steps) for steps in asked.settings}
+    made = {}
+    for steps, methods in named.items():
+        rows = []
+        for name, method in methods.items():
+            scatter = np.random.default_rng(crc32(f"{steps} {name}".encode())).permutation(np.linspace(-0.1, 0.1, IMAGES))
+            merged = [0.5, 0.25] if method.family in ("ToMe", "CA-ToMe", "merged keys") else []
+            for image in range(IMAGES):
+                row = {"method": method.label, "image": image, "psnr": psnr.get((steps, name), 30.0) + scatter[image]}
+                rows.append(row | {"class": "desert", "merged_share": np.array(merged)})
+        made[steps] = Comparison(pd.DataFrame(rows), [method.label for method in methods.values()], "scene", {})
+    return Result(asked, None, named, made)
+
+
+def clocks(found: Result) -> dict[int, pd.DataFrame]:
+    """Every method takes half of the unmerged time."""
+    rows = {}
+    for steps, methods in found.methods.items():
+        rows[steps] = pd.DataFrame(
+            [
+                {"method": method.label, "repetition": turn, "seconds": 2.0 if name == "unmerged" else 1.0}
+                for name, method in methods.items()
+                for turn in range(2)
+            ]
+        )
+    return rows
+
+
+def test_checkpoints_are_spread_over_whatever_calls_there_are():
+    params = Parameters()
+    named = {steps: short.methods_of(params, steps) for steps in params.settings}
+    assert list(named) == [8, 20, 50]
+    assert {steps: short.checkpoints_of(params, steps) for steps in named} == {8: 2, 20: 5, 50: 13}
+    assert "EVEN_13" in named[50][CACHED].label
+    assert "EVEN_5" in named[20][CACHED].label
+    assert named[20][FEWER].label == "fewer steps(steps=15)"
+    assert named[8][FEWER].label == "fewer steps(steps=6)"
+
+
+def test_the_sampler_is_that_of_short_generations_and_is_put_back(pipe):
+    own = pipe.scheduler
+    params = Parameters(step_counts=(3,), steps=5)
+    for sampler, kind in (("DPM++", DPMSolverMultistepScheduler), ("Euler", EulerDiscreteScheduler)):
+        with short.sampled(pipe, Parameters(step_counts=(3,), sampler=sampler), 3):
+            assert type(pipe.scheduler) is kind
+            assert pipe.scheduler.config.beta_end == own.config.beta_end
+        assert pipe.scheduler is own
+    with short.sampled(pipe, params, 5):
+        assert pipe.scheduler is own
+    with pytest.raises(ZeroDivisionError), short.sampled(pipe, params, 3):
+        raise ZeroDivisionError
+    assert pipe.scheduler is own
+
+
+def test_rows_of_samplers_are_told_apart(pipe):
+    names = {fingerprint(pipe)}
+    for sampler in ("DPM++", "Euler"):
+        with short.sampled(pipe, Parameters(sampler=sampler), 8):
+            names.add(fingerprint(pipe))
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"step_counts": []}, "step_counts=.* must be a list of integers, at least one"),
+        ({"step_counts": [1]}, r"step_counts\[0\]=1 must be at least 2"),
+        ({"step_counts": 8}, "step_counts=8 must be a list"),
+        ({"sampler": "LCM"}, "sampler='LCM' must be one of 'DPM\\+\\+', 'Euler'"),
+        ({"every": 0}, "every=0 must be at least 1"),
+    ],
+)
+def test_bad_parameters_are_refused(given, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        Parameters.checked(given)
+
+
+def test_records_hold_every_method_of_every_length():
+    found = result({(8, CACHED): 41.0, (20, FEWER): 20.0})
+    records = found.records(clocks(found)).set_index(["steps", "method"])
+    assert len(records) == 3 * 9
+    assert records.loc[(8, CACHED), "PSNR"] == pytest.approx(41)
+    assert records.loc[(20, FEWER), "poor"] == 1
+    assert records.loc[(20, FEWER), "speed-up"] == 2
+    assert records.loc[(8, CACHED), "scores left"] == pytest.approx(1 - 0.375)
+    assert records.loc[(8, PAPER_CACHED), "scores left"] == pytest.approx((0.5**2 + 0.75**2) / 2)
+    assert records.loc[(8, "ToDo, factor 2"), "scores left"] == 0.25
+    assert np.isnan(records.loc[(8, FEWER), "scores left"])
+
+
+@pytest.mark.parametrize(
+    ("cached", "says"),
+    [
+        (28.0, "In 8 steps reusing pairs costs at least 1.9 dB."),
+        (32.0, "In 8 steps reusing pairs even brings the images closer."),
+        (30.0, "In 8 steps reusing pairs costs at most 0.1 dB, and no cost can be told from chance."),
+    ],
+)
+def test_what_is_said_of_the_cache_follows_from_the_interval(cached, says):
+    assert result({(8, CACHED): cached, (20, CACHED): 10.0}).lasting() == says
+
+
+def test_comparisons_are_paired_within_each_length():
+    found = result({(8, CACHED): 33.0, (50, PAPER_CACHED): 25.0})
+    table = found.cost_of_a_cache()
+    assert len(table) == 6
+    assert table.loc[("8 steps", f"{CACHED} - {AFRESH}"), "verdict"] == "closer"
+    assert table.loc[("50 steps", f"{PAPER_CACHED} - {PAPER_AFRESH}"), "verdict"] == "farther"
+    assert table.loc[("20 steps", f"{CACHED} - {AFRESH}"), "verdict"] == "not told apart"
+    others = found.against_others()
+    assert others.loc[("50 steps", f"{CACHED} - {PAPER_CACHED}"), "difference (dB)"].startswith("+5.0")
+    words = found.words()
+    assert words["cache_few"].startswith("+3.0")
+    assert words["paper_many"].startswith("+5.0")
+    assert (words["few"], words["many"], words["checkpoints_many"]) == ("8", "50", "13")
+
+
+def test_jobs_are_what_is_generated():
+    counted = counting.table(short.jobs(Parameters(images=10)))
+    assert counted["images"].sum() == 10 * 3 * 9
+    assert sorted(set(counted["calls"])) == [8, 20, 51]  # PLMS alone takes one more than its steps
+
+
+def test_from_end_to_end(pipe, tmp_path):
+    base = setting(tmp_path, images=2, steps=4)
+    params = Parameters(
+        images=2, batch_size=2, steps=4, step_counts=(3,), repetitions=1, output=str(tmp_path), classes=base.classes
+    )
+    found = short.run(params, pipe, recorded=None)
+    assert applied_patch(pipe) is None
+    table = found.records(short.timed(found, pipe, recorded=None))
+    assert (table["speed-up"] > 0).all()
+    psnr = table.set_index(["steps", "method"])["PSNR"]
+    assert np.isinf(psnr[3, "unmerged"])
+    assert np.isfinite(psnr[3, CACHED])
+    assert psnr[3, CACHED] > psnr[3, PAPER_CACHED]
+    again = short.run(params, pipe, recorded=None)
+    assert again.made[3].rows["run"].tolist() == found.made[3].rows["run"].tolist()  # nothing is computed again
+
+
+def test_the_papers_schedule_hardly_reuses_pairs_in_a_short_generation():
+    words = result({}).words()
+    assert (words["checkpoints_paper_few"], words["reused_paper_few"]) == ("7", "1")
+    assert words["checkpoints_paper_many"] == str(len(SCHEDULES["CONFIG_3"])) == "13"
+    assert Parameters(schedule=None).paper_checkpoints(8) == 8

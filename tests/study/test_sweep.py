@@ -1,0 +1,165 @@
+"""What chapter 3 says in words follows from the numbers, and every number in its text is given."""
+
+import re
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from catome.study import methods
+from catome.study.measure import quality, wrapping
+from catome.study.measure.comparison import Comparison
+from catome.study.studies import allocation, sweep
+from helpers.paths import ROOT
+
+IMAGES = 12
+REAL = SimpleNamespace(features=np.random.default_rng(1).normal(size=(40, 4)).astype(np.float32))
+SCATTER = np.linspace(-0.1, 0.1, IMAGES)
+
+
+def comparison(psnr: dict[str, float], share: float = 0.5) -> Comparison:
+    """Rows of these methods by label: PSNR scattered a little, features as far off as PSNR is low."""
+    rows = []
+    for place, (label, value) in enumerate(psnr.items()):
+        scatter = np.random.default_rng(place).permutation(SCATTER)
+        for image in range(IMAGES):
+            features = np.random.default_rng(image).normal(size=4) + (0 if np.isinf(value) else 0.01 * (60 - value))
+            rows.append(
+                {
+                    "method": label,
+                    "image": image,
+                    "class": ("desert", "beach")[image % 2],
+                    "psnr": value + scatter[image],
+                    "ssim": 0.9,
+                    "feature_distance": 1.0,
+                    "psnr_real": 9.0 + 0.01 * image,
+                    "ssim_real": 0.3,
+                    "merged_share": np.full(3, 0.25 if image == 0 else share) if label != "unmerged" else [],
+                    "features": features,
+                }
+            )
+    return Comparison(pd.DataFrame(rows), list(psnr), "scene", {})
+
+
+def controlled(psnr: dict[str, float]) -> allocation.Result:
+    """A result of the control where each freedom has this PSNR, 40 dB if none is given."""
+    ways = {}
+    for place, freedom in enumerate((*allocation.FREEDOMS, "image")):
+        ways[0.9, freedom] = methods.fixed_shares(np.full((3, 5), 0.1 * (place + 1)), freedom)
+    made = comparison({way.label: psnr.get(freedom, 40.0) for (_, freedom), way in ways.items()})
+    scores = dict.fromkeys(ways, 0.5)
+    return allocation.Result(allocation.Parameters(), {}, ways, scores, made)
+
+
+def result(psnr: dict[float, float], control=None, **params) -> sweep.Result:
+    """A sweep whose images have these PSNR by threshold."""
+    asked = sweep.Parameters(images=IMAGES, thresholds=tuple(psnr), finer=tuple(psnr), compared=tuple(psnr), **params)
+    ways = {t: methods.ca_tome(t, None) for t in psnr}
+    made = comparison({"unmerged": np.inf} | {way.label: psnr[t] for t, way in ways.items()})
+    return sweep.Result(asked, REAL, ways, {}, made, None, None, control or controlled({}))
+
+
+def clock(found: sweep.Result, slow: tuple[float, ...] = ()) -> pd.DataFrame:
+    seconds = {"unmerged": 2.0} | {way.label: 3.0 if t in slow else 1.0 for t, way in found.sweep.items()}
+    return pd.DataFrame(
+        [
+            {"method": label, "repetition": turn, "seconds": taken, "block_seconds": taken / 2, "flops": 1e9}
+            for label, taken in seconds.items()
+            for turn in range(3)
+        ]
+    )
+
+
+def test_the_sweep_is_told_from_its_first_threshold_to_the_last_that_changes_anything():
+    found = result({0.5: 31.0, 0.7: 29.0, 0.9: 35.0, 1.0: np.inf})
+    said = found.moving()
+    assert "From t = 0.5 to t = 0.9" in said
+    assert "from 31.0 to 35.0 dB" in said
+    assert "lowest at t = 0.7" in said
+    assert result({1.0: np.inf}).moving() == "No threshold of this sweep changed any image."
+
+
+def test_a_dip_is_told_with_its_interval():
+    said = result({0.5: 31.0, 0.7: 29.0, 0.9: 35.0}).dip()
+    assert re.search(r"changes by \+2\.\d\d \[\+1\.\d\d, \+2\.\d\d\] dB from t = 0.7 to t = 0.5", said)
+    assert "lowest where most is merged" in result({0.5: 28.0, 0.7: 29.0}).dip()
+    assert "lowest where most is merged" in result({0.5: np.inf, 1.0: np.inf}).dip()
+
+
+def test_thresholds_that_are_slower_than_unmerged_are_named():
+    found = result({0.5: 31.0, 0.9: 35.0})
+    assert "At t = 0.9 a generation takes longer" in found.slower(found.records(clock(found, slow=(0.9,))))
+    assert "At none of these" in found.slower(found.records(clock(found)))
+
+
+def test_unrelated_images_are_told_for_the_papers_thresholds_alone():
+    assert "PSNR is 9.05 to 9.05 dB" in result({0.5: 31.0, 0.55: 20.0}).unrelated()
+    assert result({0.55: 20.0}).unrelated() == "None of the thresholds here is one of the paper's."
+
+
+def test_the_timed_image_stands_beside_the_mean():
+    found = result({0.8: 31.0, 0.9: 33.0})
+    twins = {0.8: methods.tome(0.4)}
+    said = sweep.Result(**{**vars(found), "twins": twins}).merged_there()
+    assert said == "At t = 0.8, 25% of its tokens are merged, and 48% on average over all images."
+
+
+def test_records_hold_the_change_of_kid():
+    found = result({0.5: 31.0})
+    table = found.records(clock(found))
+    assert table.loc["unmerged", "KID change"] == 0
+    label = found.sweep[0.5].label
+    assert table.loc[label, "KID change"] == pytest.approx(table.loc[label, "KID x 1000"] - table.loc["unmerged", "KID x 1000"])
+
+
+@pytest.mark.parametrize(
+    ("psnr", "says"),
+    [
+        ({"image": 42.0}, "the image decides, too."),
+        ({"image": 38.0}, "the image had better not decide."),
+        ({}, "no gain can be told from chance, and one above 0.1 dB is excluded."),
+    ],
+)
+def test_who_decides_follows_from_the_interval(psnr, says):
+    found = controlled(psnr | {"generation": 35.0})
+    said = found.decides(0.9)
+    assert said.endswith(says)
+    assert "step and the block changes PSNR by +5.0 [" in said
+    assert result({0.9: 30.0}, controlled(psnr)).decides().endswith(says)
+
+
+def test_the_controls_table_has_a_row_for_each_freedom():
+    shown = controlled({"generation": 35.0, "image": 42.0}).shown(0.9)
+    assert list(shown.index) == [*allocation.FREEDOMS.values(), allocation.BY_IMAGE]
+    assert shown.loc["one share for all", "minus the threshold (dB)"].startswith("-7.0 [")
+    assert shown.loc[allocation.BY_IMAGE, "minus the threshold (dB)"] == ""
+    assert (shown["scores left"] == "0.500").all()
+
+
+def test_every_number_that_the_chapters_text_takes_up_is_given_to_it():
+    notebook = nbformat.read(ROOT / f"notebooks/{sweep.NOTEBOOK}.ipynb", 4)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    taken = set(re.findall(r"\{glue:text\}`([\w-]+)`", text))
+    found = result({0.5: 31.0, 0.9: 33.0})
+    words = found.words(found.records(clock(found)))
+    assert all(isinstance(word, str) and word for name, word in words.items() if name != "merged_there")
+    assert taken == {name.replace("_", "-") for name in words} | {"recorded", "clock"}
+
+
+def test_a_wrapped_psnr_by_hand():
+    a = np.zeros((2, 1, 1, 3), np.uint8)
+    b = np.array([[[[3, 20, 200]]], [[[1, 1, 1]]]], np.uint8)
+    wrapped = [(3**2 + 20**2 % 256 + 200**2 % 256) / 3, 1]
+    np.testing.assert_allclose(wrapping.wrapped_psnr(a, b), 10 * np.log10(255**2 / np.array(wrapped)))
+    table = wrapping.wrapped_beside_right(a, {"other": b})
+    low, high = sorted(wrapping.wrapped_psnr(a, b))
+    assert table.loc["other", "bytes that wrap"] == f"{(low + high) / 2:.1f} dB ({low:.1f} to {high:.1f})"
+    assert table.loc["other", "floating point"] == f"{quality.psnr(a, b).mean():.1f} dB"
+
+
+def test_differences_spread_over_all_bytes_give_the_papers_number():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (2, 4, 64, 64, 3), dtype=np.uint8)
+    np.testing.assert_allclose(wrapping.wrapped_psnr(a, b), 27.9, atol=0.15)

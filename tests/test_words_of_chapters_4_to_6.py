@@ -1,0 +1,488 @@
+"""What chapters 4, 5 and 6 say in words and show in tables follows from the numbers, and every number in their text is given."""
+
+import re
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from catome.policy.schedule import SCHEDULES
+from catome.study.measure.comparison import Comparison
+from catome.study.measure.drift import Drift
+from catome.study.measure.quality import UNTOLD
+from catome.study.run.store import CHECKOUT
+from catome.study.studies import drift, headline, schedules
+
+IMAGES = 12
+REAL = SimpleNamespace(features=np.random.default_rng(1).normal(size=(40, 4)).astype(np.float32))
+SCATTER = np.linspace(-0.1, 0.1, IMAGES)
+
+
+def of_text(study) -> set[str]:
+    """The names that a chapter's Markdown takes up."""
+    notebook = nbformat.read(CHECKOUT / f"notebooks/{study.NOTEBOOK}.ipynb", 4)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return set(re.findall(r"\{glue:text\}`([\w-]+)`", text))
+
+
+def given(words: dict[str, str], *others: str) -> set[str]:
+    assert all(isinstance(text, str) for text in words.values())
+    return {name.replace("_", "-") for name in words} | set(others)
+
+
+# Chapter 4
+
+
+def drifted(neighbour, steps: int, classes=("desert",), lag=None, **params) -> drift.Result:
+    """A result where every image has these distances of neighbouring steps at the fixed share, and none at t = 0.9.
+
+    ``lag``: by class, how far apart any two steps are; else half of the generation and more is unrelated."""
+    asked = drift.Parameters(steps=steps, images=len(classes), thresholds=(0.9,), **params)
+    calls = asked.calls
+    assert len(neighbour) == calls - 1
+    rows = []
+    for image, name in enumerate(classes):
+        for amount, curve in (("t = 0.9", np.zeros(calls - 1)), ("r = 0.5", np.array(neighbour))):
+            for block in ("down 0", "up 0"):
+                shift = (
+                    0.0 if amount == "t = 0.9" else 0.02 if block == "down 0" else -0.02
+                )  # the mean over blocks is the curve
+                row = {"image": image, "class": name, "amount": amount, "block": block, "neighbour": curve + shift}
+                rows.append(row | {"by_lag": np.full(calls - 1, (lag or {}).get(name, 0.5)) if amount == "r = 0.5" else curve})
+    i, j = np.triu_indices(calls, 1)
+    shards = [
+        {"image": 0, "images": len(classes), "amount": amount, "block": "up 0", "distance": np.minimum((j - i) / 10, 1) * scale}
+        for amount, scale in (("t = 0.9", 0), ("r = 0.5", 1))
+    ]
+    return drift.Result(asked, Drift(pd.DataFrame(rows), pd.DataFrame(shards), calls, {}), {}, {})
+
+
+def test_a_distance_leaves_a_share_of_pairs_in_common():
+    """Of n pairs each, c n are common: J = 1 - c / (2 - c)."""
+    for common in (0.0, 0.3, 0.5, 1.0):
+        assert drift._common(1 - common / (2 - common)) == pytest.approx(common)
+
+
+def test_the_middle_of_the_generation_is_its_middle_half():
+    found = drifted([0.9, 0.9, 0.2, 0.25, 0.28, 0.3, 0.9, 0.95], 8)
+    assert found.neighbours() == pytest.approx([0.9, 0.9, 0.2, 0.25, 0.28, 0.3, 0.9, 0.95])
+    words = found.words()
+    assert words["middle"] == "0.20 to 0.30"
+    assert words["middle_common"] == "82% to 89%"
+    assert drifted([0.5, 0.2], 2).words()["middle"] == "0.50"  # of two distances, one is the middle
+    assert drifted([0.5, 0.2], 2).words()["middle_common"] == "67%"
+
+
+@pytest.mark.parametrize(
+    ("curve", "says"),
+    [
+        ([0.3, 0.1, 0.5], "The last two steps differ most: a distance of 0.50 leaves 67% of the pairs in common."),
+        (
+            [0.3, 0.6, 0.1],
+            "Steps 1 and 2 differ most: a distance of 0.60 leaves 57% of the pairs in common. Between the last two steps it is 0.10.",
+        ),
+        ([0.5, 0.1, 0.5], "The last two steps differ most: a distance of 0.50 leaves 67% of the pairs in common."),
+        (
+            [0.5, 0.1, 0.4],
+            "Steps 0 and 1 differ most: a distance of 0.50 leaves 67% of the pairs in common. Between the last two steps it is 0.40.",
+        ),
+    ],
+)
+def test_which_neighbours_differ_most(curve, says):
+    assert drifted(curve, 3).farthest() == says
+
+
+def test_nothing_that_changes_is_said_so():
+    found = drifted([0.0, 0.0, 0.0], 3)
+    rows = found.drift.rows
+    rows["neighbour"] = rows["neighbour"].map(np.zeros_like)
+    assert found.farthest() == "All steps merge the same pairs."
+    assert found.words()["middle_common"] == "100%"
+
+
+def test_the_two_calls_at_plms_second_timestep_need_a_step_after_them():
+    assert drifted([0.4, 0.1], 2).second_timestep() == ""
+    assert drifted([0.4, 0.1, 0.3], 3).second_timestep() == (
+        "PLMS calls the U-Net twice at its second timestep, as steps 1 and 2. Their distance is 0.10, compared with 0.40 from "
+        "step 0 to 1 and 0.30 from step 2 to 3."
+    )
+
+
+def test_ages_are_as_many_as_the_generation_holds():
+    table = drifted([0.3] * 6, 6).ages()
+    assert table.columns.tolist() == ["1 step apart", "2 steps apart", "5 steps apart"]
+    assert table.iloc[0].tolist() == ["0.10", "0.20", "0.50"]
+
+
+def test_classes_stand_from_the_slowest_drift_to_the_fastest():
+    found = drifted([0.3] * 3, 3, ("a", "b", "c", "a"), {"a": 0.7, "b": 0.2, "c": 0.4})
+    curves = found.curves_by_class()
+    assert list(curves) == ["b", "c", "a"]
+    assert {name: curve.shape for name, curve in curves.items()} == {"a": (2, 3), "b": (1, 3), "c": (1, 3)}
+    many = [f"class {place:02}" for place in range(13)]
+    shown = drifted([0.3] * 3, 3, many, {name: (place + 1) / 20 for place, name in enumerate(many)}).curves_by_class()
+    assert list(shown) == many[:4] + many[-4:]
+    assert len(drifted([0.3] * 3, 3, many[:12]).curves_by_class()) == 12
+
+
+def test_every_amount_has_its_curve():
+    curves = drifted([0.3] * 3, 3, ("a", "b")).curves_by_amount()
+    assert {name: curve.shape for name, curve in curves.items()} == {"t = 0.9": (2, 3), "r = 0.5": (2, 3)}
+    assert curves["r = 0.5"].mean() == 0.5
+    assert curves["t = 0.9"].mean() == 0
+
+
+def test_the_papers_schedules_pay_as_they_run_in_a_generation_of_any_length():
+    """A named schedule is fitted to the generation: of 6 calls, CONFIG_FIVE names all."""
+    long, short = drifted([0.3] * 50, 50), drifted([0.3] * 5 + [0.4], 6)
+    assert long.schedules() == {**SCHEDULES, "step 0 only": (0,)}
+    assert short.schedules()["CONFIG_FIVE"] == tuple(range(7))
+    assert short.bills()["CONFIG_FIVE"].tolist() == [0] * 7
+    assert short.bills()["step 0 only"] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert len(short.least_stale()) == len(short.schedules()["CONFIG_3"])
+
+
+def test_chapter_4_is_given_every_number_that_its_text_takes_up():
+    found = drifted([0.3] * 50, 50, ("a", "b"))
+    words = found.words()
+    assert of_text(drift) == given(words, "recorded")
+    assert words["images"] == "2"
+    assert words["calls"] == "51"
+    assert words["blocks"] == "2"
+    assert words["rows"] == "8"
+    assert words["amounts"] == "t = 0.9, r = 0.5"
+    assert words["by_amount"] == "0.000 at t = 0.9, 0.300 at r = 0.5"
+    paid = {name: found.paid(steps).mean() for name, steps in SCHEDULES.items()}
+    assert words["paid_base"] == f"{paid['CONFIG_3']:.2f}"
+    assert words["freshest"] == min(paid, key=paid.get) == "CONFIG_FIVE"
+    assert words["paid_freshest"] == f"{paid['CONFIG_FIVE']:.2f}"
+    least = [int(step) for step in words["least_stale"].split(", ")]
+    assert len(least) == len(SCHEDULES["CONFIG_3"])
+    assert words["paid_least"] == f"{found.paid(least).mean():.2f}" < words["paid_freshest"]
+
+
+# Chapter 5
+
+
+def rows_of(methods, psnr, share=0.5, images=IMAGES) -> Comparison:
+    """Rows of methods whose images have the PSNR ``psnr(label)``, each method's scattered in an order of its own."""
+    rows = []
+    labels = list(dict.fromkeys(method.label for method in methods))
+    for place, label in enumerate(labels):
+        scatter = np.random.default_rng(place).permutation(SCATTER)[:images]
+        for image in range(images):
+            row = {"method": label, "image": image, "class": f"class {image % 3}", "psnr": psnr(label) + scatter[image]}
+            row |= dict.fromkeys(("ssim", "feature_distance", "psnr_real", "ssim_real"), 0.5)
+            row |= {"features": np.random.default_rng([place, image]).normal(size=4)}
+            rows.append(row | {"merged_share": np.array([share + 0.1 * (image == 0)])})
+    return Comparison(pd.DataFrame(rows), labels, "scene", {})
+
+
+def scheduled(psnr: dict, thresholds=(0.7,), budgets=(2, 13), **params) -> schedules.Result:
+    """A result with these PSNR by threshold and schedule; all others have 30 dB. Staleness is a tenth of the age."""
+    asked = schedules.Parameters(images=IMAGES, drift_images=48, thresholds=thresholds, budgets=budgets, **params)
+    steps = np.arange(asked.calls)
+    staleness = {t: np.abs(steps[:, None] - steps) / 10.0 for t in thresholds}
+    derived = {(t, k): tuple(range(k)) for t in thresholds for k in budgets}
+    of = schedules.asked_of(asked, derived)
+    at = {of[key].method.label: value for key, value in psnr.items()}
+    made = rows_of([schedules.methods.unmerged(), *(one.method for one in of.values())], lambda label: at.get(label, 30.0))
+    return schedules.Result(asked, REAL, staleness, derived, of, made)
+
+
+def records_of(found: schedules.Result, **columns) -> pd.DataFrame:
+    """Rows as `records` makes them, without a pipeline: one second for each schedule by its place, and two unmerged."""
+    summary = found.summary()
+    rows = []
+    for place, ((t, name), one) in enumerate(found.asked.items()):
+        row = {"threshold": t, "kind": one.kind, "schedule": name}
+        row |= {"checkpoints": 3.14 if one.checkpoints is None else len(one.checkpoints), "staleness": 0.5}
+        row |= dict(summary.loc[one.method.label, ["PSNR", "FID change", "FID change low", "FID change high"]])
+        row |= {"seconds": 1 + place / 100, "time": 0.5 + place / 200}
+        row |= dict(zip(("gain", "gain low", "gain high"), found.gain(t, name), strict=True))
+        rows.append(row | columns)
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("names", "said"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), ("abc", "a, b, and c")])
+def test_names_are_listed(names, said):
+    assert schedules._listed(names) == said
+
+
+def test_the_derived_schedules_are_listed_with_the_images_they_come_from():
+    table = scheduled({}, budgets=(2, 3)).derived_steps()
+    assert table.index.tolist() == [(0.7, "best 2"), (0.7, "best 3")]
+    assert table.loc[(0.7, "best 3")].tolist() == ["24 to 47", "0 to 11", "0, 1, 2"]
+    none = scheduled({}, budgets=())
+    assert len(none.derived_steps()) == len(none.derived_staleness()) == len(none.even()) == 0
+    assert none.derived_steps().columns.tolist() == table.columns.tolist()
+
+
+def test_derived_schedules_stand_beside_the_papers_choice_in_staleness():
+    table = scheduled({}, budgets=(13,)).derived_staleness()
+    (least, base, change, even), gaps = table.loc[(0.7, "best 13")], np.diff([*SCHEDULES["CONFIG_3"], 51])
+    paid = sum(gap * (gap - 1) / 2 for gap in gaps) / 10 / 51
+    ours = sum(range(39)) / 10 / 51
+    assert base == f"{paid:.3f}"
+    assert least == f"{ours:.3f}"
+    assert change == f"{ours / paid - 1:+.0%}"
+    assert float(even) < paid < ours
+
+
+def test_a_choice_that_pays_nothing_has_no_share():
+    """In a generation of 5 steps CONFIG_3 looks at every call."""
+    table = scheduled({}, budgets=(2,), steps=5).derived_staleness()
+    assert table.loc[(0.7, "best 2"), ["that of CONFIG_3", "difference"]].tolist() == ["0.000", ""]
+
+
+def test_the_papers_schedules_are_counted_as_they_run():
+    asked = scheduled({}, budgets=(2,), steps=5).asked
+    assert asked[0.7, "CONFIG_3"].checkpoints == (0, 1, 2, 3, 4, 5)
+    assert asked[0.7, "CONFIG_1"].checkpoints == (0, 1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("psnr", "says"),
+    [
+        ({}, "By PSNR, best 2 at t = 0.7 and best 13 at t = 0.7 cannot be told from CONFIG_3."),
+        (
+            {(0.7, "best 2"): 33.0, (0.7, "best 13"): 31.0},
+            "By PSNR, best 2 at t = 0.7 and best 13 at t = 0.7 are closer to unmerged than CONFIG_3.",
+        ),
+        (
+            {(0.7, "best 2"): 20.0, (0.7, "best 13"): 31.0},
+            "By PSNR, best 13 at t = 0.7 is closer to unmerged than CONFIG_3; best 2 at t = 0.7 is farther from unmerged than CONFIG_3.",
+        ),
+    ],
+)
+def test_what_is_said_of_derived_schedules_follows_from_their_intervals(psnr, says):
+    assert scheduled(psnr).beside_base("derived") == says
+
+
+def test_where_nothing_was_derived_nothing_is_said_of_it():
+    assert scheduled({}, budgets=()).beside_base("derived") == "No derived schedule was tried."
+
+
+def test_online_schedules_stand_beside_the_papers_choice():
+    found = scheduled({(0.7, "auto 0.3"): 25.0}, tolerances=(0.1, 0.3))
+    table = found.online(records_of(found))
+    assert table.index.tolist() == [(0.7, "auto 0.1"), (0.7, "auto 0.3")]
+    assert table["checkpoints for an image"].tolist() == ["3.1", "3.1"]
+    assert table["verdict"].tolist() == [UNTOLD, "farther"]
+    mean, low, high = found.gain(0.7, "auto 0.3")
+    assert mean == pytest.approx(-5, abs=0.01)
+    assert table.iloc[1]["PSNR beside CONFIG_3 (dB)"] == f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    assert found.beside_base("online") == (
+        "By PSNR, auto 0.3 at t = 0.7 is farther from unmerged than CONFIG_3; auto 0.1 at t = 0.7 cannot be told from CONFIG_3."
+    )
+
+
+def test_whether_a_search_at_every_step_is_the_best_that_one_can_do():
+    assert scheduled({}).no_upper_bound() == (
+        "By the paired intervals, none of the 10 schedules tried is closer than pairs found at every step."
+    )
+    found = scheduled({(0.7, "CONFIG_1"): 31.0, (0.7, "best 2"): 32.0})
+    assert found.no_upper_bound() == (
+        "Finding pairs afresh at every step is no upper bound on quality: with CONFIG_1 at t = 0.7 and best 2 at t = 0.7 the images "
+        "are closer to unmerged. The paired interval excludes zero for 2 of 10 schedules tried. With all of them tested at once, "
+        "CONFIG_1 at t = 0.7 and best 2 at t = 0.7 stay."
+    )
+    table = found.against_every_step()
+    assert table.loc["best 2 at t = 0.7", "verdict"] == "closer"
+    assert not table.index.str.contains("step").any()  # the bounds are not tried
+
+
+def test_a_single_lucky_interval_does_not_stay(monkeypatch):
+    found = scheduled({})
+    table = pd.DataFrame({"verdict": ["closer", UNTOLD], "after Holm": UNTOLD}, index=["a at t = 0.7", "b at t = 0.7"])
+    monkeypatch.setattr(schedules.Result, "against_every_step", lambda self: table)
+    assert found.no_upper_bound() == (
+        "Finding pairs afresh at every step may be no upper bound on quality: with a at t = 0.7 the images are closer to unmerged. "
+        "The paired interval excludes zero for 1 of 2 schedules tried. With all of them tested at once, none stays."
+    )
+
+
+def test_the_bounds_take_part_in_the_relation_only_where_asked():
+    """Less stale is farther among sensible schedules, and closer with the bounds."""
+    bills = {"CONFIG_FIVE": 29.0, "CONFIG_3": 30.0, "CONF_ADAPTIVE": 30.5, "CONFIG_1": 31.0, "best 2": 32.0}
+    found = scheduled(
+        {(0.7, name): value for name, value in bills.items()} | {(0.7, "every step"): 60.0, (0.7, "step 0 only"): 5.0}
+    )
+    assert found.relation()[0.7] > 0.5
+    assert found.relation(bounds=True)[0.7] < found.relation()[0.7]
+
+
+@pytest.mark.parametrize(
+    ("relation", "says"),
+    [
+        ({0.7: -0.9}, "Among sensible schedules, too, the less stale the pairs, the closer the images."),
+        ({0.7: -0.7, 0.9: float("nan")}, "Among sensible schedules, staleness does not tell which is good."),
+        (
+            {0.7: -0.9, 0.8: 0.9, 0.9: -0.5},
+            "Among sensible schedules, staleness tells which is good at t = 0.7, and does not at t = 0.8 and t = 0.9.",
+        ),
+    ],
+)
+def test_what_staleness_tells(monkeypatch, relation, says):
+    monkeypatch.setattr(schedules.Result, "relation", lambda self, bounds=False: relation)
+    assert scheduled({}).staleness_tells() == says
+
+
+def test_the_papers_table_stands_beside_the_first_threshold():
+    found = scheduled({(0.7, "CONFIG_1"): 33.0, (0.9, "CONFIG_4"): 40.0}, thresholds=(0.7, 0.9))
+    records = records_of(found)
+    table = found.beside_paper(records)
+    assert table.index.tolist() == list(SCHEDULES)
+    assert table.loc["CONFIG_3", ("time / unmerged", "paper")] == f"{6.09 / 7.61:.3f}"
+    assert table.loc["CONFIG_1", ("time / unmerged", "here")] == "0.510"
+    assert table.loc["CONFIG_1", ("PSNR - best (dB)", "here")] == "0.00"
+    assert table.loc["CONFIG_4", ("PSNR - best (dB)", "here")] == "-3.00"
+    assert table.loc["CONFIG_1", ("FID - best", "paper (Inception)")] == "2.09"
+    assert min(map(float, table["FID - best", "here (scene)"])) == 0
+    records[["FID change", "FID change low", "FID change high"]] = np.nan
+    assert found.beside_paper(records)["FID - best", "here (scene)"].tolist() == [""] * 6
+
+
+def test_words_on_the_papers_table():
+    found = scheduled({(0.7, "CONFIG_1"): 33.0, (0.7, "CONFIG_FIVE"): 33.0})
+    records = records_of(found, **{"FID change low": -1.0, "FID change high": 1.0})
+    words = found.words(records)
+    assert words["first_threshold"] == "0.7"
+    assert (words["paper_best"], words["paper_worst"], words["paper_apart"]) == ("CONFIG_3", "CONFIG_1", "2.1")
+    assert words["best"] in ("CONFIG_1", "CONFIG_FIVE")
+    assert words["told_apart"] == "4 of the other 5 (CONFIG_2, CONFIG_3, CONFIG_4, and CONF_ADAPTIVE)"
+    at = found.of_paper(records)
+    assert words["fid_apart"] == f"In FID the six lie {np.ptp(at['FID change']):.2f} apart here, where each is known to ±1.00."
+    assert words["paper_slower"] == "1.6%"
+    assert words["slower"] == f"{at['time'].iloc[-1] / at['time'].iloc[0] - 1:.1%}"
+    assert -1 < float(words["order"]) < 0  # the paper's worst are the best here
+
+
+def test_words_where_there_are_few_images_or_all_are_the_same():
+    found = scheduled({})
+    found.made.rows["psnr"] = np.inf
+    records = records_of(found, **{"FID change low": np.nan, "FID change high": np.nan})
+    words = found.words(records)
+    assert words["told_apart"] == "0 of the other 5"
+    assert words["order"] == "undefined"
+    assert words["relation"] == "undefined at t = 0.7"
+    assert words["searching"] == "+0.00 [+0.00, +0.00] dB at t = 0.7"
+    assert words["fid_apart"].endswith("apart here.")
+    assert found.beside_paper(records)["PSNR - best (dB)", "here"].tolist() == [""] * 6
+    records["FID change"] = np.nan
+    assert found.words(records)["fid_apart"] == "So few images have no FID."
+
+
+def test_chapter_5_is_given_every_number_that_its_text_takes_up():
+    found = scheduled({(0.7, "every step"): 31.0, (0.7, "step 0 only"): 21.0}, thresholds=(0.7, 0.9))
+    records = records_of(found)
+    words = found.words(records)
+    assert of_text(schedules) == given(words, "recorded", "clock")
+    assert words["images"] == "12"
+    assert words["ways"] == str(len(found.asked)) == "24"
+    assert words["merged"] == "60% at t = 0.7 (51% over all images) and 60% at t = 0.9 (51% over all images)"
+    first, second = words["searching"].split(" dB at t = 0.7 and ")
+    assert float(first.split()[0]) == pytest.approx(10, abs=0.02)
+    assert float(second.split()[0]) == pytest.approx(0, abs=0.02)
+    assert words["time_searching"] == "0.50 at t = 0.7 and 0.56 at t = 0.9"
+    assert words["time_cached"] == "0.51 to 0.56 at t = 0.7 and 0.56 to 0.61 at t = 0.9"
+    assert words["relation_within"].endswith(f"{found.relation()[0.9]:+.2f} at t = 0.9")
+    assert words["relation"].startswith(f"{found.relation(bounds=True)[0.7]:+.2f} at t = 0.7")
+
+
+# Chapter 6
+
+
+def peers(**params) -> headline.Result:
+    asked = headline.Parameters(images=IMAGES, **params)
+    methods = headline.peers_of(asked)
+    return headline.Result(asked, REAL, methods, rows_of(list(methods.values()), lambda label: 30.0))
+
+
+HEADLINE, GENTLE, FIXED = "CA-ToMe, t = 0.7", "CA-ToMe, t = 0.9", "ToMe, r = 0.5"
+
+
+def measured(found: headline.Result, **changed) -> pd.DataFrame:
+    """Records where each method takes as long as unmerged, has 30 dB, and an FID that cannot be told from it.
+
+    ``changed``: by column, with _ for a space, the methods with another value."""
+    table = pd.DataFrame(
+        {
+            "method": list(found.peers),
+            "speed-up": 1.0,
+            "speed-up low": 0.9,
+            "speed-up high": 1.1,
+            "PSNR": 30.0,
+            "FID change": 0.1,
+        },
+        index=list(found.peers),
+    ).assign(**{"FID change low": -0.1, "FID change high": 0.3})
+    table.loc["unmerged", ["PSNR", "FID change", "FID change low", "FID change high"]] = np.inf, np.nan, np.nan, np.nan
+    for column, values in changed.items():
+        for name, value in values.items():
+            table.loc[name, column.replace("_", " ").replace("speed up", "speed-up")] = value
+    return table.astype(object)
+
+
+def test_the_closest_of_the_methods_that_are_always_faster():
+    found = peers()
+    assert found.closest(measured(found)) == "No method is faster than doing nothing here at every repetition."
+    faster = {"speed_up_low": {HEADLINE: 1.2, FIXED: 1.01}}
+    records = measured(found, **faster, PSNR={FIXED: 31.26, GENTLE: 50.0})  # the gentle one is not always faster
+    assert found.closest(records) == (
+        "Of the methods that are faster than doing nothing here at every repetition, the closest to the unmerged images is "
+        "ToMe, r = 0.5, with 31.3 dB."
+    )
+    assert found.closest(measured(found, **faster, PSNR={HEADLINE: np.inf})).endswith(
+        "is CA-ToMe, t = 0.7, which it does not change."
+    )
+
+
+def test_where_the_papers_own_setting_stands():
+    found = peers()
+    assert found.papers_place(measured(found)) == "is among them"
+    beaten = measured(found, speed_up={GENTLE: 2.0}, PSNR={GENTLE: 40.0})
+    assert found.papers_place(beaten) == "is not among them: another method is both faster and closer"
+    assert found.words(beaten)["frontier"] == GENTLE
+
+
+def test_which_methods_fid_tells_from_unmerged():
+    found = peers()
+    assert found.told_by_fid(measured(found)) == "No method's FID can be told from unmerged with so few images."
+    records = measured(found, FID_change_low={HEADLINE: 0.01}, FID_change_high={FIXED: -0.01})
+    assert found.told_by_fid(records) == f"FID tells these from unmerged: {FIXED}; {HEADLINE}."
+    unknown = measured(found)
+    unknown[["FID change low", "FID change high"]] = np.nan
+    assert found.told_by_fid(unknown).startswith("No method's FID")
+
+
+def test_the_papers_table_stands_beside_the_same_methods():
+    found = peers(ratio=0.3)
+    records = measured(
+        found, speed_up={"ToMe, r = 0.3": 1.5, HEADLINE: 1.25}, FID_change={"ToMe, r = 0.3": -0.2, HEADLINE: np.nan}
+    )
+    table = found.beside_paper(records)
+    assert table["speed-up", "paper"].tolist() == ["1.00", "1.19", "1.25"]
+    assert table["speed-up", "here"].tolist() == ["1.00", "1.50", "1.25"]
+    assert table["FID - unmerged", "paper (Inception)"].tolist() == ["+0.00", "+0.50", "+0.39"]
+    assert table["FID - unmerged", "here (scene, against 40 real images)"].tolist() == ["", "-0.20", ""]
+
+
+def test_one_threshold_twice_is_said_once():
+    assert peers(threshold=0.9).words(measured(peers(threshold=0.9)))["merged"] == "60% at t = 0.9 (51% over all images)"
+
+
+def test_chapter_6_is_given_every_number_that_its_text_takes_up():
+    found = peers()
+    words = found.words(measured(found, speed_up={HEADLINE: 1.36, "ToDo": 1.4, "batch maximum, t = 0.9": np.nan}))
+    assert of_text(headline) == given(words, "recorded", "clock", "tokens")
+    assert words["images"] == "12"
+    assert words["methods"] == "9"
+    assert (words["extractor"], words["real"]) == ("scene", "40")
+    assert words["merged"] == "60% at t = 0.7 (51% over all images) and 60% at t = 0.9 (51% over all images)"
+    assert words["paper_speed"] == "1.25"
+    assert (words["speed"], words["fastest"], words["fastest_speed"]) == ("1.36", "ToDo", "1.40")
+    assert words["threshold"] == "0.7"
+    assert words["frontier"].split("; ")[-1].startswith("CA-ToMe, t = 0.9, with DeepCache")
