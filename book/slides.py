@@ -144,7 +144,7 @@ def prose(text: str) -> str:
     text = re.sub(ROLE % "cite:p", lambda match: citation(match[1], True), text)
     text = re.sub(ROLE % "cite:t", lambda match: citation(match[1], False), text)
     text = re.sub(r"(?:[Ee]quation )?" + ROLE % "eq", r"equation (\1)", text)
-    text = re.sub(r"\{(?:term|ref|numref|doc|glue:text)\}`([^`<]+?)(?: <[^>`]*>)?`", r"\1", text)
+    text = re.sub(r"\{(?:term|ref|numref|doc)\}`([^`<]+?)(?: <[^>`]*>)?`", r"\1", text)
     text = re.sub(r"\{[\w:]+\}`(?:[^`<]+ <)?[~!]?([^`>]+)>?`", r"`\1`", text)  # code
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", lambda match: match[1] or Path(match[2]).stem, text)
 
@@ -222,6 +222,17 @@ def _show(slide: Slide, cell, chapter: str, files: dict[str, bytes]) -> None:
             slide.notes.append(prose(words))
 
 
+def glued(notebook) -> dict[str, str]:
+    """What an executed notebook gives to its text, by name: see `catome.study.figures.glue`."""
+    found = {}
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        name = output.get("metadata", {}).get("scrapbook", {}).get("name")
+        words = [text for kind, text in output.get("data", {}).items() if kind.endswith("text/plain")]
+        if name and words:
+            found[name] = words[0]
+    return found
+
+
 def slides_of(notebook, chapter: str, files: dict[str, bytes]) -> list[Slide]:
     """The slides of an executed notebook, after one that opens the chapter and has the notes of what comes before the first.
 
@@ -237,7 +248,10 @@ def slides_of(notebook, chapter: str, files: dict[str, bytes]) -> list[Slide]:
     """
     title = next(re.match(r"# (.+)", cell.source)[1] for cell in notebook.cells if cell.source.startswith("# "))
     found = [Slide(title, kinds=["opener"], footer=title)]
+    given = glued(notebook)
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(ROLE % "glue:text", lambda match: given.get(match[1], "\u2026"), cell.source)
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "markdown" and "slide" in tags:
             heading = re.match(r"#+ (.+)\n*", cell.source)

@@ -388,3 +388,12 @@ def test_notes_and_print(book, tmp_path):
     assert len(printed) == count
     width, height = printed[0].get_size()
     assert width / height == pytest.approx(16 / 9, rel=0.01)
+
+
+def test_glued_words_come_into_the_notes():
+    gluing = code("figures.glue(share='a tenth')", "remove-cell", "slide-skip")
+    record = {"application/papermill.record/text/plain": "a tenth"}
+    gluing.outputs = [nbformat.v4.new_output("display_data", record, metadata={"scrapbook": {"name": "share"}})]
+    text = markdown("It merges {glue:text}`share`, and {glue:text}`unknown` of it.")
+    (opener,) = slides.slides_of(notebook(text, gluing), "one", {})
+    assert "It merges a tenth, and … of it." in " ".join(opener.notes)

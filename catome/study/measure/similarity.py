@@ -182,7 +182,7 @@ def variance_of_share(shares: pd.DataFrame) -> pd.DataFrame:
         total = (centred**2).to_numpy().sum()
         step = len(table.columns) * (centred.mean(axis=1) ** 2).sum()
         image = len(table) * (centred.mean(axis=0) ** 2).sum()
-        parts = np.array([step, image, total - step - image])
+        parts = np.array([step, image, max(total - step - image, 0.0)])
         rows[threshold] = parts / total if total > 1e-20 else np.full(3, np.nan)  # what is less comes from rounding
     return pd.DataFrame(rows, index=["step", "image", "both"]).T
 

@@ -131,8 +131,9 @@ def beside(setting: Setting, images: int, thresholds: tuple) -> Parameters:
     """The parameters for the first images of another study."""
     common = {one.name: getattr(setting, one.name) for one in fields(Setting)}
     common["images"] = min(images, setting.images)
-    own = {"thresholds": thresholds, "measured_images": common["images"], "recompute": getattr(setting, "recompute", False)}
-    return Parameters(**common, **own)
+    measured = min(Parameters.measured_images, setting.images)
+    again = getattr(setting, "recompute", False)
+    return Parameters(**common, thresholds=thresholds, measured_images=measured, recompute=again)
 
 
 def run(params: Parameters, pipe, **kept) -> Result:

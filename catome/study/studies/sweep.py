@@ -40,7 +40,7 @@ class Parameters(Setting):
     finer: Cosines = (0.85, 0.95, 0.975)
     compared: Cosines = (0.8, 0.9)
     controls: Cosines = (0.9,)
-    control_images: Count = 24
+    control_images: Count = 12
     shown: Cosines = (0.7, 0.8, 0.9, 0.95)
     repetitions: Count = 5
     reference: Folder = None

@@ -176,6 +176,12 @@ def test_what_decides_about_the_share(table, said):
     assert similarity.deciding(table) == said
 
 
+@pytest.mark.parametrize("slope", [0.1, 0.07, 1 / 3])
+def test_a_part_that_rounding_leaves_is_not_below_zero(slope):
+    parts = similarity.variance_of_share(shares(slope, 0.0, images=1, steps=7))
+    assert parts.map("{:.0%}".format).loc[0.7].tolist() == ["100%", "0%", "0%"]
+
+
 def test_the_threshold_that_adapts_most_and_its_extreme_images():
     table = pd.concat([STEP, IMAGE])
     assert similarity.most_adaptive(table) == 0.9

@@ -62,6 +62,7 @@ EXCUSED = {
     "make test": "these are the tests",
     "make check": "these are the tests",
     "make record": "hours",
+    "make record DEVICE=cuda BATCH=96": GPU,
     "make bench": "minutes; test_bench.py times a few",
     "make gpu-test": GPU,
     "make gpu-test gpu-bench": GPU,

@@ -1,6 +1,7 @@
 """What chapters 4, 5 and 6 say in words and show in tables follows from the numbers, and every number in their text is given."""
 
 import re
+import warnings
 from types import SimpleNamespace
 
 import nbformat
@@ -312,6 +313,16 @@ def test_the_bounds_take_part_in_the_relation_only_where_asked():
     )
     assert found.relation()[0.7] > 0.5
     assert found.relation(bounds=True)[0.7] < found.relation()[0.7]
+
+
+def test_ranks_that_are_all_equal_have_no_correlation_and_no_warning():
+    same, other = pd.Series([1.0, 1.0, 1.0]), pd.Series([1.0, 3.0, 2.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(schedules._rank_correlation(same, other))
+        assert np.isnan(schedules._rank_correlation(other, same))
+    assert schedules._rank_correlation(other, -other) == pytest.approx(-1)
+    assert (schedules._correlation(-0.314), schedules._correlation(float("nan"))) == ("-0.31", "undefined")
 
 
 @pytest.mark.parametrize(
