@@ -22,6 +22,7 @@ from catome.runtime.hooks import Hook
 from helpers.estimates import ESTIMATES
 from helpers.paths import ROOT
 from helpers.processes import offline
+from helpers.slow import listed_as_slow
 
 for kind in ESTIMATES:  # the models of most tests are so small that no merging would pay by the real ones
     rates.ESTIMATES[kind] = rates.Rates(1e12, math.inf, 0.0)
@@ -79,9 +80,13 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest begins first; what runs notebooks or reads the book is slow, if it is not marked
-    quick."""
+    """What takes longest begins first; what runs notebooks or reads the book is slow, if it is not marked quick, and so is what
+    `slow.txt` lists."""
+    listed = listed_as_slow()
     for item in items:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        if file in listed or f"{file}::{getattr(item, 'originalname', item.name)}" in listed:
+            item.add_marker(pytest.mark.slow)
         of_the_book = item.path.stem in OF_THE_BOOK or item.get_closest_marker("book")
         if of_the_book and not item.get_closest_marker("quick"):
             item.add_marker(pytest.mark.slow)

@@ -183,6 +183,7 @@ class Reader:
         path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"  # `python` is the one with everything installed
         own = {"HOME": self.home, "TORCH_HOME": self.home / "torch", "HF_HOME": self.home / "hf", "PYTHONPATH": self.here}
         own |= {"JUPYTER_PREFER_ENV_PATH": "1", "PATH": path, "OMP_NUM_THREADS": "2", "BROWSER": "true"}
+        own |= {"https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}  # what reaches out is refused at once
         return offline() | {name: str(value) for name, value in own.items()}
 
     def change(self, command: str) -> str:

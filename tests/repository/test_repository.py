@@ -12,6 +12,7 @@ import yaml
 from catome.study.run.parameters import Setting
 from helpers.notebooks import PARAMETERS
 from helpers.paths import NOTEBOOKS, ROOT
+from helpers.slow import listed_as_slow
 
 LIBRARY = [path for path in sorted((ROOT / "catome").rglob("*.py")) if not {"study", "tiny"} & set(path.parts)]
 
@@ -80,3 +81,10 @@ def test_style_is_clean():
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run([sys.executable, "-m", "ruff", *command, str(ROOT)], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
+
+
+def test_tests_that_are_listed_as_slow_are_there():
+    for name in listed_as_slow():
+        file, _, function = name.partition("::")
+        text = (ROOT / "tests" / file).read_text()
+        assert not function or f"def {function}(" in text, name

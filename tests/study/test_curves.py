@@ -149,12 +149,7 @@ def test_unmerged_images_are_made_once_for_all_kinds(loaded, tmp_path, monkeypat
     monkeypatch.setattr(comparison, "_plain", lambda *given: made.append(given[2]) or own(*given))
     params = curves.Parameters(images=3, batch_size=2, steps=2, output=str(tmp_path))
     found = curves.run(params, loaded, recorded=None)
-    assert made == [
-        range(2),
-        range(2, 3),
-        range(2),
-        range(2, 3),
-    ]  # once for the kinds, and once for the rows of unmerged itself
+    assert made == [range(2), range(2, 3)]
     assert set(found.made.rows["method"]) == {"unmerged", methods.todo(2).label, methods.tome(0.5).label}
     rows = found.made.of(methods.todo(2))
     alone = comparison.compare(loaded, params, [methods.todo(2)], folder=tmp_path / "alone", recorded=None)

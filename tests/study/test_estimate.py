@@ -51,12 +51,14 @@ def test_a_study_generates_what_was_counted(study, tmp_path):
 def test_the_paper_study_is_counted_with_its_images():
     table = estimate.count_all("paper")
     sweep = table[table["study"] == "sweep"]
-    assert set(sweep["images"]) == {2000}
+    control = sweep["phase"] > 2  # who decides how much is merged, over a few images
+    assert set(sweep["images"][~control]) == {2000}
+    assert set(sweep["images"][control]) == {12, 24}
     assert set(sweep["calls"]) == {51}
     assert {f"CA-ToMe(threshold={t:g}, schedule=every step)" for t in (0.4, 0.7, 1.0)} <= set(sweep["method"])
     schedules = table[(table["study"] == "schedules") & (table["what"] == "images")]
     assert sum("CON" in method for method in schedules["method"]) == 6
-    assert jobs.unet_calls(sweep) == 51 * 2000 * len(sweep)
+    assert jobs.unet_calls(sweep) == 51 * (2000 * (~control).sum() + 24 + 12 * (control.sum() - 1))
 
 
 def test_counting_refuses_what_the_study_refuses():
@@ -117,7 +119,12 @@ def test_pieces_are_what_processes_claim():
     table = estimate.count("sweep", smoke("sweep", images=5, batch_size=2))
     phases = estimate.phases_of(table, 1.0)
     calls = table.groupby("phase")["calls"].sum()
-    assert [len(pieces) for pieces in phases] == [3, 3]  # 2 + 2 + 1 images, for the sweep and then for the fixed shares
+    assert [len(pieces) for pieces in phases] == [
+        3,
+        3,
+        3,
+        3,
+    ]  # 2 + 2 + 1 images, for the sweep, the fixed shares, and the control, which first measures
     assert phases[0] == [2 * calls.iloc[0], 2 * calls.iloc[0], calls.iloc[0]]
 
 

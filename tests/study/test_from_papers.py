@@ -62,9 +62,9 @@ def test_pooling_makes_keys_of_the_means_of_windows(pipe, entered):
 def test_attention_runs_on_the_rest_and_every_token_gets_a_result(pipe, entered, way):
     once(pipe, way(0.5))
     assert len(entered) == 6
-    below = entered.pop(2)  # the block in the middle has a quarter of the tokens, and is left alone
+    below = entered.pop(2)  # the block in the middle has fewer tokens, and is left alone
     for hidden, context, output in [below, *entered]:
-        assert hidden.shape[1] == (256 if hidden is below[0] else 512)
+        assert hidden.shape[1] == (64 if hidden is below[0] else 512)
         assert context is None
         assert output.shape[1] == hidden.shape[1]
 
@@ -101,7 +101,7 @@ def test_tofu_prunes_first_and_merges_then(pipe, monkeypatch):
             from_papers, name, lambda hidden, plan, own=own, name=name: called.append(name) or own(hidden, plan)
         )
     once(pipe, from_papers.tofu(0.25))
-    assert called[:5] == ["kept", "kept", "kept", "mlerp", "mlerp"]
+    assert called[:5] == ["kept", "kept", "mlerp", "mlerp", "mlerp"]
 
 
 def test_what_is_kept_is_kept_as_it_is(tokens):

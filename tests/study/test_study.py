@@ -118,7 +118,8 @@ def test_similarity_study(pipe, tmp_path, monkeypatch):
 
     weakest = study.weakest_merged(seen, 0.5)
     assert weakest.shape == (6, 5, 3)
-    assert ((seen.best >= weakest[..., None]).sum(-1) == 512).all()
+    assert ((seen.best >= weakest[..., None]).sum(-1) >= 512).all()  # several may be equally similar
+    assert ((seen.best > weakest[..., None]).sum(-1) < 512).all()
     with pytest.raises(ValueError, match="merges no token"):
         study.weakest_merged(seen, 0.0)
 

@@ -1,7 +1,7 @@
 """Figures to touch: each computes in the page what its controls ask for, with no server and no other host.
 
 A function here turns numbers into HTML: the controls, the numbers as JSON, and one of the scripts in ``scripts``. What the
-scripts compute is held to the library's own results by ``tests/test_interactive.py``.
+scripts compute is held to the library's own results by ``tests/book/test_interactive.py``.
 """
 
 from __future__ import annotations
