@@ -17,7 +17,7 @@ GPU_STAMP := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(STAMP))
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup book test check slow mutations torture lint format notebooks slides record bench leaderboard gpu-test gpu-bench clean publish publishable audit check-book pdf
+.PHONY: help setup book test check slow commands mutations torture lint format notebooks slides record bench leaderboard gpu-test gpu-bench clean publish publishable audit check-book pdf
 
 # parameters of a notebook: the preset's, then those that the preset has for this notebook alone
 PARAMETERS = -f data/presets/$(1).yaml $(addprefix -f ,$(wildcard data/presets/$(1)/$(2).yaml))
@@ -96,7 +96,10 @@ test: $(STAMP) ## run the tests of the library, the contracts and the studies (m
 check: test slow ## run all tests: those of make test, then those that take long
 
 slow: $(STAMP) ## run the tests that take long: notebooks, recorded results, and the book in a headless browser
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not typed"
+
+commands: $(STAMP) ## type every command of the pages, as it is written, in a clone with small presets (a quarter of an hour)
+	$(BIN)/python -m pytest -n $(WORKERS) -m typed tests/book/test_commands_of_pages.py
 
 mutations: $(STAMP) ## try small wrong changes to the code, each of which some test must notice (minutes)
 	$(BIN)/python tests/mutations.py

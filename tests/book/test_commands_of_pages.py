@@ -29,7 +29,7 @@ from catome import tiny
 from helpers.paths import ROOT
 from helpers.processes import offline
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.typed]
 
 PAGES = {"README": "README.md"} | {
     name: f"book/{name}.md" for name in ("rerun", "gpu", "services", "long_runs", "extend", "exercises")
