@@ -80,15 +80,13 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest begins first; what runs notebooks or reads the book is slow, if it is not marked quick, and so is what
-    `slow.txt` lists."""
+    """What takes longest begins first; what runs notebooks or reads the book is slow, and so is what `slow.txt` lists."""
     listed = listed_as_slow()
     for item in items:
         file = item.path.relative_to(Path(__file__).parent).as_posix()
         if file in listed or f"{file}::{getattr(item, 'originalname', item.name)}" in listed:
             item.add_marker(pytest.mark.slow)
-        of_the_book = item.path.stem in OF_THE_BOOK or item.get_closest_marker("book")
-        if of_the_book and not item.get_closest_marker("quick"):
+        if item.path.stem in OF_THE_BOOK or item.get_closest_marker("book"):
             item.add_marker(pytest.mark.slow)
         if "book" in item.fixturenames and item.path.stem not in OF_THE_BOOK:
             raise pytest.UsageError(f"{item.nodeid} reads the book: its file must be one of {', '.join(OF_THE_BOOK)}")

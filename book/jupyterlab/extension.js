@@ -3,7 +3,7 @@
 //
 // JupyterLab loads this file as it is; nothing is compiled. jupyterlab-myst parses each Markdown cell into a tree
 // (https://mystmd.org/spec), in `updateFragmentMDAST`, and renders the trees of all cells together. Here the tree is changed in between.
-// `package.json` names the file, and `pyproject.toml` says where both are installed, with `references.bib` beside this file.
+// `package.json` names the file; `install.py` copies both into the environment, with `references.bib` beside this file.
 {
   const HERE = new URL(".", document.currentScript.src);
   const NAME = "catome-book";

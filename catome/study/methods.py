@@ -223,19 +223,18 @@ def fixed_shares(shares: np.ndarray, name: str) -> Method:
     return Method(f"fixed shares(by={name}, {digest})", "ToMe", applied)
 
 
-def on_topmost(unet: torch.nn.Module, before: Callable, after: Callable | None = None) -> list:
-    """Put hooks around the self-attentions of the topmost blocks of a U-Net.
+@contextmanager
+def hooked(pipe, before: Callable, after: Callable | None = None) -> Iterator:
+    """A pipeline with hooks around the self-attentions of the topmost blocks of its U-Net.
 
     Args:
-        unet: the model.
+        pipe: the pipeline.
         before: ``before(depth, hidden, grid)`` returns ``(hidden, context)`` to run the attention with: what queries are made
             of, and what keys and values are made of, None for the same. ``depth`` in [0, 1) is where the block stands among all
             blocks, ``hidden`` is ``[B, N, C]``, and ``grid`` is ``(height, width)`` in tokens.
         after: ``after(output)`` returns what the attention gives instead.
-
-    Returns:
-        The hooks' handles.
     """
+    unet = _first_model(pipe)
     size, downsample_by, entered = {}, topmost_downsample(unet), set()
 
     def note(module, args, kwargs) -> None:
@@ -257,25 +256,17 @@ def on_topmost(unet: torch.nn.Module, before: Callable, after: Callable | None =
         entered.remove(module)
         return after(output)
 
-    handles = [unet.register_forward_pre_hook(note, with_kwargs=True)]
     blocks = list(transformer_blocks(unet).values())
-    for place, block in enumerate(blocks):
-        enters = partial(enter, place / len(blocks))
-        handles.append(block.attn1.register_forward_pre_hook(enters, with_kwargs=True))
-        if after is not None:
-            handles.append(block.attn1.register_forward_hook(leave))
-    return handles
-
-
-@contextmanager
-def hooked(pipe, before: Callable, after: Callable | None = None) -> Iterator:
-    """`on_topmost` for a while."""
-    handles = on_topmost(_first_model(pipe), before, after)
-    try:
-        yield pipe
-    finally:
+    with ExitStack() as stack:
+        handles = [unet.register_forward_pre_hook(note, with_kwargs=True)]
+        for place, block in enumerate(blocks):
+            enters = partial(enter, place / len(blocks))
+            handles.append(block.attn1.register_forward_pre_hook(enters, with_kwargs=True))
+            if after is not None:
+                handles.append(block.attn1.register_forward_hook(leave))
         for handle in handles:
-            handle.remove()
+            stack.callback(handle.remove)
+        yield pipe
 
 
 def fewer_keys(reduce: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[object], AbstractContextManager]:

@@ -88,3 +88,9 @@ def test_tests_that_are_listed_as_slow_are_there():
         file, _, function = name.partition("::")
         text = (ROOT / "tests" / file).read_text()
         assert not function or f"def {function}(" in text, name
+
+
+def test_no_test_file_imports_another():
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        found = re.findall(r"^ *(?:from|import) (?:[\w.]+\.)?test_\w+", path.read_text(), re.MULTILINE)
+        assert not found, f"{path.relative_to(ROOT)}: what is shared goes into tests/helpers"

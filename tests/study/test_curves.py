@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from catome.study import methods
 from catome.study.measure import turns as timing
 from catome.study.measure.comparison import Comparison
-from catome.study.measure.turns import faster, is_best, turns, turns_on
+from catome.study.measure.quality import is_best
+from catome.study.measure.turns import faster, turns, turns_on
+from catome.study.plots.frontier_figures import frontier
 from catome.study.studies import curves
 from catome.study.studies import jobs as counting
 from helpers.settings import setting
@@ -80,6 +83,22 @@ def test_records_mark_what_no_other_setting_beats():
     assert (records["speed-up low"] <= records["speed-up"]).all()
     assert found.gain(names[0], names[2])[0] == pytest.approx(5)
     assert "ToMe" in found.report()
+
+
+def test_the_figure_fills_what_no_other_setting_beats():
+    names = [("ToMe", "r = 0.25"), ("ToMe", "r = 0.5"), ("fewer steps", "30 steps")]
+    found = result(dict(zip(names, (35.0, 28.0, 30.0), strict=True)))
+    clocks = clock(found, dict(zip(names, (3.0, 2.0, 1.0), strict=True)), dict(zip(names, (4.0, 2.0, 6.0), strict=True)))
+    records = found.records(clocks)
+    figure = frontier(records)
+    for ax, column, best in zip(figure.axes, ("speed-up", "flops"), ("best in time", "best in work"), strict=True):
+        drawn = {}
+        for line in ax.lines:
+            if line.get_marker() not in ("None", "") and len(line.get_xdata()):
+                filled = line.get_markerfacecolor() != "white"
+                drawn |= {round(float(x), 6): filled for x in line.get_xdata()}
+        assert drawn == dict(zip(records[column].astype(float).round(6), records[best], strict=True))
+    plt.close(figure)
 
 
 def test_the_frontier_keeps_equals_and_drops_what_is_beaten():

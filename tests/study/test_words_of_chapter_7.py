@@ -11,6 +11,7 @@ import pytest
 import catome
 from catome.study.costs import accounting, counts
 from catome.study.costs.counts import Counted
+from catome.study.measure import quality
 from catome.study.run.store import CHECKOUT
 
 TOP = "topmost self-attention"
@@ -74,8 +75,8 @@ def test_how_often_pairs_are_found(schedule, calls, every, said):
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (counts.listed(["a", "b", "c"]), "a, b and c"),
-        (counts.listed(["a"]), "a"),
+        (quality.listed(["a", "b", "c"]), "a, b and c"),
+        (quality.listed(["a"]), "a"),
         (counts.gigabytes(33.6e6), "0.034 GB"),
         (counts.gigabytes(2.72e9), "2.7 GB"),
         (counts.gigabytes(137.4e9), "137 GB"),

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from catome.policy.schedule import SCHEDULES
+from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison
 from catome.study.measure.drift import Drift
 from catome.study.measure.quality import UNTOLD
@@ -207,9 +208,9 @@ def records_of(found: schedules.Result, **columns) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize(("names", "said"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), ("abc", "a, b, and c")])
+@pytest.mark.parametrize(("names", "said"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), ("abc", "a, b and c")])
 def test_names_are_listed(names, said):
-    assert schedules._listed(names) == said
+    assert quality.listed(names) == said
 
 
 def test_the_derived_schedules_are_listed_with_the_images_they_come_from():
@@ -363,7 +364,7 @@ def test_words_on_the_papers_table():
     assert words["first_threshold"] == "0.7"
     assert (words["paper_best"], words["paper_worst"], words["paper_apart"]) == ("CONFIG_3", "CONFIG_1", "2.1")
     assert words["best"] in ("CONFIG_1", "CONFIG_FIVE")
-    assert words["told_apart"] == "4 of the other 5 (CONFIG_2, CONFIG_3, CONFIG_4, and CONF_ADAPTIVE)"
+    assert words["told_apart"] == "4 of the other 5 (CONFIG_2, CONFIG_3, CONFIG_4 and CONF_ADAPTIVE)"
     at = found.of_paper(records)
     assert words["fid_apart"] == f"In FID the six lie {np.ptp(at['FID change']):.2f} apart here, where each is known to ±1.00."
     assert words["paper_slower"] == "1.6%"

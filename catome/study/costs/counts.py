@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +13,7 @@ from catome.policy.schedule import Schedule, parse_schedule
 from catome.study import paper
 from catome.study.bench.kernel_table import least_times
 from catome.study.costs import accounting
+from catome.study.measure import quality
 
 NOTEBOOK = "07_where_the_time_goes"
 
@@ -133,7 +133,7 @@ class Counted:
             "gb_fused": f"{plain['bytes_fused'].sum() / 1e9:.1f}",
             "gb_naive": f"{plain['bytes_naive'].sum() / 1e9:.1f}",
             "searches": searches(self.schedule, self.match_every),
-            "scores": listed([f"{gigabytes(value)} at {size} px" for size, value in scores.items()]),
+            "scores": quality.listed([f"{gigabytes(value)} at {size} px" for size, value in scores.items()]),
             "intensity_naive": f"{plain.at[_TOP, 'flops'] / plain.at[_TOP, 'bytes_naive']:.0f}",
             "intensity_fused": f"{plain.at[_TOP, 'flops'] / plain.at[_TOP, 'bytes_fused']:,.0f}",
         }
@@ -158,7 +158,7 @@ class Counted:
             "most": f"{most:.0%}",
             "cost": f"{cost:.1%}",
             "cost_is": "small" if cost < 0.1 else "not small",
-            "sdxl_bounds": listed([f"{bound:.2f} at {size} px" for size, bound in sdxl.items()]),
+            "sdxl_bounds": quality.listed([f"{bound:.2f} at {size} px" for size, bound in sdxl.items()]),
             "how_often": how_often(self.match_every),
             "kernels_least": f"{gains.min():.1f}",
             "kernels_most": f"{gains.max():.1f}",
@@ -188,12 +188,6 @@ def _free(bounds: pd.DataFrame, share: float) -> pd.Series:
     """The bounds on an H200 with fused attention if merging costs nothing, by size."""
     rows = (bounds["device"] == _NEW) & (bounds["attention"] == "fused") & (bounds["share"] == share)
     return bounds[rows].set_index("size")["free"]
-
-
-def listed(parts: Sequence[str]) -> str:
-    """``a, b and c``."""
-    *most, last = parts
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def gigabytes(value: float) -> str:
@@ -338,7 +332,7 @@ def measured_words(measured: pd.DataFrame) -> dict[str, str]:
     """Where U-Net calls were timed; ``measured`` is of `catome.study.costs.accounting.with_bounds`, and may have no rows."""
     if measured.empty:
         return {"timed_on": "No GPU's times are recorded yet."}
-    said = f"Recorded on {listed(sorted(measured['device'].unique()))}, with fused attention (SDPA)."
+    said = f"Recorded on {quality.listed(sorted(measured['device'].unique()))}, with fused attention (SDPA)."
     return {"timed_on": f"{said} Each call is the mean of a CONFIG_3 generation, so matching counts for its share."}
 
 

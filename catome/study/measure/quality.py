@@ -217,6 +217,21 @@ def verdict(low: float, high: float, better: str = "closer", worse: str = "farth
     return worse if high < 0 else UNTOLD
 
 
+def is_best(closeness: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Which methods no other one beats: none is at least as good in both and better in one. ``[M]`` bool of two ``[M]``."""
+    beaten = [
+        bool((((closeness >= c) & (gain >= g)) & ((closeness > c) | (gain > g))).any())
+        for c, g in zip(closeness, gain, strict=True)
+    ]
+    return ~np.array(beaten, bool)
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, or ``a, b and c``; empty for none."""
+    *most, last = names or [""]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
 def spoken(found: tuple[float, float, float], digits: int = 1) -> str:
     """A difference with its interval, as it stands in a sentence or a table: ``+1.2 [+0.8, +1.6]``."""
     mean, low, high = (f"{value:+.{digits}f}" for value in found)

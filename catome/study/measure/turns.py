@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
@@ -175,12 +174,3 @@ def turns_on(rows: pd.DataFrame) -> str:
     where = f"{first['device']}, {first['threads']} threads" if first["kind"] == "cpu" else first["device"]
     images, classes = rows["image"].nunique(), rows["class"].nunique()
     return f"Timed on {where}: {images} images of {classes} classes, one at a time, all methods in turns on each."
-
-
-def is_best(closeness: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Which methods no other one beats: none is at least as good in both and better in one. ``[M]`` bool of two ``[M]``."""
-    beaten = [
-        bool((((closeness >= c) & (gain >= g)) & ((closeness > c) | (gain > g))).any())
-        for c, g in zip(closeness, gain, strict=True)
-    ]
-    return ~np.array(beaten, bool)

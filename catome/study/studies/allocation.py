@@ -221,7 +221,7 @@ class Result:
         differences = []
         for freedom, name in {**FREEDOMS, "image": BY_IMAGE}.items():
             row = found.loc[name]
-            closeness.append(f"{row['PSNR']:.1f} [{row['PSNR low']:.1f}, {row['PSNR high']:.1f}]")
+            closeness.append(f"{row['PSNR']:.1f} [{row['PSNR low']:.1f},\u00a0{row['PSNR high']:.1f}]")
             differences.append("" if freedom == "image" else quality.spoken(self.gain(t, freedom, "image")))
         return pd.DataFrame(
             {

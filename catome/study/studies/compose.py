@@ -116,11 +116,9 @@ class Tried:
 
 def frontier(tried: Iterable[Tried]) -> list[Tried]:
     """Those that no other is both faster and closer than, the slowest first."""
-    best = []
-    for one in sorted(tried, key=lambda one: (one.seconds, -one.psnr)):
-        if not best or one.psnr > best[-1].psnr:
-            best.append(one)
-    return best[::-1]
+    slowest_first = sorted(tried, key=lambda one: -one.seconds)
+    best = quality.is_best(np.array([one.psnr for one in slowest_first]), -np.array([one.seconds for one in slowest_first]))
+    return [one for one, kept in zip(slowest_first, best, strict=True) if kept]
 
 
 def predicted(parts: Sequence[Tried], unmerged_s: float) -> tuple[float, float]:

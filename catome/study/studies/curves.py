@@ -14,7 +14,7 @@ from catome.runtime.config import FAST, RECOMMENDED
 from catome.study import from_papers, methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison, compare
-from catome.study.measure.turns import faster, is_best, turns
+from catome.study.measure.turns import faster, turns
 from catome.study.methods import Method, together
 from catome.study.run.parameters import Count, Flag, Seed, Setting, parameters
 from catome.study.studies.compose import HELD_OUT
@@ -148,8 +148,8 @@ class Result:
                 rows.append(row | {"poor": float((self.made.of(method)["psnr"] < quality.POOR_DB).mean())})
         table = pd.DataFrame(rows)
         psnr = table["PSNR"].to_numpy(float)
-        table["best in time"] = is_best(psnr, table["speed-up"].to_numpy(float))
-        table["best in work"] = is_best(psnr, -table["flops"].to_numpy(float))
+        table["best in time"] = quality.is_best(psnr, table["speed-up"].to_numpy(float))
+        table["best in work"] = quality.is_best(psnr, -table["flops"].to_numpy(float))
         return table
 
     def gain(self, a: tuple[str, str], b: tuple[str, str]) -> tuple[float, float, float]:

@@ -12,11 +12,9 @@ from catome.policy.schedule import SCHEDULES, derive, parse_schedule
 from catome.study.measure.drift import Drift, amount_name, drift_study, lag_curves
 from catome.study.run.parameters import Cosines, Count, Counts, Flag, Guidances, Setting, Share, parameters
 from catome.study.studies.jobs import Job, of_drift
+from catome.study.studies.schedules import BASE
 
 NOTEBOOK = "04_pair_drift"
-
-BASE = "CONFIG_3"
-"""The paper's choice of a schedule."""
 
 
 @parameters

@@ -3,7 +3,7 @@ one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from catome.study import methods, paper
 from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, timed_alone
 from catome.study.measure.drift import SHARD, amount_name, checkpoints_made, drift_study, held_out, mean_staleness
+from catome.study.measure.quality import listed
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.parameters import Cosines, Count, Counts, Flag, Folder, Setting, Shares, parameters
@@ -331,7 +332,7 @@ class Result:
             if one.kind == kind:
                 _, low, high = self.gain(t, name)
                 said[quality.verdict(low, high)][2].append(f"{name} at t = {t:g}")
-        parts = [f"{_listed(names)} {one if len(names) == 1 else many}" for one, many, names in said.values() if names]
+        parts = [f"{listed(names)} {one if len(names) == 1 else many}" for one, many, names in said.values() if names]
         return f"By PSNR, {'; '.join(parts)}." if parts else f"No {kind} schedule was tried."
 
     def against_every_step(self) -> pd.DataFrame:
@@ -352,9 +353,9 @@ class Result:
                 f"By the paired intervals, none of the {len(table)} schedules tried is closer than pairs found at every step."
             )
         return (
-            f"Finding pairs afresh at every step {'is' if stay else 'may be'} no upper bound on quality: with {_listed(beats)} "
+            f"Finding pairs afresh at every step {'is' if stay else 'may be'} no upper bound on quality: with {listed(beats)} "
             f"the images are closer to unmerged. The paired interval excludes zero for {len(beats)} of {len(table)} schedules "
-            f"tried. With all of them tested at once, {_listed(stay) or 'none'} stay{'s' * (len(stay) < 2)}."
+            f"tried. With all of them tested at once, {listed(stay) or 'none'} stay{'s' * (len(stay) < 2)}."
         )
 
     def of_paper(self, records: pd.DataFrame) -> pd.DataFrame:
@@ -383,7 +384,7 @@ class Result:
         words = {
             "images": str(self.made.rows["image"].nunique()),
             "ways": str(len(self.asked)),
-            "merged": _listed([f"{one:.0%} at t = {t:g} ({mean:.0%} over all images)" for t, (one, mean) in merged.items()]),
+            "merged": listed([f"{one:.0%} at t = {t:g} ({mean:.0%} over all images)" for t, (one, mean) in merged.items()]),
             "online": self.beside_base("online"),
             "derived": self.beside_base("derived"),
             "no_upper_bound": self.no_upper_bound(),
@@ -403,7 +404,7 @@ class Result:
             return "Among sensible schedules, too, the less stale the pairs, the closer the images."
         if not any(tells.values()):
             return "Among sensible schedules, staleness does not tell which is good."
-        yes, no = (_listed([f"t = {t:g}" for t in tells if tells[t] is wanted]) for wanted in (True, False))
+        yes, no = (listed([f"t = {t:g}" for t in tells if tells[t] is wanted]) for wanted in (True, False))
         return f"Among sensible schedules, staleness tells which is good at {yes}, and does not at {no}."
 
     def _words_on_the_paper(self, records: pd.DataFrame) -> dict[str, str]:
@@ -417,7 +418,7 @@ class Result:
             "paper_worst": theirs["FID"].idxmax(),
             "paper_apart": f"{np.ptp(theirs['FID']):.1f}",
             "best": best,
-            "told_apart": f"{len(apart)} of the other {len(ours) - 1}{f' ({_listed(apart)})' * bool(apart)}",
+            "told_apart": f"{len(apart)} of the other {len(ours) - 1}{f' ({listed(apart)})' * bool(apart)}",
             "order": _correlation(order),
             "fid_apart": self._fid_apart(ours),
             "paper_slower": f"{theirs['seconds'].max() / theirs['seconds'].min() - 1:.1%}",
@@ -445,16 +446,9 @@ def _line(x: pd.Series, y: pd.Series) -> tuple[float, float, float]:
     return float(intercept), float(slope), float(np.sqrt((around**2).sum() / max(len(y) - 2, 1)))
 
 
-def _listed(names: Sequence[str]) -> str:
-    """``a``, ``a and b``, or ``a, b, and c``."""
-    if len(names) < 3:
-        return " and ".join(names)
-    return f"{', '.join(names[:-1])}, and {names[-1]}"
-
-
 def _by_threshold(found: dict[float, str]) -> str:
     """``x at t = 0.7 and y at t = 0.9``."""
-    return _listed([f"{said} at t = {t:g}" for t, said in found.items()])
+    return listed([f"{said} at t = {t:g}" for t, said in found.items()])
 
 
 def _rank_correlation(x: pd.Series, y: pd.Series) -> float:
