@@ -137,10 +137,18 @@ def weight(path: Path) -> int:
 
 
 def watch(page, faults: list[str]) -> None:
-    """Note every error in the console, every file that does not load, and every request that leaves the folder."""
+    """Note every error in the console, every file that does not load, and every request that leaves the folder.
+
+    What a browser gives up because its page is left (``net::ERR_ABORTED``) is no fault: a missing file is ``ERR_FILE_NOT_FOUND``.
+    """
+
+    def failed(request):
+        if request.failure != "net::ERR_ABORTED":
+            faults.append(f"not loaded: {request.url}")
+
     page.on("console", lambda said: faults.append(f"console: {said.text}") if said.type == "error" else None)
     page.on("pageerror", lambda error: faults.append(f"error: {error}"))
-    page.on("requestfailed", lambda request: faults.append(f"not loaded: {request.url}"))
+    page.on("requestfailed", failed)
     page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else faults.append(f"remote: {r.url}"))
 
 

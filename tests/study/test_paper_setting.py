@@ -11,6 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from catome.study.bench.suites import random_unet
 from catome.study.run.parameters import imagenet_classes
 from helpers.processes import papermill
+from slides import glued
 
 pytestmark = pytest.mark.book
 
@@ -74,13 +75,8 @@ def test_the_threshold_sweep_in_the_papers_setting(sd15, tmp_path):
     arguments += ["-p", "model", str(sd15), "-p", "reference", str(tmp_path / "real")]
     done = papermill("03_threshold_sweep", tmp_path / "out.ipynb", *arguments, preset="paper")
     assert done.returncode == 0, done.stderr[-3000:]
-    text = "\n".join(
-        str(output.get("data", {}).get("text/markdown", ""))
-        for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells
-        for output in cell.get("outputs", [])
-    )
-    assert "**2 images** for each of 3 thresholds" in text
-    assert "against 9 real images" in text
+    words = glued(nbformat.read(tmp_path / "out.ipynb", 4))
+    assert {name: words[name] for name in ("images", "count", "reals")} == {"images": "2", "count": "3", "reals": "9"}
     rows = pq.read_table(tmp_path / "output/quality.parquet").to_pandas()
     classes = imagenet_classes()
     assert {(row["prompt"], row["class"]) for _, row in rows.iterrows()} == {
