@@ -155,7 +155,7 @@ def test_each_turn_takes_another_image_and_is_kept(loaded, tmp_path, ways, monke
 def test_other_methods_take_turns_of_their_own(loaded, tmp_path, ways):
     asked = setting(tmp_path, images=1, steps=1, batch_size=1)
     both, all_three = (turns(loaded, asked, some, recorded=None) for some in (ways[:2], ways))
-    assert both["among"].iloc[0] != all_three["among"].iloc[0]
+    assert both["method_set"].iloc[0] != all_three["method_set"].iloc[0]
 
 
 def test_unmerged_images_are_made_once_for_all_kinds(loaded, tmp_path, monkeypatch):

@@ -88,7 +88,7 @@ def test_an_unknown_preset_is_named():
 
 def test_seconds_grow_as_the_work_does():
     one = estimate.generation_seconds(512, "A100 80 GB SXM")
-    assert estimate.generation_seconds(512, "A100 80 GB SXM", reach=0.25) == pytest.approx(4 * one)
+    assert estimate.generation_seconds(512, "A100 80 GB SXM", efficiency=0.25) == pytest.approx(4 * one)
     assert (
         estimate.generation_seconds(512, "A100 80 GB SXM", share=0.5)
         < one
@@ -96,9 +96,9 @@ def test_seconds_grow_as_the_work_does():
     )
     assert estimate.generation_seconds(512, "A100 80 GB SXM", calls=102) < 2 * one  # the decoding is done once
     assert estimate.generation_seconds(512, "A100 80 GB SXM", "float32") > one
-    for reach in (0, 1.5):
-        with pytest.raises(ValueError, match=f"reach={reach}"):
-            estimate.generation_seconds(512, "A100 80 GB SXM", reach=reach)
+    for efficiency in (0, 1.5):
+        with pytest.raises(ValueError, match=f"efficiency={efficiency}"):
+            estimate.generation_seconds(512, "A100 80 GB SXM", efficiency=efficiency)
     assert (estimate.PRINTED["seconds"] > 0).all()
     bib = (ROOT / "book/references.bib").read_text()
     assert all(f"{{{source}," in bib for source in estimate.PRINTED["source"])

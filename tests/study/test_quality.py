@@ -354,8 +354,8 @@ def test_cost(pipe, tmp_path):
     more = cost(pipe, chosen, [*asked, methods.todo(2)], repetitions=1, recorded=None)
     assert len(set(more["run"])) == 1  # only turns of one run are compared
     assert set(more["run"]) != set(rows["run"])
-    for company, expected in ((asked, rows), ([*asked, methods.todo(2)], more)):  # neither has replaced the other's times
-        again = cost(pipe, chosen, company, repetitions=1, recorded=None)
+    for together, expected in ((asked, rows), ([*asked, methods.todo(2)], more)):  # neither has replaced the other's times
+        again = cost(pipe, chosen, together, repetitions=1, recorded=None)
         assert again["seconds"].tolist() == expected["seconds"].tolist()
 
 

@@ -83,8 +83,8 @@ def test_how_often_pairs_are_found(schedule, calls, every, said):
         (counts.gigabytes(5e12), "5,000 GB"),
         (counts.how_often(51 / 13), "one of 3.9 steps"),
         (counts.how_often(1), "every step"),
-        (counts.worth(pd.Series({256: 1.1, 512: 1.2, 1024: 1.5})), "from 512 px on"),
-        (counts.worth(pd.Series({256: 1.1})), "at none of these sizes"),
+        (counts.worthwhile_sizes(pd.Series({256: 1.1, 512: 1.2, 1024: 1.5})), "from 512 px on"),
+        (counts.worthwhile_sizes(pd.Series({256: 1.1})), "at none of these sizes"),
     ],
 )
 def test_short_words(said, expected):
@@ -293,4 +293,4 @@ def test_every_word_that_the_chapters_text_takes_up_is_given_to_it(counted):
     given = counts.words(counted, counts.paper_setting(), MEASURED, turns((1.2, 1.1, 1.3, 1.0)))
     assert taken == {name.replace("_", "-") for name in given}
     assert all(isinstance(word, str) and "nan" not in word for word in given.values())
-    assert f"a speed-up of {counts.WORTH} or more **{{glue:text}}`worth`**" in text
+    assert f"a speed-up of {counts.WORTHWHILE} or more **{{glue:text}}`worth`**" in text

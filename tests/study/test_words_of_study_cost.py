@@ -27,9 +27,9 @@ def seconds(monkeypatch):
     is merged."""
     asked = []
 
-    def generation_seconds(size, device, reach=1.0, share=0.0, **_):
+    def generation_seconds(size, device, efficiency=1.0, share=0.0, **_):
         asked.append((size, device))
-        return 51 * size / 512 * (1 - share) / reach
+        return 51 * size / 512 * (1 - share) / efficiency
 
     monkeypatch.setattr(estimate, "generation_seconds", generation_seconds)
     return asked
@@ -47,7 +47,7 @@ def test_what_others_timed_beside_its_roofline():
     rows = bill.timed_by_others()
     least = estimate.generation_seconds(512, "Tesla V100S", "float32", "naive")
     assert rows.loc[0, "least"] == least
-    assert rows.loc[0, "reach"] == least / 7.61
+    assert rows.loc[0, "efficiency"] == least / 7.61
     table = bill.timed_by_others_table()
     assert table.iloc[0].tolist() == ["Tesla V100S, float32", f"{least:.2f} s", "7.61 s", "79%"]
     assert table.iloc[1].tolist()[2:] == ["1.59 s", "23%"]
@@ -57,47 +57,47 @@ POINT = dict(device="NVIDIA H200", architecture="sd15", method="unmerged", width
 
 
 @pytest.mark.parametrize(
-    ("rows", "reach"),
+    ("rows", "efficiency"),
     [
         ([], None),
         ([POINT | dict(method="catome"), POINT | dict(width=768), POINT | dict(dtype="float32")], None),
         ([POINT | dict(architecture="sdxl"), POINT | dict(device="another make"), POINT | dict(ms=float("nan"))], None),
-        ([POINT], bill.Reach(0.3, "This project measured it on NVIDIA H200, in batches of 1.")),
+        ([POINT], bill.Efficiency(0.3, "This project measured it on NVIDIA H200, in batches of 1.")),
         (
             [POINT, POINT | dict(device="NVIDIA A100", batch=16, ms=40.0), POINT | dict(batch=4)],
-            bill.Reach(0.75, "This project measured it on NVIDIA A100, in batches of 16."),
+            bill.Efficiency(0.75, "This project measured it on NVIDIA A100, in batches of 16."),
         ),
     ],
 )
-def test_the_reach_is_the_one_measured_with_the_largest_batch(rows, reach, monkeypatch):
+def test_the_efficiency_is_the_one_measured_with_the_largest_batch(rows, efficiency, monkeypatch):
     monkeypatch.setattr(
         accounting,
         "with_bounds",
         lambda table: table.assign(least_ms=[30.0 if "NVIDIA" in d else None for d in table["device"]]),
     )
-    found = bill.reach_of(pd.DataFrame(rows, columns=list(POINT)))
-    if reach is None:
+    found = bill.efficiency_of(pd.DataFrame(rows, columns=list(POINT)))
+    if efficiency is None:
         assert found.source == "This is an estimate, good to a factor of two or so."
-        assert found.words()["reach"] == "23%"
+        assert found.words()["efficiency"] == "23%"
     else:
-        assert found == reach
-        assert found.words() == {"reach": f"{reach.share:.0%}", "reach_from": reach.source}
+        assert found == efficiency
+        assert found.words() == {"efficiency": f"{efficiency.share:.0%}", "efficiency_from": efficiency.source}
 
 
 def test_hours_by_size(seconds):
-    table = bill.hours_by_size([512, 1024], 0.5, reach=0.5)
+    table = bill.hours_by_size([512, 1024], 0.5, efficiency=0.5)
     assert list(dict.fromkeys(table["device"])) == list(bill.DEVICES)
     first = table[table["device"] == bill.DEVICES[0]].set_index(["size", "share"])["hours"]
     hours = 1000 * 51 / 0.5 / 3600
     assert first.to_dict() == pytest.approx(
         {(512, 0.0): hours, (512, 0.5): hours / 2, (1024, 0.0): 2 * hours, (1024, 0.5): hours}
     )
-    nothing = bill.hours_by_size([512], 0.0, reach=0.5)
+    nothing = bill.hours_by_size([512], 0.0, efficiency=0.5)
     assert len(nothing) == len(bill.DEVICES)
 
 
 def test_hours_of_one_gpu(seconds):
-    hours = bill.gpu_hours(bill.by_study(COUNTED), reach=0.5)
+    hours = bill.gpu_hours(bill.by_study(COUNTED), efficiency=0.5)
     assert hours.loc["all"].tolist() == pytest.approx([1044 * 2 / 3600] * len(bill.DEVICES))
 
 
@@ -114,7 +114,7 @@ def counted(monkeypatch):
 
 
 def test_a_study_on_many_gpus(seconds, counted):
-    table, ideal = bill.scaled("tiny", [1, 3], [5, 1], reach=0.5, overhead_s=2.0)
+    table, ideal = bill.scaled("tiny", [1, 3], [5, 1], efficiency=0.5, overhead_s=2.0)
     assert counted == [("tiny", 5), ("tiny", 1), ("tiny", 1)]
     assert ideal.to_dict() == pytest.approx({n: 2088 / 3600 / n for n in (1, 2, 3)})  # 1044 calls of 2 s
     rows = table.set_index(["case", "gpus"])
@@ -193,7 +193,7 @@ def test_bookkeeping_at_the_beginning_and_at_the_end(seconds):
     ticks = [0.010, 0.020, 9.0] + 6 * [5.0] + [0.030, 0.040, 0.050]
     assert bill.bookkeeping_ends(ticks) == (0.020, 0.040)
     assert bill.bookkeeping_ends([0.5]) == (0.5, 0.5)
-    words = bill.bookkeeping_words(ticks, reach=0.5)
+    words = bill.bookkeeping_words(ticks, efficiency=0.5)
     assert words == {"ms_early": "20", "ms_late": "40", "pieces": "12", "piece_time": "68 minutes"}  # 40 generations of 102 s
 
 
@@ -202,7 +202,7 @@ def test_every_word_that_the_pages_text_takes_up_is_given_to_it(seconds):
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     taken = set(re.findall(r"\{glue:text\}`([\w-]+)`", text))
     table = bill.by_study(COUNTED)
-    given = bill.Reach(0.5, "measured").words() | bill.total_words(table, bill.gpu_hours(table, 0.5))
+    given = bill.Efficiency(0.5, "measured").words() | bill.total_words(table, bill.gpu_hours(table, 0.5))
     given |= bill.recorded_words({"images": 1, "methods": 1, "reckoned_hours": 1.0, "process_hours": 1.0})
     given |= bill.bookkeeping_words([0.1] * 8, 0.5)
     given |= bill.scaling_words(scaled(8, **{"one image a piece": 5.0, "one image a piece, weights from one folder": 6.0}))

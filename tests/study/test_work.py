@@ -75,6 +75,28 @@ def test_a_process_number_that_was_given_to_another_process_does_not_hold_a_clai
     assert Claims(tmp_path).take("piece")
 
 
+def test_a_claim_that_was_made_since_one_looked_is_left_alone(tmp_path):
+    claims = Claims(tmp_path)
+    assert claims.take("piece")
+    (path,) = (tmp_path / "claims").iterdir()
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"born": "1"}))  # of a process that is gone
+    slow, quick = Claims(tmp_path), Claims(tmp_path)
+    look = slow._abandoned
+
+    def look_slowly(path):
+        found = look(path)
+        assert quick.take("piece")
+        return found
+
+    slow._abandoned = look_slowly
+    assert not slow.take("piece")
+    assert list((tmp_path / "claims").iterdir()) == [path]
+    assert json.loads(path.read_text()) == about
+    quick.release("piece")
+    assert not path.exists()
+
+
 def test_claims_are_touched_while_they_are_held(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "LEASE", 0.3)
     claims = Claims(tmp_path)

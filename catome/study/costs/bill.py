@@ -45,12 +45,12 @@ def by_study(counted: pd.DataFrame) -> pd.DataFrame:
 
 
 def timed_by_others() -> pd.DataFrame:
-    """The rows of `catome.study.costs.estimate.PRINTED` with ``least``, the least seconds by the roofline, and ``reach``, what
-    share these are of the printed seconds."""
+    """The rows of `catome.study.costs.estimate.PRINTED` with ``least``, the least seconds by the roofline, and ``efficiency``,
+    the share of these in the printed seconds."""
     how = ["device", "precision", "attention"]
     printed = estimate.PRINTED
     least = [estimate.generation_seconds(512, *row) for row in printed[how].itertuples(index=False)]
-    return printed.assign(least=least, reach=least / printed["seconds"])
+    return printed.assign(least=least, efficiency=least / printed["seconds"])
 
 
 def timed_by_others_table() -> pd.DataFrame:
@@ -60,13 +60,13 @@ def timed_by_others_table() -> pd.DataFrame:
         "on": rows["device"] + ", " + rows["precision"],
         "least time": rows["least"].map("{:.2f} s".format),
         "measured": rows["seconds"].map("{:.2f} s".format),
-        "reach": rows["reach"].map("{:.0%}".format),
+        "efficiency": rows["efficiency"].map("{:.0%}".format),
     }
     return pd.DataFrame(columns).set_axis(rows["what"]).rename_axis(index=None, columns="measured by others")
 
 
 @dataclass(frozen=True)
-class Reach:
+class Efficiency:
     """The share of the roofline's speed that every GPU is taken to reach in half precision.
 
     Attributes:
@@ -79,11 +79,11 @@ class Reach:
 
     def words(self) -> dict[str, str]:
         """What the page's text says of it."""
-        return {"reach": f"{self.share:.0%}", "reach_from": self.source}
+        return {"efficiency": f"{self.share:.0%}", "efficiency_from": self.source}
 
 
-def reach_of(measured: pd.DataFrame) -> Reach:
-    """The reach that this project measured with the largest batch, else the one that others' seconds in half precision give.
+def efficiency_of(measured: pd.DataFrame) -> Efficiency:
+    """The efficiency that this project measured with the largest batch, else that of others' seconds in half precision.
 
     Args:
         measured: of `catome.study.bench_rows`; may have no rows.
@@ -93,15 +93,15 @@ def reach_of(measured: pd.DataFrame) -> Reach:
     plain = plain.dropna(subset=["least_ms", "ms"])  # a GPU whose data sheet is not among the devices has no roofline
     if plain.empty:
         printed = timed_by_others()
-        reach = printed.loc[printed["precision"] == "float16", "reach"].iloc[0]
-        return Reach(float(reach), "This is an estimate, good to a factor of two or so.")
+        efficiency = printed.loc[printed["precision"] == "float16", "efficiency"].iloc[0]
+        return Efficiency(float(efficiency), "This is an estimate, good to a factor of two or so.")
     row = plain.loc[plain["batch"].idxmax()]
-    return Reach(
+    return Efficiency(
         float(row["least_ms"] / row["ms"]), f"This project measured it on {row['device']}, in batches of {row['batch']}."
     )
 
 
-def hours_by_size(sizes: Sequence[int], share: float, reach: float) -> pd.DataFrame:
+def hours_by_size(sizes: Sequence[int], share: float, efficiency: float) -> pd.DataFrame:
     """Hours for a thousand images of Stable Diffusion v1.5 with nothing and with a share merged.
 
     Returns:
@@ -110,24 +110,24 @@ def hours_by_size(sizes: Sequence[int], share: float, reach: float) -> pd.DataFr
     rows = []
     for device, size in product(DEVICES, sizes):
         for merged in dict.fromkeys((0.0, share)):
-            seconds = estimate.generation_seconds(size, device, reach=reach, share=merged)
+            seconds = estimate.generation_seconds(size, device, efficiency=efficiency, share=merged)
             rows.append({"device": device, "size": size, "share": merged, "hours": 1000 * seconds / 3600})
     return pd.DataFrame(rows)
 
 
-def gpu_hours(table: pd.DataFrame, reach: float) -> pd.DataFrame:
+def gpu_hours(table: pd.DataFrame, efficiency: float) -> pd.DataFrame:
     """Hours of one GPU at 512 pixels for each row of `by_study`, every method as an unmerged generation, by device."""
-    hours = {device: table["U-Net calls"] * call_seconds(device, reach) / 3600 for device in DEVICES}
+    hours = {device: table["U-Net calls"] * call_seconds(device, efficiency) / 3600 for device in DEVICES}
     return pd.DataFrame(hours).rename_axis(columns="GPU hours at 512 px")
 
 
-def call_seconds(device: str, reach: float) -> float:
+def call_seconds(device: str, efficiency: float) -> float:
     """Seconds of one U-Net call for one image of 512 pixels, with its part of the decoding."""
-    return estimate.generation_seconds(512, device, reach=reach) / _CALLS
+    return estimate.generation_seconds(512, device, efficiency=efficiency) / _CALLS
 
 
 def scaled(
-    preset: str, gpus: Sequence[int], batches: Sequence[int], reach: float, overhead_s: float
+    preset: str, gpus: Sequence[int], batches: Sequence[int], efficiency: float, overhead_s: float
 ) -> tuple[pd.DataFrame, pd.Series]:
     """How long a preset's study takes on many GPUs.
 
@@ -135,7 +135,7 @@ def scaled(
         preset: as in `catome.study.costs.estimate.count_all`.
         gpus: how many, in order; numbers between the least and the most of them are looked at as well.
         batches: images of a piece, the smallest one last. It comes once more, with weights that all load from one folder.
-        reach: of every GPU.
+        efficiency: of every GPU.
         overhead_s: seconds of bookkeeping for each piece.
 
     Returns:
@@ -146,7 +146,7 @@ def scaled(
     lines = []
     for batch, shared in [*((batch, False) for batch in batches), (batches[-1], True)]:
         counted = estimate.count_all(preset, batch_size=batch)
-        phases = estimate.phases_of(counted, call_seconds(USUAL, reach))
+        phases = estimate.phases_of(counted, call_seconds(USUAL, efficiency))
         work = sum(map(sum, phases))
         case = f"{_images_a_piece(batch)}{', weights from one folder' * shared}"
         for n in every:
@@ -204,10 +204,10 @@ def bookkeeping_ends(ticks: Sequence[float]) -> tuple[float, float]:
     return float(pd.Series(ticks[:quarter]).median()), float(pd.Series(ticks[-quarter:]).median())
 
 
-def bookkeeping_words(ticks: Sequence[float], reach: float) -> dict[str, str]:
+def bookkeeping_words(ticks: Sequence[float], efficiency: float) -> dict[str, str]:
     """What bookkeeping takes beside computing; ``ticks`` as in `bookkeeping_ends`."""
     early, late = bookkeeping_ends(ticks)
-    piece = 40 * estimate.generation_seconds(512, USUAL, reach=reach)  # four images by ten methods
+    piece = 40 * estimate.generation_seconds(512, USUAL, efficiency=efficiency)  # four images by ten methods
     return {
         "ms_early": f"{1e3 * early:.0f}",
         "ms_late": f"{1e3 * late:.0f}",

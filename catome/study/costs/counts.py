@@ -26,7 +26,7 @@ PRINTED = {
 }
 """By panel, the size in pixels for which the paper prints a speed-up, and this speed-up. Its precision is not known."""
 
-WORTH = 1.2
+WORTHWHILE = 1.2
 """The speed-up from which on the chapter calls merging worth its while."""
 
 _NEW = "H200 SXM"
@@ -162,7 +162,7 @@ class Counted:
             "how_often": how_often(self.match_every),
             "kernels_least": f"{gains.min():.1f}",
             "kernels_most": f"{gains.max():.1f}",
-            "worth": worth(_free(self.bounds, most)),
+            "worth": worthwhile_sizes(_free(self.bounds, most)),
         }
 
 
@@ -218,13 +218,13 @@ def merging_cost(bounds: pd.DataFrame) -> float:
     return float((fused["free"] / fused["charged"]).max() - 1)
 
 
-def worth(bounds: pd.Series) -> str:
-    """From which size on merging can give `WORTH`: ``from 768 px on``.
+def worthwhile_sizes(bounds: pd.Series) -> str:
+    """From which size on merging can give `WORTHWHILE`: ``from 768 px on``.
 
     Args:
         bounds: speed-ups by size in pixels, in order.
     """
-    sizes = [size for size, bound in bounds.items() if bound >= WORTH]
+    sizes = [size for size, bound in bounds.items() if bound >= WORTHWHILE]
     return f"from {sizes[0]} px on" if sizes else "at none of these sizes"
 
 

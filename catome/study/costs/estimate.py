@@ -5,7 +5,7 @@ Three steps, each of which can be looked at alone:
 
 1. `count` asks a study for its list of generations.
 2. `generation_seconds` is the time of a generation on a device by the roofline of `catome.study.costs.accounting`, divided by
-   the *reach*: the share of its roofline's speed that a real program gets, from a time that somebody measured (`PRINTED`).
+   the *efficiency*: the share of its roofline's speed that a real program gets, from a time that somebody measured (`PRINTED`).
 3. `makespan` deals the pieces out to processes as `catome.study.run.claims` does.
 """
 
@@ -65,7 +65,7 @@ def generation_seconds(
     device: str,
     precision: str = "float16",
     attention: str = "fused",
-    reach: float = 1.0,
+    efficiency: float = 1.0,
     share: float = 0.0,
     calls: int = 51,
     architecture: str = "sd15",
@@ -77,20 +77,20 @@ def generation_seconds(
         device: a name in `catome.study.costs.accounting.DEVICES`.
         precision: "float16", "bfloat16" or "float32".
         attention: "fused" or "naive".
-        reach: share of the roofline's speed that is reached; at 1 no program can be faster.
+        efficiency: share of the roofline's speed that is reached; at 1 no program can be faster.
         share: merged, of the topmost tokens.
         calls, architecture: of one generation.
 
     Raises:
-        ValueError, TypeError: for a reach that is not in (0, 1], and as `catome.study.costs.accounting.operations`.
+        ValueError, TypeError: for an efficiency that is not in (0, 1], and as `catome.study.costs.accounting.operations`.
     """
-    if not check_number("reach", reach, 0.0, 1.0) > 0:
-        raise ValueError(f"reach={reach!r} must be above 0 and at most 1")
+    if not check_number("efficiency", efficiency, 0.0, 1.0) > 0:
+        raise ValueError(f"efficiency={efficiency!r} must be above 0 and at most 1")
     check_integer("calls", calls, 1)
     dtype_bytes, rates = accounting.DTYPE_BYTES[precision], accounting.device_rates(device, precision)
     call = accounting.roofline_seconds(accounting.operations(architecture, size, 2, dtype_bytes, share), *rates, attention)
     decoding = accounting.roofline_seconds(accounting.decoding(size, dtype_bytes), *rates, attention)
-    return float(calls * call.sum() + decoding.sum()) / reach
+    return float(calls * call.sum() + decoding.sum()) / efficiency
 
 
 def count_all(preset: str, batch_size: int | None = None) -> pd.DataFrame:

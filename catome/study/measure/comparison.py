@@ -76,7 +76,7 @@ COST = Table(
         "width": pa.int32(),
         "dtype": pa.string(),
         "batch": pa.int32(),
-        "company": pa.string(),
+        "method_set": pa.string(),
         "repetition": pa.int32(),
     },
     {
@@ -88,7 +88,7 @@ COST = Table(
 )
 """One row for each method and repetition: ``seconds`` a generation took for one image of its batch, ``block_seconds`` of those
 inside the transformer blocks, ``flops`` of the U-Net for one image, ``peak_bytes`` the device held (empty on CPU). In one run
-the methods take turns, so that drift of the machine hits all alike; ``company`` is a name for the set of them."""
+the methods take turns, so that drift of the machine hits all alike; ``method_set`` is a hash of their labels."""
 
 
 @dataclass(frozen=True)
@@ -395,11 +395,11 @@ def cost(
         "batch": setting.batch_size,
     }
     labels = [method.label for method in methods]
-    company = hashlib.sha256("\n".join(sorted(labels)).encode()).hexdigest()[:12]
+    method_set = hashlib.sha256("\n".join(sorted(labels)).encode()).hexdigest()[:12]
     store = Store(COST, folder or setting.output, recorded)
     if not recompute:
         anywhere = {name: value for name, value in keys.items() if name not in ("device", "threads")}
-        own = {"company": company}
+        own = {"method_set": method_set}
         for wanted in (keys | own, keys, anywhere | own, anywhere):
             held = store.find(**wanted, method=labels)
             whole = held.groupby("run")["method"].value_counts().unstack(fill_value=0).reindex(columns=labels, fill_value=0)
@@ -426,7 +426,7 @@ def cost(
                     keys
                     | {
                         "method": method.label,
-                        "company": company,
+                        "method_set": method_set,
                         "repetition": repetition,
                         "seconds": seconds / len(images),
                         "block_seconds": sum(spent) / len(images),

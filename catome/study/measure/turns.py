@@ -42,11 +42,11 @@ TURNS = Table(
     1,
     SHARED_KEYS
     | {"method": pa.string(), "sampler": pa.string(), "kind": pa.string(), "device": pa.string()}
-    | {"threads": pa.int16(), "among": pa.string()},
+    | {"threads": pa.int16(), "method_set": pa.string()},
     {"class": pa.string(), "seconds": pa.float64(), "flops": pa.float64()},
 )
-"""One row for each image and method: ``seconds`` of generating the image alone, and ``flops`` of the model for it. ``among`` is
-a name for the set of methods that took turns, ``sampler`` the class of the scheduler."""
+"""One row for each image and method: ``seconds`` of generating the image alone, and ``flops`` of the model for it.
+``method_set`` is a hash of the labels of the methods that took turns, ``sampler`` the class of the scheduler."""
 
 
 def turns(
@@ -78,7 +78,7 @@ def turns(
     shared = shared_keys(pipe, setting) | {
         "sampler": type(pipe.scheduler).__name__,
         "kind": torch.device(setting.device).type,
-        "among": hashlib.sha256("\n".join(sorted(labels)).encode()).hexdigest()[:12],
+        "method_set": hashlib.sha256("\n".join(sorted(labels)).encode()).hexdigest()[:12],
     }
     here = {"device": torch.cuda.get_device_name(setting.device) if cuda else processor(), "threads": torch.get_num_threads()}
     store = Store(TURNS, folder or setting.output, recorded)

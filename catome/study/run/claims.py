@@ -67,13 +67,7 @@ class Claims:
                 self._make(path, name)
                 return True
             except FileExistsError:
-                if not self._abandoned(path):
-                    return False
-                gone = path.with_suffix(f".{uuid.uuid4().hex}")
-                try:  # only one of several can rename it
-                    path.rename(gone)
-                    gone.unlink()
-                except FileNotFoundError:
+                if not self._clear(path):
                     return False
         return False
 
@@ -84,6 +78,23 @@ class Claims:
             path.unlink(missing_ok=True)
             with suppress(OSError):  # not empty: others are at work
                 self.folder.rmdir()
+
+    def _clear(self, path: Path) -> bool:
+        """Remove a claim if its process is gone; False if it is held, or somebody else has just removed it."""
+        seen = self._read(path)
+        if not self._abandoned(path):
+            return False
+        gone = path.with_suffix(f".{uuid.uuid4().hex}")
+        try:  # only one of several can rename it
+            path.rename(gone)
+        except FileNotFoundError:
+            return False
+        taken_meanwhile = self._read(gone) != seen
+        if taken_meanwhile:  # between the look and the rename another process removed the old claim and made its own
+            with suppress(OSError):
+                os.link(gone, path)
+        gone.unlink()
+        return not taken_meanwhile
 
     def others(self) -> list[str]:
         """Who else is at work here: a line for each claim that a living process holds."""
