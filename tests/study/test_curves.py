@@ -1,5 +1,6 @@
 """The frontier: every method over its own knob, and turns that go through the images."""
 
+import re
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -13,7 +14,8 @@ from catome.study.measure.comparison import Comparison
 from catome.study.measure.quality import is_best
 from catome.study.measure.turns import faster, turns, turns_on
 from catome.study.plots.frontier_figures import frontier
-from catome.study.studies import curves
+from catome.study.run.store import CHECKOUT
+from catome.study.studies import curves, headline
 from catome.study.studies import jobs as counting
 from helpers.settings import setting
 
@@ -83,6 +85,85 @@ def test_records_mark_what_no_other_setting_beats():
     assert (records["speed-up low"] <= records["speed-up"]).all()
     assert found.gain(names[0], names[2])[0] == pytest.approx(5)
     assert "ToMe" in found.report()
+
+
+NAMES = [("ToMe", "r = 0.25"), ("ToMe", "r = 0.5"), ("fewer steps", "30 steps")]
+
+
+def found_and_records(psnr, seconds, flops) -> tuple[curves.Result, pd.DataFrame]:
+    found = result(dict(zip(NAMES, psnr, strict=True)))
+    times = clock(found, dict(zip(NAMES, seconds, strict=True)), dict(zip(NAMES, flops, strict=True)))
+    return found, found.records(times)
+
+
+def test_the_rival_is_the_closest_of_those_that_cost_no_more():
+    found, records = found_and_records((35, 28, 30), (3.0, 2.0, 2.0), (4.0, 2.0, 3.0))
+    table = found.rivals(records, "ToMe")
+    assert table.index.tolist() == ["ToMe, r = 0.25", "ToMe, r = 0.5"]
+    assert table["closest at no more work"].tolist() == ["fewer steps, 30 steps", "none"]
+    assert table["its lead in work (dB)"].tolist() == ["-5.0 [-5.0, -5.0]", ""]
+    assert table["closest at no more time"].tolist() == ["fewer steps, 30 steps"] * 2
+    assert table["its lead in time (dB)"].tolist() == ["-5.0 [-5.0, -5.0]", "+2.0 [+2.0, +2.0]"]
+    assert found.rivals(records, "fewer steps")["closest at no more work"].tolist() == ["ToMe, r = 0.5"]
+
+
+def test_a_combination_is_no_rival_of_its_part():
+    best = {"t = 0.7": methods.todo(2)}
+    records = pd.DataFrame(
+        {
+            "kind": ["merged keys", "merged keys + DeepCache"],
+            "setting": "x",
+            "PSNR": [30.0, 40.0],
+            "flops": 0.5,
+            "speed-up": 2.0,
+        }
+    )
+    table = curves.Result(curves.Parameters(), {"merged keys": best}, None).rivals(records, "merged keys")
+    assert table["closest at no more work"].tolist() == ["none"]
+
+
+def test_words_say_which_settings_nothing_beats():
+    found, records = found_and_records((35, 28, 30), (3.0, 2.0, 1.0), (4.0, 2.0, 6.0))
+    words = found.words(records)
+    assert words["best_in_time"] == "ToMe (r = 0.25); fewer steps (30 steps)"
+    assert words["best_in_work"] == "ToMe (r = 0.25 and r = 0.5)"
+    assert (words["curve_images"], words["curve_settings"], words["curve_kinds"]) == (str(IMAGES), "3", "2")
+    assert found.place_of(records, "ToMe") == "ToMe is among them in time at r = 0.25 and in work at r = 0.25 and r = 0.5."
+    assert found.place_of(records, "fewer steps") == "fewer steps is among them in time at 30 steps."
+    assert words["papers_curve"] == "CA-ToMe was not tried."
+    beaten = found.place_of(records.assign(**{"best in time": False, "best in work": False}), "ToMe")
+    assert beaten == "ToMe is not among them at any of its settings, neither in time nor in work."
+    table = found.shown(records)
+    assert table["unbeaten in"].tolist() == ["time, work", "work", "time"]
+    assert table["below 30 dB"].tolist() == ["0%", "100%", "33%"]
+    assert table["speed-up"].tolist()[1] == "2.00 [2.00,\u00a02.00]"
+
+
+def test_chapter_6_is_given_the_words_of_the_curves_that_its_text_takes_up():
+    notebook = (CHECKOUT / "notebooks/06_headline.ipynb").read_text()
+    found, records = found_and_records((35, 28, 30), (3.0, 2.0, 1.0), (4.0, 2.0, 6.0))
+    for name in [*found.words(records), "curve_clock"]:
+        assert f"{{glue:text}}`{name.replace('_', '-')}`" in notebook, name
+    taken = set(re.findall(r"\{glue:text\}`((?:curve-|best-in-)[\w-]+|[\w]+-curve)`", notebook))
+    assert taken == {name.replace("_", "-") for name in [*found.words(records), "curve_clock"]}
+
+
+@pytest.mark.parametrize("given", [["ToDo", "CA-ToMe"], "ToDo, CA-ToMe"])
+def test_the_chapter_may_ask_for_some_kinds(given):
+    params = headline.Parameters(curve_kinds=given, curve_images=5, images=30, seed=7).knobs
+    assert list(params.kinds) == ["CA-ToMe", "ToDo"]
+    assert (params.images, params.seed) == (5, curves.HELD_OUT)
+    assert {job.method for job in curves.jobs(params)} == {"unmerged", *labels_of(params.kinds)}
+
+
+def labels_of(of_kind) -> set[str]:
+    return {method.label for some in of_kind.values() for method in some.values()}
+
+
+@pytest.mark.parametrize("given", [["Todo"], "ToDo,", [], 3])
+def test_an_unknown_kind_is_refused(given):
+    with pytest.raises(ValueError, match="curve_kinds="):
+        headline.Parameters.checked({"curve_kinds": given})
 
 
 def test_the_figure_fills_what_no_other_setting_beats():

@@ -489,7 +489,8 @@ def test_one_threshold_twice_is_said_once():
 def test_chapter_6_is_given_every_number_that_its_text_takes_up():
     found = peers()
     words = found.words(measured(found, speed_up={HEADLINE: 1.36, "ToDo": 1.4, "batch maximum, t = 0.9": np.nan}))
-    assert of_text(headline) == given(words, "recorded", "clock", "tokens")
+    of_curves = {name for name in of_text(headline) if name.startswith(("curve-", "best-in-")) or name.endswith("-curve")}
+    assert of_text(headline) - of_curves == given(words, "recorded", "clock", "tokens")
     assert words["images"] == "12"
     assert words["methods"] == "9"
     assert (words["extractor"], words["real"]) == ("scene", "40")

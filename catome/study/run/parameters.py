@@ -38,7 +38,8 @@ def imagenet_classes() -> list[str]:
     return names
 
 
-def _names(name: str, value) -> list[str] | None:
+def names_or_none(name: str, value) -> list[str] | None:
+    """Check a list of names, or one text with commas between them; None for all that there are."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -140,28 +141,28 @@ def _schedule(name: str, value):
     return value
 
 
-def _by(check: Callable) -> PlainValidator:
+def checked_by(check: Callable) -> PlainValidator:
     """``check(name, value)`` of a field of its own name; it returns the value to keep."""
     return PlainValidator(lambda value, info: check(info.field_name, value))
 
 
-Text = Annotated[str, _by(_text)]
-Folder = Annotated[str | None, _by(lambda name, value: None if value is None else _text(name, value))]
-Flag = Annotated[bool, _by(check_flag)]
-Count = Annotated[int, _by(_integer(1))]
-Position = Annotated[int, _by(_integer(0))]
-Seed = Annotated[int, _by(_integer(0, 10**12))]
-Step = Annotated[int | None, _by(lambda name, value: None if value is None else check_integer(name, value, 0))]
-Cosine = Annotated[float, _by(_number(-1, 1))]
-Share = Annotated[float, _by(_number(0, 0.75))]
-Cosines = Annotated[tuple, _by(_numbers(-1, 1))]
-Shares = Annotated[tuple, _by(_numbers(0, 0.75))]
-Factor = Annotated[int, _by(_integer(2, 4))]
-Counts = Annotated[tuple, _by(_counts)]
-StepCounts = Annotated[tuple, _by(_step_counts)]
-Sampler = Annotated[str, _by(_one_of("DPM++", "Euler"))]
-Guidances = Annotated[tuple, _by(_numbers(0, 100, empty=True))]
-ScheduleName = Annotated[object, _by(_schedule)]
+Text = Annotated[str, checked_by(_text)]
+Folder = Annotated[str | None, checked_by(lambda name, value: None if value is None else _text(name, value))]
+Flag = Annotated[bool, checked_by(check_flag)]
+Count = Annotated[int, checked_by(_integer(1))]
+Position = Annotated[int, checked_by(_integer(0))]
+Seed = Annotated[int, checked_by(_integer(0, 10**12))]
+Step = Annotated[int | None, checked_by(lambda name, value: None if value is None else check_integer(name, value, 0))]
+Cosine = Annotated[float, checked_by(_number(-1, 1))]
+Share = Annotated[float, checked_by(_number(0, 0.75))]
+Cosines = Annotated[tuple, checked_by(_numbers(-1, 1))]
+Shares = Annotated[tuple, checked_by(_numbers(0, 0.75))]
+Factor = Annotated[int, checked_by(_integer(2, 4))]
+Counts = Annotated[tuple, checked_by(_counts)]
+StepCounts = Annotated[tuple, checked_by(_step_counts)]
+Sampler = Annotated[str, checked_by(_one_of("DPM++", "Euler"))]
+Guidances = Annotated[tuple, checked_by(_numbers(0, 100, empty=True))]
+ScheduleName = Annotated[object, checked_by(_schedule)]
 
 
 parameters = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
@@ -190,19 +191,19 @@ class Setting:
     """
 
     model: Text = "tiny"
-    classes: Annotated[list[str] | None, _by(_names)] = None
-    prompt: Annotated[str, _by(_template)] = PROMPT
-    images: Annotated[int, _by(_integer(1, 10**6))] = 24  # the next seed's noise begins behind them
-    steps: Annotated[int, _by(_integer(1, 999))] = 50
-    guidance: Annotated[float, _by(_number(0, 100))] = GUIDANCE_SCALE
-    guidance_rescale: Annotated[float, _by(_number(0, 1))] = 0.0
-    height: Annotated[int | None, _by(_size)] = None
-    width: Annotated[int | None, _by(_size)] = None
+    classes: Annotated[list[str] | None, checked_by(names_or_none)] = None
+    prompt: Annotated[str, checked_by(_template)] = PROMPT
+    images: Annotated[int, checked_by(_integer(1, 10**6))] = 24  # the next seed's noise begins behind them
+    steps: Annotated[int, checked_by(_integer(1, 999))] = 50
+    guidance: Annotated[float, checked_by(_number(0, 100))] = GUIDANCE_SCALE
+    guidance_rescale: Annotated[float, checked_by(_number(0, 1))] = 0.0
+    height: Annotated[int | None, checked_by(_size)] = None
+    width: Annotated[int | None, checked_by(_size)] = None
     seed: Seed = 0
-    device: Annotated[str, _by(usable_device)] = "cpu"
-    dtype: Annotated[str, _by(_one_of(*DTYPES))] = "float32"
+    device: Annotated[str, checked_by(usable_device)] = "cpu"
+    dtype: Annotated[str, checked_by(_one_of(*DTYPES))] = "float32"
     batch_size: Count = 12
-    output: Annotated[str, _by(writable_folder)] = "_build/output"
+    output: Annotated[str, checked_by(writable_folder)] = "_build/output"
 
     @model_validator(mode="after")
     def _fits_the_model(self) -> Self:

@@ -6,34 +6,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Annotated
 
 import pandas as pd
 
+from catome.checks import near
 from catome.runtime.config import FAST, RECOMMENDED
 from catome.study import from_papers, methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison, compare
 from catome.study.measure.turns import faster, turns
 from catome.study.methods import Method, together
-from catome.study.run.parameters import Count, Flag, Seed, Setting, parameters
+from catome.study.run.parameters import Count, Flag, Seed, Setting, checked_by, names_or_none, parameters
 from catome.study.studies.compose import HELD_OUT
 from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = None
 
 
+def _known_kinds(name: str, value) -> list[str] | None:
+    asked = names_or_none(name, value)
+    unknown = [kind for kind in asked or () if kind not in kinds()]
+    if unknown:
+        raise ValueError(
+            f"{name}={value!r}: there is no kind {unknown[0]!r}{near(unknown[0], kinds())}; there are {', '.join(kinds())}"
+        )
+    return asked
+
+
+Kinds = Annotated[list[str] | None, checked_by(_known_kinds)]
+"""Names of `kinds`; None for all."""
+
+
 @parameters
 class Parameters(Setting):
-    """Which images.
+    """Which images, and which methods.
 
     Attributes:
         seed: of the images, by which no setting was chosen.
+        only: kinds of methods, by their names in `kinds`; None for all.
         timed_images: that the methods are timed on: one of each class.
         recompute: generate everything again, whatever is kept.
     """
 
     seed: Seed = HELD_OUT
+    only: Kinds = None
     timed_images: Count = 12
     recompute: Flag = False
 
@@ -41,6 +59,18 @@ class Parameters(Setting):
     def timed(self) -> Setting:
         """The images that the methods are timed on."""
         return self.common(images=min(self.timed_images, self.images))
+
+    @property
+    def kinds(self) -> dict[str, dict[str, Method]]:
+        """`kinds`, as far as they are asked for."""
+        return {name: some for name, some in kinds(self.steps).items() if name in (self.only or kinds())}
+
+
+def beside(setting: Setting, images: int, only: list[str] | None) -> Parameters:
+    """The parameters for as many images, at most, as another study has, under the seed that is held out."""
+    common = {one.name: getattr(setting, one.name) for one in fields(Setting)}
+    common |= {"images": min(images, setting.images), "seed": HELD_OUT}
+    return Parameters(**common, only=only, recompute=getattr(setting, "recompute", False))
 
 
 SHARES = (0.25, 0.5, 0.75)
@@ -81,13 +111,18 @@ def kinds(steps: int = 50) -> dict[str, dict[str, Method]]:
     }
 
 
+def _in_which(time: bool, work: bool) -> str:
+    """Where nothing beats a setting, for a table."""
+    return ", ".join(name for name, best in (("time", time), ("work", work)) if best)
+
+
 def _all_of(of_kind: dict[str, dict[str, Method]]) -> list[Method]:
     return [method for some in of_kind.values() for method in some.values()]
 
 
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations."""
-    yield from of_images(1, params, [method.label for method in _all_of(kinds(params.steps))])
+    yield from of_images(1, params, [method.label for method in _all_of(params.kinds)])
 
 
 def run(params: Parameters, pipe, **kept) -> Result:
@@ -98,7 +133,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
         pipe: an unpatched pipeline.
         kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
     """
-    of_kind = kinds(params.steps)
+    of_kind = params.kinds
     every, plain = [methods.unmerged(), *_all_of(of_kind)], {}
     for some in of_kind.values():  # kind by kind, so that what was made is kept soon
         compare(pipe, params, list(some.values()), recompute=params.recompute, plain=plain, **kept)
@@ -155,6 +190,90 @@ class Result:
     def gain(self, a: tuple[str, str], b: tuple[str, str]) -> tuple[float, float, float]:
         """PSNR of one ``(kind, setting)`` minus another's on the same seeds, in dB, with its 95 % interval."""
         return self.made.paired("psnr", self.kinds[a[0]][a[1]], self.kinds[b[0]][b[1]])
+
+    def shown(self, records: pd.DataFrame) -> pd.DataFrame:
+        """``records`` of `records`, to be read."""
+
+        def intervals(column: str, digits: int) -> list[str]:
+            rows = records[[column, f"{column} low", f"{column} high"]].to_numpy(float)
+            return [f"{mean:.{digits}f} [{low:.{digits}f},\u00a0{high:.{digits}f}]" for mean, low, high in rows]
+
+        best = records[["best in time", "best in work"]].apply(lambda row: _in_which(*row), axis=1)
+        return pd.DataFrame(
+            {
+                "PSNR (dB)": intervals("PSNR", 1),
+                "speed-up": intervals("speed-up", 2),
+                "work left": intervals("flops", 2),
+                "below 30 dB": records["poor"].map("{:.0%}".format).to_list(),
+                "unbeaten in": best.to_list(),
+            },
+            index=pd.MultiIndex.from_frame(records[["kind", "setting"]], names=[None, None]),
+        )
+
+    def rivals(self, records: pd.DataFrame, kind: str) -> pd.DataFrame:
+        """For each setting of one kind, the closest setting of another kind that costs no more, to be read.
+
+        Combinations with the kind itself are no rivals of it. The rival is chosen by the images that it is then compared on, so
+        its lead is a little too large.
+
+        Args:
+            records: of `records`.
+            kind: one of `kinds`.
+        """
+        others = records[~records["kind"].str.startswith(kind)]
+        rows = {}
+        for _, own in records[records["kind"] == kind].iterrows():
+            row = {"PSNR (dB)": f"{own['PSNR']:.1f}"}
+            for cost, no_dearer in (
+                ("work", others["flops"] <= own["flops"]),
+                ("time", others["speed-up"] >= own["speed-up"]),
+            ):
+                cheap = others[no_dearer]
+                if cheap.empty:
+                    row |= {f"closest at no more {cost}": "none", f"its lead in {cost} (dB)": ""}
+                    continue
+                rival = cheap.loc[cheap["PSNR"].idxmax()]
+                lead = self.gain((rival["kind"], rival["setting"]), (kind, own["setting"]))
+                row[f"closest at no more {cost}"] = f"{rival['kind']}, {rival['setting']}"
+                row[f"its lead in {cost} (dB)"] = quality.spoken(lead)
+            rows[f"{kind}, {own['setting']}"] = row
+        return pd.DataFrame(rows).T
+
+    def best(self, records: pd.DataFrame, column: str) -> str:
+        """The settings that no other one beats, the fastest last: ``ToDo (1x2); merged keys (t = 0.8 and t = 0.7)``.
+
+        Args:
+            records: of `records`.
+            column: "best in time" or "best in work".
+        """
+        unbeaten = records[records[column]].groupby("kind", sort=False)
+        return "; ".join(f"{kind} ({quality.listed(list(rows['setting']))})" for kind, rows in unbeaten)
+
+    def place_of(self, records: pd.DataFrame, kind: str) -> str:
+        """Which settings of a kind no other one beats, as a sentence."""
+        own = records[records["kind"] == kind]
+        found = []
+        for column, name in (("best in time", "in time"), ("best in work", "in work")):
+            settings = list(own.loc[own[column], "setting"])
+            if settings:
+                found.append(f"{name} at {quality.listed(settings)}")
+        if own.empty:
+            return f"{kind} was not tried."
+        if not found:
+            return f"{kind} is not among them at any of its settings, neither in time nor in work."
+        return f"{kind} is among them {' and '.join(found)}."
+
+    def words(self, records: pd.DataFrame) -> dict[str, str]:
+        """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of `records`."""
+        return {
+            "curve_images": str(self.params.images),
+            "curve_settings": str(len(records)),
+            "curve_kinds": str(records["kind"].nunique()),
+            "best_in_time": self.best(records, "best in time"),
+            "best_in_work": self.best(records, "best in work"),
+            "papers_curve": self.place_of(records, "CA-ToMe"),
+            "own_curve": self.place_of(records, "merged keys"),
+        }
 
     def report(self) -> str:
         """PSNR of every setting; the times are in `records`."""

@@ -14,6 +14,7 @@ from catome.study.measure.comparison import Comparison, compare, speed_ups, time
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.parameters import Cosine, Count, Flag, Folder, ScheduleName, Setting, Share, parameters
+from catome.study.studies import curves
 from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = "06_headline"
@@ -31,6 +32,8 @@ class Parameters(Setting):
         interval: of DeepCache: the deep part of the U-Net runs every so many steps.
         repetitions: timed generations of each method.
         reference: a folder of real images; None for held-out scenes (embedded model only).
+        curve_images: that every method is tried on at several settings.
+        curve_kinds: methods that are, by their names in `catome.study.studies.curves.kinds`; None for all.
         recompute: compute again what was recorded or kept.
     """
 
@@ -41,7 +44,14 @@ class Parameters(Setting):
     interval: Count = 3
     repetitions: Count = 5
     reference: Folder = None
+    curve_images: Count = 12
+    curve_kinds: curves.Kinds = None
     recompute: Flag = False
+
+    @property
+    def knobs(self) -> curves.Parameters:
+        """The study of all methods at several settings, which the chapter shows, too."""
+        return curves.beside(self, self.curve_images, self.curve_kinds)
 
 
 def peers_of(params: Parameters) -> dict[str, Method]:

@@ -1,4 +1,4 @@
-"""Solutions of the exercises in 2_the_image_decides.ipynb."""
+"""Solutions of the exercises in 2_a_threshold.ipynb."""
 
 import numpy as np
 import torch
