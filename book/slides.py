@@ -233,6 +233,14 @@ def glued(notebook) -> dict[str, str]:
     return found
 
 
+def fill(notebook) -> None:
+    """Put what an executed notebook gives to its text in the place of the roles for it; an ellipsis where it gives nothing."""
+    given = glued(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(ROLE % "glue:text", lambda match: given.get(match[1], "\u2026"), cell.source)
+
+
 def slides_of(notebook, chapter: str, files: dict[str, bytes]) -> list[Slide]:
     """The slides of an executed notebook, after one that opens the chapter and has the notes of what comes before the first.
 
@@ -248,10 +256,8 @@ def slides_of(notebook, chapter: str, files: dict[str, bytes]) -> list[Slide]:
     """
     title = next(re.match(r"# (.+)", cell.source)[1] for cell in notebook.cells if cell.source.startswith("# "))
     found = [Slide(title, kinds=["opener"], footer=title)]
-    given = glued(notebook)
+    fill(notebook)
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = re.sub(ROLE % "glue:text", lambda match: given.get(match[1], "\u2026"), cell.source)
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "markdown" and "slide" in tags:
             heading = re.match(r"#+ (.+)\n*", cell.source)
@@ -296,6 +302,8 @@ def exercise_slides(lecture: Lecture, known: dict[str, tuple[str, str]], most: i
 def lecture_slides(lecture: Lecture, executed: Path, files: dict[str, bytes]) -> list[Slide]:
     """All slides of a lecture, from its title to its exercises; ``files`` as in `slides_of`."""
     read = {path.stem: nbformat.read(path, 4) for path in sorted(executed.glob("*.ipynb"))}
+    for notebook in read.values():
+        fill(notebook)
     words = "\n\n".join(c.source for notebook in read.values() for c in notebook.cells if c.cell_type == "markdown")
     title = Slide(lecture.title, f"Afterwards you can\n\n{_bullets(lecture.rows['goals'])}", ["title"])
     title.notes += [

@@ -482,6 +482,36 @@ def test_the_papers_table_stands_beside_the_same_methods():
     assert table["FID - unmerged", "here (scene, against 40 real images)"].tolist() == ["", "-0.20", ""]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (1.6, 2.6, "The repetitions agree with both rules, so these times cannot decide between them."),
+        (1.6, 2.2, "The repetitions agree with the product alone."),
+        (2.2, 2.6, "The repetitions agree with the sum alone."),
+        (1.0, 1.5, "The repetitions agree with neither rule."),
+    ],
+)
+def test_two_methods_at_once_beside_two_rules(low, high, verdict):
+    together = f"{GENTLE}, with DeepCache"
+    found = peers()
+    single = {
+        GENTLE: 1.25,
+        "DeepCache, every 3": 1.6,
+        together: 1.9,
+    }  # leave 0.8 and 0.625: 0.425 if they add up, 0.5 as a product
+    records = measured(found, speed_up=single, speed_up_low={together: low}, speed_up_high={together: high})
+    words = found.both_together(records)
+    assert (words["both_apart"], words["both_product"]) == ("2.35", "2.00")
+    assert words["both"] == f"1.90 [{low:.2f}, {high:.2f}]"
+    assert words["both_verdict"] == verdict
+
+
+def test_savings_that_add_up_to_everything():
+    found = peers()
+    records = measured(found, speed_up={GENTLE: 2.0, "DeepCache, every 3": 2.0})
+    assert found.both_together(records)["both_apart"] == "any number of"
+
+
 def test_one_threshold_twice_is_said_once():
     assert peers(threshold=0.9).words(measured(peers(threshold=0.9)))["merged"] == "60% at t = 0.9 (51% over all images)"
 

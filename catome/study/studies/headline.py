@@ -208,6 +208,34 @@ class Result:
             "threshold": f"{self.params.threshold:g}",
             "papers_place": self.papers_place(records),
             "told_by_fid": self.told_by_fid(records),
+            **self.both_together(records),
+        }
+
+    def both_together(self, records: pd.DataFrame) -> dict[str, str]:
+        """How fast CA-ToMe and DeepCache are together, beside what two rules of thumb expect of their single speed-ups.
+
+        Returns:
+            ``both_apart`` (the two shorten different parts of the work), ``both_product`` (each takes its share of what the
+            other leaves), ``both`` with its lowest and highest repetition, and ``both_verdict``, which rules these allow.
+        """
+        merging = f"CA-ToMe, t = {self.params.gentle:g}"
+        caching = f"DeepCache, every {self.params.interval}"
+        columns = ["speed-up", "speed-up low", "speed-up high"]
+        a, b = (float(records.loc[name, "speed-up"]) for name in (merging, caching))
+        both, low, high = records.loc[f"{merging}, with DeepCache", columns].astype(float)
+        left = 1 / a + 1 / b - 1
+        apart = 1 / left if left > 0 else np.inf
+        allowed = [name for name, value in (("the sum", apart), ("the product", a * b)) if low <= value <= high]
+        verdicts = {
+            0: "The repetitions agree with neither rule.",
+            1: f"The repetitions agree with {quality.listed(allowed)} alone.",
+            2: "The repetitions agree with both rules, so these times cannot decide between them.",
+        }
+        return {
+            "both_apart": f"{apart:.2f}" if np.isfinite(apart) else "any number of",
+            "both_product": f"{a * b:.2f}",
+            "both": f"{both:.2f} [{low:.2f}, {high:.2f}]",
+            "both_verdict": verdicts[len(allowed)],
         }
 
     def _merged(self) -> str:
