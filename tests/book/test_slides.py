@@ -67,7 +67,7 @@ def tiny():
         code("skip()", "slide-skip", outputs=[("image/svg+xml", SVG % 100), ("text/markdown", "SKIPPED")], name="skipped"),
         markdown("### A table and some code\n\n- two", "slide", "remove-cell", "slide-live"),
         code(
-            "shown = match(tokens)\nprint(\n    shown\n)\nfigures.say(shown)",
+            "shown = match(tokens)\nprint(\n    shown\n)\nfigures.draw(shown)",
             "slide-code",
             "slide-output",
             outputs=[("stdout", "PRINTED LINE"), ("text/html", "<style>x</style><table><tr><td>CELL</td></tr></table>")],
@@ -153,7 +153,7 @@ def test_code_and_tables_where_a_tag_asks(sections):
     sheet, _ = sections["A table and some code"]
     assert "shown = match(tokens)" in sheet.text
     assert "print" not in sheet.text
-    assert "figures.say" not in sheet.text
+    assert "figures.draw" not in sheet.text
     assert "PRINTED LINE" in sheet.text
     assert sheet.select_one("td").text == "CELL"
     assert sheet.select_one("style") is None

@@ -32,7 +32,7 @@ def test_notebooks_are_stored_without_outputs_and_have_parameters(notebook):
     assert vars(kind.of(declared)) == vars(kind()), "the defaults of the class are those of the cell"
     for source in ("".join(cell["source"]) for cell in code[1:]):  # prose is Markdown, and work is in the package
         assert len(source.splitlines()) <= 15, source
-        assert "figures.say" not in source
+        assert "Markdown(" not in source
     for cell in code:  # a figure has a caption and a text for those who do not see it
         if "plt.show()" in "".join(cell["source"]):
             assert len(cell["metadata"]["mystnb"]["image"]["alt"]) > 20

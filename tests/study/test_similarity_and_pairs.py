@@ -384,4 +384,4 @@ def test_cells_are_short_and_build_no_sentences(name):
     for cell in cells(name):
         if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
             assert len(cell.source.splitlines()) <= 15, cell.source
-            assert "figures.say" not in cell.source
+            assert "Markdown(" not in cell.source

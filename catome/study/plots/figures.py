@@ -49,13 +49,6 @@ def use_style() -> None:
         pass
 
 
-def say(text: str) -> None:
-    """Show a sentence with computed numbers in it, as Markdown."""
-    from IPython.display import Markdown, display
-
-    display(Markdown(text))
-
-
 class _Plain(str):
     """Text whose representation has no quotation marks."""
 
