@@ -12,29 +12,12 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
 from catome.models import _diffusers
 from catome.models.base import Family, Layout, ModelCall, SelfAttention
-
-
-def token_grid(
-    x: torch.Tensor, size: tuple[int, int] | None, max_downsample: int, stride: tuple[int, int]
-) -> tuple[int, int] | None:
-    """The token grid of a block input ``[B, N, C]`` in a U-Net whose sample has ``size`` ``(height, width)``.
-
-    None if the block is downsampled more than ``max_downsample``, or its grid is smaller than one window of
-    ``stride``."""
-    if x.ndim != 3 or size is None:
-        return None
-    for downsample in (2**level for level in range(max_downsample.bit_length())):
-        grid = tuple(math.ceil(edge / downsample) for edge in size)
-        if math.prod(grid) == x.shape[1] and grid[0] >= stride[0] and grid[1] >= stride[1]:
-            return grid
-    return None
 
 
 def transformer_blocks(unet: UNet2DConditionModel) -> dict[str, BasicTransformerBlock]:
