@@ -57,7 +57,8 @@ def unmerged() -> Method:
     return Method("unmerged", "unmerged", _as_it_is)
 
 
-def _schedule_name(schedule: str | Auto | Schedule | Iterable[int] | None) -> str:
+def schedule_name(schedule: str | Auto | Schedule | Iterable[int] | None) -> str:
+    """What labels call a schedule."""
     if schedule is None or isinstance(schedule, str):
         return schedule or "every step"
     parsed = parse_schedule(schedule)
@@ -74,14 +75,14 @@ def tome(ratio: float, schedule: str | Auto | Iterable[int] | None = None, only_
     """ToMe for Stable Diffusion by catome: a fixed share, found afresh at each step unless a schedule is given."""
     given = dict(ratio=ratio, schedule=schedule, only_where_faster=only_where_faster)
     aside = ", only where faster" if only_where_faster else ""
-    label = f"ToMe(ratio={ratio:g}, schedule={_schedule_name(schedule)}{aside})"
+    label = f"ToMe(ratio={ratio:g}, schedule={schedule_name(schedule)}{aside})"
     return Method(label, "ToMe", lambda pipe: patched(pipe, TOME, **given))
 
 
 def ca_tome(threshold: float, schedule: str | Auto | Iterable[int] | None, weighted: bool = False) -> Method:
     """CA-ToMe by catome. With ``weighted``, which the paper does not have, a merged token counts as often as it has members."""
     aside = ", weighted" if weighted else ""
-    label = f"CA-ToMe(threshold={threshold:g}, schedule={_schedule_name(schedule)}{aside})"
+    label = f"CA-ToMe(threshold={threshold:g}, schedule={schedule_name(schedule)}{aside})"
     given = dict(threshold=threshold, schedule=schedule, weighted=weighted)
     return Method(label, "CA-ToMe", lambda pipe: patched(pipe, PAPER, **given))
 
@@ -102,7 +103,7 @@ def merged_keys(
         weighted: whether groups count; without it, this is the ablation.
     """
     amount = f"threshold={threshold:g}" if threshold is not None else f"ratio={ratio:g}"
-    rest = f"stride={stride[0]}x{stride[1]}, schedule={_schedule_name(schedule)}"
+    rest = f"stride={stride[0]}x{stride[1]}, schedule={schedule_name(schedule)}"
     said = {
         ", unweighted": not weighted,
         f", measure={measure}": measure != "distance",
@@ -149,7 +150,8 @@ def tomesd(ratio: float) -> Method:
     return Method(f"tomesd(ratio={ratio:g})", "tomesd", applied)
 
 
-def _batch_maximum(matches: Matches, config: MergeConfig) -> MergePlan:
+def fullest_row(matches: Matches, config: MergeConfig) -> MergePlan:
+    """A plan that merges as many tokens of every image of a batch as the threshold merges of the one where it merges most."""
     return _merging(matches, int((matches.similarity >= config.threshold).sum(1).max()))
 
 
@@ -168,17 +170,17 @@ def batch_maximum(threshold: float, schedule: str | Iterable[int] | None, batch:
     @contextmanager
     def applied(pipe) -> Iterator:
         model = _first_model(pipe)
-        install(model, PAPER.changed(threshold=float(threshold), schedule=schedule), _batch_maximum, pipe)
+        install(model, PAPER.changed(threshold=float(threshold), schedule=schedule), fullest_row, pipe)
         try:
             yield pipe
         finally:
             uninstall(model)
 
-    label = f"batch maximum(threshold={threshold:g}, schedule={_schedule_name(schedule)}, batch={batch})"
+    label = f"batch maximum(threshold={threshold:g}, schedule={schedule_name(schedule)}, batch={batch})"
     return Method(label, "batch maximum", applied, batch)
 
 
-class _Place:
+class PlaceInCall:
     """Where a patched pipeline is: the step, and how many plans were made in this call of the model before."""
 
     def __init__(self) -> None:
@@ -208,7 +210,7 @@ def fixed_shares(shares: np.ndarray, name: str) -> Method:
 
     @contextmanager
     def applied(pipe) -> Iterator:
-        model, place = _first_model(pipe), _Place()
+        model, place = _first_model(pipe), PlaceInCall()
 
         def choose(matches: Matches, config: MergeConfig) -> MergePlan:
             share = table[place.next(patch)]

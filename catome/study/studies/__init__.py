@@ -16,7 +16,19 @@ from __future__ import annotations
 from types import ModuleType
 
 from catome.checks import near
-from catome.study.studies import allocation, compose, curves, drift, frontier, headline, schedules, short, sweep, weights
+from catome.study.studies import (
+    allocation,
+    compose,
+    curves,
+    drift,
+    frontier,
+    headline,
+    released,
+    schedules,
+    short,
+    sweep,
+    weights,
+)
 
 STUDIES: dict[str, ModuleType] = {
     "drift": drift,
@@ -27,6 +39,7 @@ STUDIES: dict[str, ModuleType] = {
     "short": short,
     "allocation": allocation,
     "curves": curves,
+    "released": released,
     "frontier": frontier,
     "compose": compose,
 }
