@@ -183,9 +183,9 @@ def test_the_figure_fills_what_no_other_setting_beats():
 
 
 def test_the_frontier_keeps_equals_and_drops_what_is_beaten():
-    closeness = np.array([3.0, 3.0, 2.0, 1.0, 2.0])
-    gain = np.array([1.0, 1.0, 2.0, 1.5, 2.0])
-    assert is_best(closeness, gain).tolist() == [True, True, True, False, True]
+    closeness = np.array([3.0, 3.0, 2.0, 1.0, 2.0, 3.0, 1.5])
+    gain = np.array([1.0, 1.0, 2.0, 1.5, 2.0, 0.5, 2.0])
+    assert is_best(closeness, gain).tolist() == [True, True, True, False, True, False, False]
 
 
 def test_speed_ups_are_ratios_of_each_turn():
