@@ -46,13 +46,13 @@ class Parameters(Setting):
     Attributes:
         seed: of the images, by which no setting was chosen.
         only: kinds of methods, by their names in `kinds`; None for all.
-        timed_images: that the methods are timed on: one of each class.
+        timed_images: that the methods are timed on, of as many classes as there are images.
         recompute: generate everything again, whatever is kept.
     """
 
     seed: Seed = HELD_OUT
     only: Kinds = None
-    timed_images: Count = 12
+    timed_images: Count = 6
     recompute: Flag = False
 
     @property
@@ -142,7 +142,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
 
 
 def timed(result: Result, pipe, **kept) -> pd.DataFrame:
-    """Rows of `catome.study.measure.turns.TURNS`: every setting, over one image of each class."""
+    """Rows of `catome.study.measure.turns.TURNS`: every setting, over images of several classes."""
     asked = replace(result.params.timed, batch_size=1)
     every = [methods.unmerged(), *_all_of(result.kinds)]
     return turns(pipe, asked, every, recompute=result.params.recompute, **kept)
