@@ -283,6 +283,38 @@ def test_kid_is_over_subsets_of_a_hundred():
     assert quality.kid(a, b) != quality.kid(a, b, subset=10)
 
 
+def polynomial(a, b) -> float:
+    return (float(a @ b) / len(a) + 1) ** 3
+
+
+def test_the_change_of_kid_is_that_of_all_pairs():
+    rng = np.random.default_rng(0)
+    plain = rng.normal(size=(6, 5))
+    made = plain + rng.normal(0.3, 0.1, size=(6, 5))
+    real = rng.normal(size=(9, 5))
+
+    def distance(images) -> float:
+        own = np.mean([polynomial(a, b) for a, b in itertools.permutations(images, 2)])
+        return own - 2 * np.mean([polynomial(a, b) for a in images for b in real])
+
+    change, low, high = quality.kid_change(made, plain, real, groups=[0, 0, 1, 1, 2, 2])
+    assert change == pytest.approx(distance(made) - distance(plain))
+    assert low < change < high
+    assert quality.kid_change(plain, plain, real, groups=3) == (0, 0, 0)
+    assert np.isnan(quality.kid_change(made[:1], plain[:1], real)).all()
+
+
+def test_the_change_of_kid_is_near_that_of_torch_fidelity():
+    rng = np.random.default_rng(1)
+    plain = rng.normal(size=(100, 8)).astype(np.float32)
+    made = plain + rng.normal(0.4, 0.1, size=(100, 8)).astype(np.float32)
+    real = rng.normal(size=(100, 8)).astype(np.float32)
+    change, low, high = quality.kid_change(made, plain, real)
+    subsets = quality.kid(made, real, subset=100) - quality.kid(plain, real, subset=100)  # of all images
+    assert change == pytest.approx(subsets, rel=1e-3)
+    assert 0 < low < change < high
+
+
 def test_an_online_schedule_is_counted_in_the_rows_with_a_prompt(pipe, tmp_path):
     chosen = setting(tmp_path, images=2, batch_size=2, steps=8)
     method = methods.ca_tome(0.8, catome.Auto(0.3))

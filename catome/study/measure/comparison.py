@@ -124,7 +124,8 @@ class Comparison:
         Returns:
             Columns ``PSNR`` (dB; infinite where every image is unchanged), ``SSIM``, ``distance`` (of features) and ``share``
             (merged share of all tokens), all against the unmerged images of the same seeds; and FID, FID-infinity, KID (times
-            1000), precision and recall against the reference.
+            1000), precision and recall against the reference, and how FID and KID (times 1000) differ from the unmerged
+            images', paired over seeds.
         """
         statistics = None if reference is None else quality.fid_statistics(reference)
         table = {}
@@ -149,8 +150,11 @@ class Comparison:
                 of_class = of_class if of_class.nunique() > 1 else 24  # unless there is only one of each
                 row["FID"], row["FID low"], row["FID high"] = quality.jackknife(fid, features, groups=of_class)
                 if "unmerged" in self.methods and method != "unmerged":
-                    found = quality.jackknife(change, features, self.features("unmerged"), groups=of_class)
+                    plain = self.features("unmerged")
+                    found = quality.jackknife(change, features, plain, groups=of_class)
                     row["FID change"], row["FID change low"], row["FID change high"] = found
+                    found = np.array(quality.kid_change(features, plain, reference, of_class))
+                    row["KID change"], row["KID change low"], row["KID change high"] = 1000 * found
                 row["FID infinity"] = quality.fid_infinity(features, statistics)
                 row["KID x 1000"] = 1000 * quality.kid(features, reference)
                 row["precision"], row["recall"] = quality.precision_recall(features, reference)

@@ -135,6 +135,42 @@ def kid(features: np.ndarray, reference: np.ndarray, subset: int = 100, subsets:
     return found["kernel_inception_distance_mean"]
 
 
+def kid_change(
+    features: np.ndarray, plain: np.ndarray, reference: np.ndarray, groups: int | Sequence[int] = 24
+) -> tuple[float, float, float]:
+    """``(change, low, high)``: how much farther features lie from a reference than the unmerged images' features do, by KID.
+
+    Both distances are over all images at once, not over random subsets (Binkowski et al. 2018, equation 4), so that the
+    interval has no noise of its own. The reference's distance from itself is the same in both, and cancels.
+
+    Args:
+        features, plain: ``[n, F]`` of the same seeds.
+        reference: ``[m, F]``.
+        groups: that `jackknife` leaves out in turn.
+    """
+    sets = [np.asarray(one, np.float64) for one in (features, plain)]
+    real = np.asarray(reference, np.float64)
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    within = [kernel(one, one) for one in sets]
+    across = [kernel(one, real).mean(1) for one in sets]
+
+    def distance(images: np.ndarray, own: np.ndarray, to_real: np.ndarray) -> float:
+        pairs = own[np.ix_(images, images)]
+        count = len(images)
+        return (pairs.sum() - np.trace(pairs)) / (count * (count - 1)) - 2 * to_real[images].mean()
+
+    def change(images: np.ndarray) -> float:
+        after, before = (distance(images, own, to_real) for own, to_real in zip(within, across, strict=True))
+        return after - before
+
+    if len(features) < 2:
+        return float("nan"), float("nan"), float("nan")
+    return jackknife(change, np.arange(len(features)), groups=groups)
+
+
 def precision_recall(features: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019) by torch-fidelity; NaN where either set has too few images
     for their third neighbours."""

@@ -121,11 +121,10 @@ class Result:
         return self.made.summary(self.real.features)
 
     def records(self, clock: pd.DataFrame) -> pd.DataFrame:
-        """`summary` with ``KID change`` (x 1000) and what each method costs by ``clock``, rows of `timed`: the columns of
+        """`summary` with what each method costs by ``clock``, rows of `timed`: the columns of
         `catome.study.measure.comparison.speed_ups`, and the medians of ``seconds``, ``block_seconds`` and ``flops``."""
         medians = clock.groupby("method")[["seconds", "block_seconds", "flops"]].median()
         table = self.summary()
-        table["KID change"] = table["KID x 1000"] - table.loc["unmerged", "KID x 1000"]
         return table.join(speed_ups(clock)).join(medians)
 
     def hardest(self, threshold: float) -> int:
