@@ -72,7 +72,7 @@ record: $(STAMP) ## compute what is missing from data/results (hours; go on any 
 	    $(BIN)/python -m catome.study $$study -f data/presets/tiny.yaml -f data/presets/record/$$notebook.yaml \
 	        --output data/results $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH)) || exit 1; \
 	done
-	$(BIN)/python -m catome.study curves --timed --timed-images 12 --images 120 --output data/results \
+	$(BIN)/python -m catome.study curves --timed --images 120 --output data/results \
 	    $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH))
 
 bench: $(STAMP) ## time catome against its peers on the CPU (under 10 minutes)

@@ -40,7 +40,7 @@ def test_images_have_a_seed_by_which_nothing_was_chosen():
 
     assert curves.Parameters().seed == compose.HELD_OUT != compose.SEARCHED
     assert curves.Parameters(images=5).timed.images == 5
-    assert curves.Parameters(images=50).timed.images == 6
+    assert curves.Parameters(images=50).timed.images == 12
 
 
 def result(psnr) -> curves.Result:

@@ -283,6 +283,35 @@ def test_kid_is_over_subsets_of_a_hundred():
     assert quality.kid(a, b) != quality.kid(a, b, subset=10)
 
 
+def test_a_comparison_needs_more_images_the_more_its_differences_vary():
+    rng = np.random.default_rng(0)
+    differences = rng.normal(0, 3, 200)
+    spread = differences.std(ddof=1)
+    assert quality.images_needed(differences) == int(np.ceil((2.8016 * spread) ** 2))  # 1.96 + 0.8416
+    assert quality.images_needed(differences, effect=2) == int(np.ceil((2.8016 * spread / 2) ** 2))
+    assert quality.images_needed(differences, power=0.5) == int(np.ceil((1.95996 * spread) ** 2))
+    assert quality.images_needed([1.0, 1.0, np.inf]) == 2
+    assert quality.images_needed([1.0, np.inf]) == 0
+
+
+def test_that_many_images_find_the_difference_in_four_studies_of_five():
+    rng = np.random.default_rng(0)
+    needed = quality.images_needed(rng.normal(0, 3, 100_000))
+    studies = rng.normal(1, 3, (2000, needed))
+    error = studies.std(1, ddof=1) / np.sqrt(needed)
+    assert ((studies.mean(1) / error) > 1.96).mean() == pytest.approx(0.8, abs=0.04)
+
+
+def test_the_images_that_are_needed_stand_beside_those_that_there_are():
+    said = quality.power_words([[0.0, 2.0, 4.0], [0.0, 1.0, 2.0]])
+    assert said == (
+        "To find a difference of 1 dB in four studies out of five, these comparisons need from 8 to 32 images, depending "
+        "on how much their differences vary from seed to seed; there are 3."
+    )
+    assert "need 8 images" in quality.power_words([[0.0, 1.0, 2.0]])
+    assert quality.power_words([[1.0]]).startswith("With so few images nobody can say")
+
+
 def polynomial(a, b) -> float:
     return (float(a @ b) / len(a) + 1) ** 3
 

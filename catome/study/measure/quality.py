@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.stats import norm as normal
 from scipy.stats import t as students_t
 from skimage.metrics import structural_similarity
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -304,6 +306,41 @@ def difference_table(differences: Mapping[Any, Sequence[float]], column: str = "
     stays = holm([mean_chance(found) for found in differences.values()])
     table["after Holm"] = [said if stay else UNTOLD for said, stay in zip(table["verdict"], stays, strict=True)]
     return table
+
+
+def images_needed(differences: Sequence[float], effect: float = 1.0, power: float = 0.8, level: float = 0.05) -> int:
+    """How many images a paired comparison needs to tell a difference from chance, by the normal approximation
+    ``((z(1 - level / 2) + z(power)) * standard deviation / effect) ** 2``.
+
+    Args:
+        differences: of each seed, in dB; infinite ones are left out.
+        effect: the true difference, in dB.
+        power: the probability with which a study of so many images finds it.
+        level: of the test, two-sided.
+
+    Returns:
+        At least 2; 0 where fewer than two differences are finite, so that their spread is not known.
+    """
+    values = np.asarray(differences, float)
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return 0
+    quantiles = normal.ppf(1 - level / 2) + normal.ppf(power)
+    return max(2, math.ceil((quantiles * values.std(ddof=1) / effect) ** 2))
+
+
+def power_words(differences: Iterable[Sequence[float]], effect: float = 1.0) -> str:
+    """`images_needed` of several comparisons, beside the images that there are, as a sentence."""
+    given = [np.asarray(one, float) for one in differences]
+    needed = [images for one in given if (images := images_needed(one, effect))]
+    if not needed:
+        return "With so few images nobody can say how many would be enough."
+    least, most = min(needed), max(needed)
+    span = f"{least:,}" if least == most else f"from {least:,} to {most:,}"
+    return (
+        f"To find a difference of {effect:g} dB in four studies out of five, these comparisons need {span} images, depending "
+        f"on how much their differences vary from seed to seed; there are {max(map(len, given)):,}."
+    )
 
 
 def holm(chances: Sequence[float], level: float = 0.05) -> list[bool]:

@@ -46,13 +46,13 @@ class Parameters(Setting):
     Attributes:
         seed: of the images, by which no setting was chosen.
         only: kinds of methods, by their names in `kinds`; None for all.
-        timed_images: that the methods are timed on, of as many classes as there are images.
+        timed_images: that the methods are timed on: of the embedded model, one of each class.
         recompute: generate everything again, whatever is kept.
     """
 
     seed: Seed = HELD_OUT
     only: Kinds = None
-    timed_images: Count = 6
+    timed_images: Count = 12
     recompute: Flag = False
 
     @property

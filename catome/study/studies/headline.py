@@ -144,9 +144,8 @@ class Result:
         """PSNR of one method minus another's on the same seeds, in dB, with its 95 % interval."""
         return self.made.paired("psnr", self.peers[a], self.peers[b])
 
-    def comparisons(self, records: pd.DataFrame) -> pd.DataFrame:
-        """PSNR of methods against each other on the same seeds, to be read, with how fast each of the two is and what share of
-        the tokens it merges: a dash where that is not known, or nothing is merged."""
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Which methods the chapter compares with which."""
         params = self.params
         headline = f"CA-ToMe, t = {params.threshold:g}"
         gentle = f"CA-ToMe, t = {params.gentle:g}"
@@ -160,9 +159,17 @@ class Result:
             (gentle, f"batch maximum, t = {params.gentle:g}"),
             (f"tomesd, r = {params.ratio:g}", f"ToMe, r = {params.ratio:g}"),
         ]
-        pairs = [(a, b) for a, b in dict.fromkeys(pairs) if a in self.peers and b in self.peers]
-        found = {f"{a} - {b}": self.made.differences("psnr", self.peers[a], self.peers[b]) for a, b in pairs}
-        table = quality.difference_table(found)
+        return [(a, b) for a, b in dict.fromkeys(pairs) if a in self.peers and b in self.peers]
+
+    def differences(self) -> dict[str, np.ndarray]:
+        """PSNR of methods against each other, seed by seed, in dB."""
+        return {f"{a} - {b}": self.made.differences("psnr", self.peers[a], self.peers[b]) for a, b in self._pairs()}
+
+    def comparisons(self, records: pd.DataFrame) -> pd.DataFrame:
+        """`differences` to be read, with how fast each of the two methods is and what share of the tokens it merges: a dash
+        where that is not known, or nothing is merged."""
+        pairs = self._pairs()
+        table = quality.difference_table(self.differences())
         for place, (title, column) in enumerate({"times as fast": "speed-up", "merged share": "share"}.items()):
             shown = records[column].astype(float).map("{:.2f}".format).replace("nan", "\u2013")
             table.insert(place, title, [f"{shown[a]} / {shown[b]}" for a, b in pairs])
@@ -208,6 +215,7 @@ class Result:
             "threshold": f"{self.params.threshold:g}",
             "papers_place": self.papers_place(records),
             "told_by_fid": self.told_by_fid(records),
+            "needed": quality.power_words(self.differences().values()),
             **self.both_together(records),
         }
 

@@ -183,9 +183,9 @@ class Result:
         """PSNR of a schedule minus that of another on the same seeds, in dB, with its 95 % interval."""
         return self.made.paired("psnr", self.asked[t, name].method, self.asked[t, base].method)
 
-    def comparisons(self) -> pd.DataFrame:
-        """PSNR of schedules against CONFIG_3, and of the derived ones against pairs found at every step and CONFIG_FIVE, to be
-        read."""
+    def differences(self) -> dict[tuple[str, str], np.ndarray]:
+        """PSNR of schedules against CONFIG_3, and of the derived ones against pairs found at every step and CONFIG_FIVE, in dB,
+        seed by seed."""
         pairs = []
         for t in self.params.thresholds:
             rivals = ["every step", "step 0 only", *(f"best {k}" for k in sorted(self.params.budgets, reverse=True))]
@@ -199,7 +199,11 @@ class Result:
         for t, name, base in pairs:
             both = (self.asked[t, which].method for which in (name, base))
             found[f"t = {t:g}", f"{name} - {base}"] = self.made.differences("psnr", *both)
-        return quality.difference_table(found)
+        return found
+
+    def comparisons(self) -> pd.DataFrame:
+        """`differences` to be read."""
+        return quality.difference_table(self.differences())
 
     def relation(self, bounds: bool = False) -> dict[float, float]:
         """By threshold the rank correlation of mean staleness and PSNR over the fixed schedules. NaN for fewer than two.
@@ -392,6 +396,7 @@ class Result:
             "relation": _by_threshold({t: _correlation(value) for t, value in self.relation(bounds=True).items()}),
             "relation_within": _by_threshold({t: _correlation(value) for t, value in self.relation().items()}),
             "staleness_tells": self.staleness_tells(),
+            "needed": quality.power_words(self.differences().values()),
             "time_searching": _by_threshold({t: f"{times['every step']:.2f}" for t, times in at.items()}),
             "time_cached": _by_threshold({t: f"{times.min():.2f} to {times.max():.2f}" for t, times in cached.items()}),
         }

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 from catome.policy.schedule import Schedule, parse_schedule
@@ -34,6 +35,9 @@ NOTEBOOK = "09_short_generations"
 
 AFRESH, CACHED = "merged keys, found at every call", "merged keys, cached"
 PAPER_AFRESH, PAPER_CACHED = "CA-ToMe, found at every call", "CA-ToMe, cached"
+CACHES = [(PAPER_CACHED, PAPER_AFRESH), (CACHED, AFRESH)]
+"""What reusing pairs costs: the first minus the second."""
+
 FEWER = "fewer steps"
 
 
@@ -191,21 +195,24 @@ class Result:
         """PSNR of one method minus another's on the same seeds, in dB, with its 95 % interval."""
         return self.made[steps].paired("psnr", self.methods[steps][a], self.methods[steps][b])
 
-    def comparisons(self, pairs: list[tuple[str, str]]) -> pd.DataFrame:
-        """PSNR of methods against each other for each number of steps, to be read."""
+    def differences(self, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], np.ndarray]:
+        """PSNR of methods against each other for each number of steps, seed by seed, in dB."""
         found = {}
         for steps, named in self.methods.items():
             for a, b in pairs:
                 found[f"{steps} steps", f"{a} - {b}"] = self.made[steps].differences("psnr", named[a], named[b])
-        return quality.difference_table(found)
+        return found
 
     def cost_of_a_cache(self) -> pd.DataFrame:
         """What reusing pairs costs, for the paper's method and for merged keys, to be read."""
-        return self.comparisons([(PAPER_CACHED, PAPER_AFRESH), (CACHED, AFRESH)])
+        return quality.difference_table(self.differences(CACHES))
+
+    def _others(self) -> list[tuple[str, str]]:
+        return [(CACHED, PAPER_CACHED), (CACHED, f"DeepCache, every {self.params.interval}"), (CACHED, FEWER)]
 
     def against_others(self) -> pd.DataFrame:
         """Merged keys with a cache against the others, to be read."""
-        return self.comparisons([(CACHED, PAPER_CACHED), (CACHED, f"DeepCache, every {self.params.interval}"), (CACHED, FEWER)])
+        return quality.difference_table(self.differences(self._others()))
 
     def words(self) -> dict[str, str]:
         """The numbers that the chapter's text takes up, by their names there, with _ for -."""
@@ -213,6 +220,7 @@ class Result:
         few, many = min(self.methods), max(self.methods)
         papers = {steps: self.params.paper_checkpoints(steps) for steps in (few, many)}
         words = {"images": str(self.made[few].rows["image"].nunique()), "sampler": self.params.sampler}
+        words |= {"needed": quality.power_words(self.differences([*CACHES, *self._others()]).values())}
         words |= {"few": str(few), "many": str(many), "schedule": str(self.params.schedule)}
         words |= {"reused_paper_few": str(self.params.calls_with(few) - papers[few])}
         for place, steps in (("few", few), ("many", many)):

@@ -209,6 +209,7 @@ class Result:
             "moving": self.moving(),
             "fid_told": self.fid_told(),
             "dip": self.dip(),
+            "needed": quality.power_words(self.both.differences("psnr", self.sweep[t], twin) for t, twin in self.twins.items()),
         }
 
     def comparable(self) -> str:

@@ -213,6 +213,11 @@ class Result:
             "psnr_library": f"{library['PSNR']:.1f}",
             "poor_paper": f"{paper['poor']:.0%}",
             "poor_library": f"{library['poor']:.0%}",
+            "needed": quality.power_words(
+                self.made.differences("psnr", method, self.sweep[MERGED, t])
+                for (way, t), method in self.sweep.items()
+                if way != MERGED
+            ),
         }
 
     def filling(self) -> tuple[float, float, float]:
