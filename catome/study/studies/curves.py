@@ -63,7 +63,7 @@ class Parameters(Setting):
     @property
     def kinds(self) -> dict[str, dict[str, Method]]:
         """`kinds`, as far as they are asked for."""
-        return {name: some for name, some in kinds(self.steps).items() if name in (self.only or kinds())}
+        return {name: some for name, some in kinds(self.steps).items() if self.only is None or name in self.only}
 
 
 def beside(setting: Setting, images: int, only: list[str] | None) -> Parameters:
