@@ -128,11 +128,11 @@ def test_words_say_which_settings_nothing_beats():
     assert words["best_in_time"] == "ToMe (r = 0.25); fewer steps (30 steps)"
     assert words["best_in_work"] == "ToMe (r = 0.25 and r = 0.5)"
     assert (words["curve_images"], words["curve_settings"], words["curve_kinds"]) == (str(IMAGES), "3", "2")
-    assert found.place_of(records, "ToMe") == "ToMe is among them in time at r = 0.25 and in work at r = 0.25 and r = 0.5."
-    assert found.place_of(records, "fewer steps") == "fewer steps is among them in time at 30 steps."
-    assert words["papers_curve"] == "CA-ToMe was not tried."
+    assert found.place_of(records, "ToMe") == "Settings of ToMe are among them: in time r = 0.25; in work r = 0.25 and r = 0.5."
+    assert found.place_of(records, "fewer steps") == "Settings of fewer steps are among them: in time 30 steps."
+    assert words["papers_curve"] == "No setting of CA-ToMe was tried."
     beaten = found.place_of(records.assign(**{"best in time": False, "best in work": False}), "ToMe")
-    assert beaten == "ToMe is not among them at any of its settings, neither in time nor in work."
+    assert beaten == "No setting of ToMe is among them, in time or in work."
     table = found.shown(records)
     assert table["unbeaten in"].tolist() == ["time, work", "work", "time"]
     assert table["below 30 dB"].tolist() == ["0%", "100%", "33%"]

@@ -256,12 +256,12 @@ class Result:
         for column, name in (("best in time", "in time"), ("best in work", "in work")):
             settings = list(own.loc[own[column], "setting"])
             if settings:
-                found.append(f"{name} at {quality.listed(settings)}")
+                found.append(f"{name} {quality.listed(settings)}")
         if own.empty:
-            return f"{kind} was not tried."
+            return f"No setting of {kind} was tried."
         if not found:
-            return f"{kind} is not among them at any of its settings, neither in time nor in work."
-        return f"{kind} is among them {' and '.join(found)}."
+            return f"No setting of {kind} is among them, in time or in work."
+        return f"Settings of {kind} are among them: {'; '.join(found)}."
 
     def words(self, records: pd.DataFrame) -> dict[str, str]:
         """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of `records`."""
