@@ -37,7 +37,8 @@ pytestmark = pytest.mark.book
         ),
         (
             "06_headline",
-            "-p images 2 -p batch_size 2 -p steps 3 -p ratio 0.3 -p threshold 0.8 -p schedule CONFIG_1 -p interval 2 -p repetitions 1",
+            "-p images 2 -p batch_size 2 -p steps 3 -p ratio 0.3 -p threshold 0.8 -p schedule CONFIG_1 -p interval 2 -p repetitions 1 "
+            "-p curve_images 1 -p curve_kinds ToDo",
         ),
         ("07_where_the_time_goes", "-y sizes:\\n-\\n320"),
         (
