@@ -139,11 +139,12 @@ def weight(path: Path) -> int:
 def watch(page, faults: list[str]) -> None:
     """Note every error in the console, every file that does not load, and every request that leaves the folder.
 
-    What a browser gives up because its page is left (``net::ERR_ABORTED``) is no fault: a missing file is ``ERR_FILE_NOT_FOUND``.
+    A file that is there, and that the browser gives up because its page is left (``net::ERR_ABORTED``), is no fault.
     """
 
     def failed(request):
-        if request.failure != "net::ERR_ABORTED":
+        there = Path(unquote(urlsplit(request.url).path)).is_file()
+        if not (there and request.failure == "net::ERR_ABORTED"):
             faults.append(f"not loaded: {request.url}")
 
     page.on("console", lambda said: faults.append(f"console: {said.text}") if said.type == "error" else None)

@@ -270,6 +270,22 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
+def with_interval(table: pd.DataFrame, column: str, digits: int = 2) -> pd.Series:
+    """``12.34 [11.90, 12.80]``, with a no-break space within the brackets, from the columns ``X``, ``X low`` and ``X high``.
+
+    Infinite values are "unchanged", and NaN is nothing."""
+
+    def words(row) -> str:
+        if np.isinf(row[column]):
+            return "unchanged"
+        if np.isnan(row[column]):
+            return ""
+        low, high = (row[f"{column} {end}"] for end in ("low", "high"))
+        return f"{row[column]:.{digits}f} [{low:.{digits}f},\u00a0{high:.{digits}f}]"  # an interval stays on one line
+
+    return table.apply(words, axis=1)
+
+
 def spoken(found: tuple[float, float, float], digits: int = 1) -> str:
     """A difference with its interval, as it stands in a sentence or a table: ``+1.2 [+0.8, +1.6]``."""
     mean, low, high = (f"{value:+.{digits}f}" for value in found)

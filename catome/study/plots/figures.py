@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
+from catome.study.measure.quality import with_interval as with_interval
 from catome.tensors.plan import MergePlan
 
 PALETTE = sns.color_palette("colorblind")
@@ -62,21 +63,6 @@ def glue(**words: str) -> None:
 
     for name, text in words.items():
         paste(name.replace("_", "-"), _Plain(text), display=False)
-
-
-def with_interval(table: pd.DataFrame, column: str, digits: int = 2) -> pd.Series:
-    """``12.34 [11.90, 12.80]``, with a no-break space within the brackets, from the columns ``X``, ``X low`` and ``X high``; infinite
-    values are "unchanged", and NaN is nothing."""
-
-    def words(row) -> str:
-        if np.isinf(row[column]):
-            return "unchanged"
-        if np.isnan(row[column]):
-            return ""
-        low, high = (row[f"{column} {end}"] for end in ("low", "high"))
-        return f"{row[column]:.{digits}f} [{low:.{digits}f},\u00a0{high:.{digits}f}]"  # an interval stays on one line
-
-    return table.apply(words, axis=1)
 
 
 SCENE = np.array([[0, 0, 0, 1], [0, 0, 1, 1], [2, 2, 1, 3], [2, 2, 2, 3]])

@@ -11,7 +11,7 @@ average: shares are measured on images of another seed, and set so that ``(1 - s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -129,11 +129,10 @@ def jobs(params: Parameters) -> Iterator[Job]:
 
 def beside(setting: Setting, images: int, thresholds: tuple) -> Parameters:
     """The parameters for the first images of another study."""
-    common = {one.name: getattr(setting, one.name) for one in fields(Setting)}
-    common["images"] = min(images, setting.images)
+    common = setting.common(images=min(images, setting.images))
     measured = min(Parameters.measured_images, setting.images)
     again = getattr(setting, "recompute", False)
-    return Parameters(**common, thresholds=thresholds, measured_images=measured, recompute=again)
+    return Parameters(**asdict(common), thresholds=thresholds, measured_images=measured, recompute=again)
 
 
 def run(params: Parameters, pipe, **kept) -> Result:
@@ -217,15 +216,12 @@ class Result:
     def shown(self, t: float) -> pd.DataFrame:
         """`table` to be read, with a column for the difference from the threshold."""
         found = self.table(t)
-        closeness = []
         differences = []
-        for freedom, name in {**FREEDOMS, "image": BY_IMAGE}.items():
-            row = found.loc[name]
-            closeness.append(f"{row['PSNR']:.1f} [{row['PSNR low']:.1f},\u00a0{row['PSNR high']:.1f}]")
+        for freedom in (*FREEDOMS, "image"):
             differences.append("" if freedom == "image" else quality.spoken(self.gain(t, freedom, "image")))
         return pd.DataFrame(
             {
-                "PSNR (dB)": closeness,
+                "PSNR (dB)": quality.with_interval(found, "PSNR", 1).to_list(),
                 "minus the threshold (dB)": differences,
                 "below 30 dB": found["poor"].map("{:.0%}".format).to_list(),
                 "scores left": found["scores left"].map("{:.3f}".format).to_list(),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
 import pandas as pd
@@ -68,9 +68,8 @@ class Parameters(Setting):
 
 def beside(setting: Setting, images: int, only: list[str] | None) -> Parameters:
     """The parameters for as many images, at most, as another study has, under the seed that is held out."""
-    common = {one.name: getattr(setting, one.name) for one in fields(Setting)}
-    common |= {"images": min(images, setting.images), "seed": HELD_OUT}
-    return Parameters(**common, only=only, recompute=getattr(setting, "recompute", False))
+    common = setting.common(images=min(images, setting.images), seed=HELD_OUT)
+    return Parameters(**asdict(common), only=only, recompute=getattr(setting, "recompute", False))
 
 
 SHARES = (0.25, 0.5, 0.75)
@@ -193,18 +192,13 @@ class Result:
 
     def shown(self, records: pd.DataFrame) -> pd.DataFrame:
         """``records`` of `records`, to be read."""
-
-        def intervals(column: str, digits: int) -> list[str]:
-            rows = records[[column, f"{column} low", f"{column} high"]].to_numpy(float)
-            return [f"{mean:.{digits}f} [{low:.{digits}f},\u00a0{high:.{digits}f}]" for mean, low, high in rows]
-
         best = records[["best in time", "best in work"]].apply(lambda row: _in_which(*row), axis=1)
         return pd.DataFrame(
             {
-                "PSNR (dB)": intervals("PSNR", 1),
-                "speed-up": intervals("speed-up", 2),
-                "work left": intervals("flops", 2),
-                "below 30 dB": records["poor"].map("{:.0%}".format).to_list(),
+                "PSNR (dB)": quality.with_interval(records, "PSNR", 1).to_list(),
+                "speed-up": quality.with_interval(records, "speed-up").to_list(),
+                "work left": quality.with_interval(records, "flops").to_list(),
+                f"below {quality.POOR_DB} dB": records["poor"].map("{:.0%}".format).to_list(),
                 "unbeaten in": best.to_list(),
             },
             index=pd.MultiIndex.from_frame(records[["kind", "setting"]], names=[None, None]),
@@ -240,7 +234,7 @@ class Result:
         return pd.DataFrame(rows).T
 
     def best(self, records: pd.DataFrame, column: str) -> str:
-        """The settings that no other one beats, the fastest last: ``ToDo (1x2); merged keys (t = 0.8 and t = 0.7)``.
+        """The settings that no other one beats, kind by kind: ``ToDo (1x2); merged keys (t = 0.8 and t = 0.7)``.
 
         Args:
             records: of `records`.
