@@ -1,11 +1,15 @@
 """The code as released: each way in which it differs from the paper's text, alone and together."""
 
+import re
+
 import pytest
 import torch
 
 from catome.patch import applied_patch
 from catome.study import methods
+from catome.study.measure import comparison
 from catome.study.run.generate import generate_batch
+from catome.study.run.store import CHECKOUT
 from catome.study.studies import jobs as counting
 from catome.study.studies import released
 from catome.study.studies.released import RELEASED, TEXT, VARIANTS, Details, Parameters, counted_from_one, variant
@@ -135,3 +139,26 @@ def test_a_schedule_without_steps_is_refused(schedule):
 def test_what_differs_is_told():
     assert str(Details()) == ""
     assert str(Details(kept=True, by_batch=True)) == "pairs kept, by the fullest row"
+
+
+def test_the_page_of_claims_says_what_was_recorded(pipe, tmp_path, monkeypatch):
+    """Its table is of the rows in the repository: nothing is generated for it."""
+    monkeypatch.setattr(comparison, "generate_batch", lambda *_: pytest.fail("a row is not recorded"))
+    found = released.run(Parameters(images=12, output=str(tmp_path)), pipe)
+    tables = [found.table(t) for t in (0.7, 0.9)]
+    said = {}
+    for line in (CHECKOUT / "book" / "claims.md").read_text().splitlines():
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if name in VARIANTS:
+            said[name] = cells
+    assert list(said) == list(VARIANTS)
+    for name, cells in said.items():
+        expected = []
+        for table in tables:
+            psnr, change, told, share = table.loc[name]
+            expected += [psnr, f"**{change}**" if told else change, share]
+        assert cells == expected, name
+    text = (CHECKOUT / "book" / "claims.md").read_text()
+    for t in (0.7, 0.9):
+        mean, low, high = found.change(t, RANDOM)
+        assert re.search(re.escape(f"{mean:+.1f} dB [{low:+.1f}, {high:+.1f}] at") + r" (t = )?" + f"{t:g}", text), t

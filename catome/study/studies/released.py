@@ -205,15 +205,26 @@ class Result:
         """PSNR of a variant minus that of the paper's text on the same seeds, in dB, with its 95 % interval."""
         return self.made.paired("psnr", self.ways[t, name], self.ways[t, TEXT])
 
+    def told(self) -> set[tuple[float, str]]:
+        """The thresholds and variants whose change is told from zero when all of them are tested at once, by Holm's method."""
+        changes = {
+            (t, name): self.made.differences("psnr", self.ways[t, name], self.ways[t, TEXT])
+            for t, name in self.ways
+            if name != TEXT
+        }
+        stays = quality.holm([quality.mean_chance(found) for found in changes.values()])
+        return {which for which, stay in zip(changes, stays, strict=True) if stay}
+
     def table(self, t: float) -> pd.DataFrame:
         """A row for each variant, to be read."""
-        summary = self.made.summary()
+        summary, told = self.made.summary(), self.told()
         rows = {}
         for name in VARIANTS:
             mean, low, high, share = summary.loc[self.ways[t, name].label, ["PSNR", "PSNR low", "PSNR high", "share"]]
             rows[name] = {
                 "PSNR (dB)": f"{mean:.1f} [{low:.1f}, {high:.1f}]",
                 "minus the text (dB)": "" if name == TEXT else quality.spoken(self.change(t, name)),
+                "told after Holm": "yes" if (t, name) in told else "",
                 "merged share": f"{share:.3f}",
             }
         return pd.DataFrame(rows).T
