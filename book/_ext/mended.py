@@ -1,7 +1,9 @@
 """Mend what Sphinx and its extensions write into pages: roles that are out of use, ids that occur twice, headers without words,
-links to another name."""
+links to another name, glued words that are taken for numbers."""
 
 import re
+
+from myst_nb.ext.glue import crossref, roles
 
 
 def mend(app, pagename, templatename, context, doctree):
@@ -31,7 +33,13 @@ def link_back(app, pagename, templatename, context, doctree):
     context["body"] = re.sub(r'(class="viewcode-back" href="[^"#]*)#([^"]*)', under_its_name, context.get("body", ""))
 
 
+def as_it_is(text: str, fmt_spec: str) -> str:
+    """What a cell glues into the text. MyST-NB evaluates it first, so that 1,200 became (1, 200), and 1.250 became 1.25."""
+    return text
+
+
 def setup(app):
+    roles.format_plain_text = crossref.format_plain_text = as_it_is
     app.connect("html-page-context", mend)
     app.connect("html-page-context", link_back)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

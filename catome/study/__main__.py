@@ -121,6 +121,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(
                 f"recompute=True with {processes} processes: each would compute everything; give another output folder"
             )
+        if processes > 1 and getattr(study, "ALONE", False):
+            raise ValueError(
+                f"{processes} processes: the study {own.study} times while it searches, and needs the machine alone"
+            )
         if own.timed and not hasattr(study, "timed"):
             raise ValueError(f"--timed: the study {own.study} times nothing")
         pipe = load(params)
@@ -137,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: what is kept, or a picture, is damaged
         print(f"python -m catome.study: error: {error}", file=sys.stderr)
         return 1
     if rank == 0 and study.NOTEBOOK is None:

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from catome.models.registry import find_models
-from catome.models.unet import topmost_downsample, transformer_blocks
 from catome.patch import applied_patch, patched
 from catome.policy.forecast import Forecast
 from catome.policy.schedule import Auto, Schedule, parse_schedule
 from catome.runtime.config import PAPER, RECOMMENDED, TOME, Compare, MergeConfig
 from catome.runtime.install import install, uninstall
+from catome.study.run.denoiser import topmost_downsample, transformer_blocks
 from catome.tensors.matching import Matches, Measure
 from catome.tensors.plan import MergePlan, make_plan
 

@@ -173,8 +173,15 @@ def find_model(path: str | os.PathLike | None = None) -> Path:
     return folder
 
 
-def read_pipeline(model: str, given: str, **options):
-    """``StableDiffusionPipeline.from_pretrained(model)`` of safetensors alone: nothing is unpickled.
+def read_pipeline(model: str, given: str, kind=None, part_that_denoises: str = "unet", **options):
+    """``kind.from_pretrained(model)`` of safetensors alone: nothing is unpickled.
+
+    Args:
+        model: a folder, or a name on the Hub.
+        given: how the error begins.
+        kind: a class of pipelines; None for `diffusers.StableDiffusionPipeline`.
+        part_that_denoises: its name in the pipeline.
+        options: of ``from_pretrained``.
 
     Raises:
         OSError: in one sentence that begins with ``given``, whatever of the model is missing, damaged or foreign.
@@ -183,14 +190,14 @@ def read_pipeline(model: str, given: str, **options):
 
     why = ""
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(model, use_safetensors=True, **options)
+        pipe = (kind or StableDiffusionPipeline).from_pretrained(model, use_safetensors=True, **options)
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # of every kind: diffusers, transformers, tokenizers and safetensors have no common one
         why = shorten(str(error), 300)
     else:
         # neither is an error for diffusers: weights that no file has stay without data, a lost tokenizer is made anew
-        for part in ("unet", "vae", "text_encoder"):
+        for part in (part_that_denoises, "vae", "text_encoder"):
             if any(weight.is_meta for weight in getattr(pipe, part).parameters()):
                 why = f"weights of its {part} are missing"
         if len(pipe.tokenizer) <= len(pipe.tokenizer.all_special_tokens):

@@ -184,6 +184,40 @@ def encode_set(args, vae, images: np.ndarray, file: Path) -> torch.Tensor:
     return load_file(file)["latents"]
 
 
+def noise_loss(device, latents: torch.Tensor, batch: int, colour: float, predict):
+    """The loss of predicting noise, as a function of the step and its generator (`Trainer.run`).
+
+    Args:
+        device: of the network.
+        latents: of unit deviation, class-major, ``[12 * N, 4, H, W]``.
+        batch: images a step.
+        colour: weight of the loss on wide errors at high noise.
+        predict: the network, of noisy latents, timesteps and labels; the label behind the last class is no prompt.
+    """
+    alphas = parts.build_scheduler().alphas_cumprod.to(device)
+    per_class = len(latents) // len(CLASSES)
+
+    def loss_of(step, generator):
+        index = torch.randint(len(latents), (batch,), generator=generator)
+        drop = torch.rand(batch, generator=generator) < 0.1
+        label = torch.where(drop, len(CLASSES), index // per_class).to(device)
+        # stratified over the batch: fewer lucky and unlucky steps
+        t = (torch.arange(batch) + torch.rand(batch, generator=generator)) * (1000 / batch)
+        t = t.long().clamp(0, 999).to(device)
+        clean = latents[index.to(device)]
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        alpha = alphas[t].view(-1, 1, 1, 1)
+        predicted = predict(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t, label)
+        snr = alphas[t] / (1 - alphas[t])
+        weight = snr.clamp(max=5) / snr  # min-SNR-5 (arXiv 2303.09556) for noise prediction
+        error = predicted.float() - noise
+        # at high noise an error in the predicted noise that is small but wide becomes a wrong colour of the whole image
+        wide = F.avg_pool2d(error, 8).square().mean((1, 2, 3)) * (1 / snr).clamp(max=100)
+        return (weight * error.square().mean((1, 2, 3)) + colour * wide).mean()
+
+    return loss_of
+
+
 class Denoiser(torch.nn.Module):
     """U-Net and text encoder as one trainable network."""
 
@@ -200,30 +234,14 @@ def train_unet(args, latents: torch.Tensor, scale: float):
     texts = [prompt(name) for name in CLASSES] + [""]
     tokens = tokenizer(texts, padding="max_length", max_length=parts.MAX_TOKENS, return_tensors="pt").input_ids
     tokens = tokens.to(args.device)
-    alphas = parts.build_scheduler().alphas_cumprod.to(args.device)
-    per_class = len(latents) // len(CLASSES)
     latents = latents.to(args.device)
     network = Denoiser(tokenizer).to(args.device)
     trainer = Trainer(network, args.work / "unet.safetensors", args.unet_steps, args, args.unet_rate, ema=args.unet_ema)
 
-    def loss_of(step, generator):
-        index = torch.randint(len(latents), (args.unet_batch,), generator=generator)
-        drop = torch.rand(args.unet_batch, generator=generator) < 0.1
-        label = torch.where(drop, len(CLASSES), index // per_class).to(args.device)
-        # stratified over the batch: fewer lucky and unlucky steps
-        t = (torch.arange(args.unet_batch) + torch.rand(args.unet_batch, generator=generator)) * (1000 / args.unet_batch)
-        t = t.long().clamp(0, 999).to(args.device)
-        clean = latents[index.to(args.device)].float() * scale
-        noise = torch.randn(clean.shape, generator=generator).to(args.device)
-        alpha = alphas[t].view(-1, 1, 1, 1)
-        predicted = network(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t, tokens[label])
-        snr = alphas[t] / (1 - alphas[t])
-        weight = snr.clamp(max=5) / snr  # min-SNR-5 (arXiv 2303.09556) for noise prediction
-        error = predicted.float() - noise
-        # at high noise an error in the predicted noise that is small but wide becomes a wrong colour of the whole image
-        wide = F.avg_pool2d(error, 8).square().mean((1, 2, 3)) * (1 / snr).clamp(max=100)
-        return (weight * error.square().mean((1, 2, 3)) + args.unet_colour * wide).mean()
+    def predict(noisy, timesteps, label):
+        return network(noisy, timesteps, tokens[label])
 
+    loss_of = noise_loss(args.device, latents.float() * scale, args.unet_batch, args.unet_colour, predict)
     if trainer.step < args.unet_steps:
         trainer.run(loss_of, "unet")
     return trainer.best.eval().requires_grad_(False), tokenizer, trainer

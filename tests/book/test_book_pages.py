@@ -4,9 +4,11 @@ On the book with the smoke preset, a phone in the dark and a laptop in the light
 takes the book in _build/html (`BOOK` names another folder), three sizes in both themes, and prints every page.
 """
 
+import html
 import os
 import re
 
+import nbformat
 import pypdfium2
 import pytest
 from pygments.token import STANDARD_TYPES
@@ -15,6 +17,7 @@ from helpers import rendered
 from helpers.paths import NOTEBOOKS, ROOT
 from helpers.rendered import CHROMIUM, FLAGS, SIZES
 from pdf import print_pages
+from slides import glued
 
 pytestmark = pytest.mark.book
 GIVEN = "BOOK" in os.environ
@@ -48,6 +51,25 @@ def test_every_link_and_anchor_leads_somewhere(book):
 
 def test_no_id_occurs_twice(book):
     assert rendered.repeated_ids(book) == []
+
+
+def test_glued_words_are_written_as_they_were_given(book):
+    """1,200 and not (1, 200), +0.20 and not 0.2."""
+    seen = 0
+    for file in sorted((book / "_sources" / "notebooks").glob("*.ipynb")):
+        page = book / "notebooks" / f"{file.stem}.html"
+        if not page.exists():
+            continue
+        notebook = nbformat.read(file, 4)
+        given = set(map(plain, glued(notebook).values()))
+        shown = re.findall(r'<span class="pasted-text">(.*?)</span>', page.read_text(), re.DOTALL)
+        assert [words for words in map(plain, map(html.unescape, shown)) if words not in given] == [], file.stem
+        seen += len(shown)
+    assert seen > 100
+
+
+def plain(words: str) -> str:
+    return " ".join(words.split())
 
 
 def test_every_image_has_a_text(book):

@@ -39,7 +39,7 @@ LANGUAGES = {"README": ("sh", "")}
 
 IN_PLACE_OF = [
     ("ADDRESS", "{origin}", "the address of the repository"),
-    ("/shared/study", "{folder}/shared/study", "a folder that all machines of a cluster see"),
+    ("/shared/", "{folder}/shared/", "a folder that all machines of a cluster see"),
     ("/content/drive/MyDrive", "{folder}/drive", "a drive of Colab's"),
     ("--images 200", "--images 2", "minutes"),
     ("-p images 6", "-p images 2", "half a minute"),
@@ -173,7 +173,7 @@ class Reader:
         model.parent.mkdir(parents=True)
         shutil.copytree(ROOT / "data/tiny-sd", model)
         shutil.copytree(model, clone / "runs/mymodel")  # as the page "Extend it" saves it
-        for real in (clone / "runs/sd15/imagenet/val", self.folder / "drive/real"):
+        for real in (clone / "runs/sd15/imagenet/val", self.folder / "drive/real", self.folder / "shared/imagenet/val"):
             for position, name in enumerate(("desert", "lighthouse")):
                 (real / f"n{position:08}").mkdir(parents=True, exist_ok=True)
                 for i in range(5):

@@ -868,7 +868,8 @@ def test_a_damaged_model_is_refused_and_nothing_unpickled_or_run(what, says, tmp
     before = contents(tmp_path)
     says = [part.replace("{folder}", str(folder)) for part in says]
     whole = (
-        f"model={str(folder)!r} must be 'tiny', a folder with a whole Stable Diffusion in safetensors or a name on the Hub: "
+        f"model={str(folder)!r} must be 'tiny', 'tiny-pixart', a folder with a whole Stable Diffusion or PixArt in safetensors or a name on "
+        "the Hub: "
     )
     refused(lambda: study.load(setting(tmp_path, model=str(folder))), whole, *says)
     refused(lambda: tiny.load_pipeline(folder), f"path={str(folder)!r} must be the folder of the whole embedded model: ", *says)
@@ -897,7 +898,9 @@ def test_no_model_there_is_said_in_one_sentence(what, says, tmp_path, monkeypatc
     (tmp_path / "file.safetensors").write_bytes((MODEL / TEXT).read_bytes())
     before = contents(tmp_path)
     model = str(tmp_path / what) if what in ("missing", "empty", "file.safetensors") else what
-    refused(lambda: study.load(setting(tmp_path, model=model)), f"model={model!r} must be 'tiny', a folder", *says)
+    refused(
+        lambda: study.load(setting(tmp_path, model=model)), f"model={model!r} must be 'tiny', 'tiny-pixart', a folder", *says
+    )
     refused(lambda: tiny.load_pipeline(model), "holds no embedded model (model_index.json is missing)", "CATOME_TINY_MODEL")
     assert contents(tmp_path) == before
 

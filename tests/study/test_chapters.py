@@ -163,8 +163,8 @@ def test_the_sweep_says_how_far_its_speed_ups_spread(swept):
     records = swept.records(clock)
     row = records.loc[swept.sweep[0.7].label]
     assert row[["speed-up", "speed-up low", "speed-up high", "seconds", "flops"]].tolist() == [2, 2, 3, 2, 4e9]
-    assert row["PSNR"] == swept.summary().loc[swept.sweep[0.7].label, "PSNR"]
-    assert records.index.tolist() == swept.summary().index.tolist()
+    assert row["PSNR"] == swept.summary.loc[swept.sweep[0.7].label, "PSNR"]
+    assert records.index.tolist() == swept.summary.index.tolist()
 
 
 def test_every_fid_says_of_which_features_it_is(swept):

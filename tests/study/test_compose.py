@@ -15,6 +15,20 @@ from helpers.paths import ROOT
 from helpers.settings import setting
 
 
+def test_parts_that_change_nothing_are_predicted_to_change_nothing():
+    unchanged = Tried(methods.todo(2), 0.0, float("inf"), 2.0)
+    assert predicted([unchanged, unchanged], unmerged_s=4.0) == (float("inf"), 1.0)
+
+
+def test_fewer_steps_are_shares_of_the_steps():
+    assert [method.label for method in compose.kinds(50)["fewer steps"]] == [
+        f"fewer steps(steps={steps})" for steps in (15, 20, 25, 30)
+    ]
+    assert [method.label for method in compose.kinds(20)["fewer steps"]] == [
+        f"fewer steps(steps={steps})" for steps in (6, 8, 10, 12)
+    ]
+
+
 def test_fewer_steps_are_as_many_as_were_named(pipe):
     calls = []
     handle = pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -8,18 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from catome.runtime.config import FAST, RECOMMENDED
 from catome.study import methods
 from catome.study.measure import turns as timing
 from catome.study.measure.comparison import Comparison
 from catome.study.measure.quality import is_best
 from catome.study.measure.turns import faster, turns, turns_on
 from catome.study.plots.frontier_figures import frontier
-from catome.study.run.store import CHECKOUT
+from catome.study.run.store import CHECKOUT, RECORDED, Store
 from catome.study.studies import curves, headline
 from catome.study.studies import jobs as counting
 from helpers.settings import setting
 
 IMAGES = 6
+README = " ".join((CHECKOUT / "README.md").read_text().split())
 
 
 def test_every_setting_has_a_label_of_its_own():
@@ -208,6 +210,21 @@ def ways():
     return [methods.unmerged(), methods.todo(2), methods.ca_tome(0.9, None)]
 
 
+def test_the_readme_says_how_fast_merging_is():
+    """By the recorded turns over one image of each class."""
+    said = re.search(
+        r"are ([\d.]+) times as fast \(([\d.]+) to ([\d.]+)\) with the first row, and ([\d.]+) times \(([\d.]+) to ([\d.]+)\)",
+        README,
+    )
+    rows = Store(timing.TURNS, RECORDED, None).find(steps=50)
+    table = faster(rows)
+    found = []
+    for config in (RECOMMENDED, FAST):
+        row = table.loc[methods.named_configuration(config, "EVEN_13").label]
+        found += [f"{row[name]:.2f}" for name in ("speed-up", "speed-up low", "speed-up high")]
+    assert list(said.groups()) == found
+
+
 def test_each_turn_takes_another_image_and_is_kept(loaded, tmp_path, ways, monkeypatch):
     made = []
     own = timing.generate_batch
@@ -231,6 +248,18 @@ def test_each_turn_takes_another_image_and_is_kept(loaded, tmp_path, ways, monke
     assert set(timed) == {range(2, 3)}
     assert len(timed) == len(ways) + 1  # work is counted again only where it is not the same for all images
     assert "3 images of 3 classes" in turns_on(more)
+
+
+def test_turns_of_two_devices_are_not_mixed(loaded, tmp_path, ways, monkeypatch):
+    """One device has both images, another one only the first: the whole set is taken."""
+    asked = setting(tmp_path, images=2, steps=1, batch_size=1)
+    for device, images in (("first", 2), ("second", 1)):
+        monkeypatch.setattr(timing, "processor", lambda device=device: device)
+        turns(loaded, replace(asked, images=images), ways, recorded=None)
+    monkeypatch.setattr(timing, "processor", lambda: "third")
+    rows = turns(loaded, asked, ways, recorded=None)
+    assert set(rows["device"]) == {"first"}
+    assert len(rows) == 2 * len(ways)
 
 
 def test_other_methods_take_turns_of_their_own(loaded, tmp_path, ways):

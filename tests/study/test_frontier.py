@@ -11,6 +11,7 @@ from catome.study import methods
 from catome.study.measure.comparison import QUALITY
 from catome.study.measure.quality import mean_interval
 from catome.study.run.store import RECORDED, Store
+from catome.study.studies import frontier as frontier_study
 from catome.study.studies.frontier import SCORES, SEED, _ratio, frontier, scores_left
 from helpers.paths import ROOT
 from helpers.settings import setting
@@ -75,6 +76,17 @@ def test_scores_are_those_of_all_rows_and_are_kept(made, loaded, monkeypatch):
     assert said.scores_left == pytest.approx(found.scores[method.label], abs=1e-9)
     other = scores_left(loaded, replace(asked, seed=5), method, recorded=None)
     assert other != found.scores[method.label]
+
+
+def test_scores_of_other_prompts_are_others(made, loaded, monkeypatch):
+    asked, found = made
+    method = methods.named_configuration(catome.RECOMMENDED, "EVEN_13")
+    turned = replace(asked, classes=[*asked.names[1:], asked.names[0]])
+    again = []
+    own = frontier_study.generate_batch
+    monkeypatch.setattr(frontier_study, "generate_batch", lambda *given: again.append(given[2]) or own(*given))
+    assert scores_left(loaded, turned, method, recorded=None) != found.scores[method.label]
+    assert again
 
 
 ROW = re.compile(r"^\| (?P<way>.*?) \| ([\d.]+) dB \(([\d.]+) to ([\d.]+)\) \| ([\d.]+) \|$", re.MULTILINE)

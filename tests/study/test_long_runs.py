@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import catome.study.__main__ as command
+from catome.patch import applied_patch
 from catome.study import compare, drift_study, methods
 from catome.study.measure import drift
 from catome.study.measure.comparison import QUALITY
@@ -191,6 +192,21 @@ def test_a_batch_that_does_not_fit_is_halved(loaded, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="out of memory with batches of 5"):
         drift = drift_study(loaded, some, ratios=[0.5], folder=tmp_path / "b", recorded=None)
     assert sorted(set(drift.rows["image"])) == [0, 1, 2, 3, 4]
+
+
+def test_a_batch_that_must_be_whole_is_not_halved(loaded, tmp_path, monkeypatch):
+    """By the rule of the fullest row, half a batch is another result, and would be kept under the name of the whole one."""
+    some = setting(tmp_path, images=4, steps=2, batch_size=4)
+
+    def small(pipe, given, images, progress=None):
+        if len(images) > 2 and applied_patch(pipe) is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate_batch(pipe, given, images, progress)
+
+    monkeypatch.setattr("catome.study.measure.comparison.generate_batch", small)
+    with pytest.raises(torch.OutOfMemoryError):
+        compare(loaded, some, [methods.batch_maximum(0.9, None, 4)], recorded=None)
+    assert applied_patch(loaded) is None
 
 
 def test_a_single_image_that_does_not_fit_is_an_error():

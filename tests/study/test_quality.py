@@ -24,9 +24,11 @@ from catome.study import methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import COST, compare, cost, speed_ups, timed_blocks, timed_on
 from catome.study.measure.drift import checkpoints_made, held_out
-from catome.study.measure.real_images import image_files, read_image, real_images
+from catome.study.measure.real_images import check_reference, files_by_class, image_files, read_image, real_images
 from catome.study.plots import figures
 from catome.study.run.generate import generate_batch
+from catome.study.run.parameters import imagenet_classes
+from catome.study.studies import weights
 from catome.tiny.evaluate import HELD_OUT
 from catome.tiny.features import LAYER, register
 from helpers.labels import from_label
@@ -64,7 +66,6 @@ def test_our_path_is_torch_fidelity_on_folders(scenes, tmp_path):
     a, b = (net(images) for images in scenes)
     assert quality.fid(a, b) == pytest.approx(direct["frechet_inception_distance"], rel=1e-3)
     assert quality.kid(a, b, subset=30) == pytest.approx(direct["kernel_inception_distance_mean"], rel=1e-3)
-    assert quality.precision_recall(a, b) == pytest.approx((direct["precision"], direct["recall"]))
     assert quality.fid(a, b) > 10 * abs(quality.fid(a, a))
     assert net.label == "scene"
 
@@ -84,15 +85,6 @@ def test_psnr_and_ssim_are_scikit_images(scenes):
         assert ssim == pytest.approx(structural_similarity(x, y, **options))
     assert np.isinf(quality.psnr(a, a)).all()
     assert quality.psnr(a, b).max() < 22  # uint8 differences do not wrap
-
-
-def test_fid_infinity_takes_the_bias_away():
-    rng = np.random.default_rng(0)
-    reference = rng.normal(size=(20_000, 16))
-    sample = rng.normal(size=(300, 16))
-    biased = quality.fid(sample, reference)
-    assert biased > 0.2
-    assert abs(quality.fid_infinity(sample, reference)) < biased / 4
 
 
 def test_verdicts_are_what_intervals_say():
@@ -584,6 +576,43 @@ def test_a_folder_for_each_class_gives_images_of_the_class(tmp_path):
     assert [int(real.like(i).mean()) for i in range(6)] == [0, 100, 10, 110, 0, 100]
 
 
+def test_folders_are_the_classes_of_their_names(tmp_path):
+    """Also where the setting names them in another order, or only some of them."""
+    for i, group in enumerate(["desert", "lighthouse", "volcano"]):
+        (tmp_path / "real" / group).mkdir(parents=True)
+        for k in range(2):
+            Image.fromarray(np.full((128, 128, 3), 100 * i + 10 * k, np.uint8)).save(tmp_path / "real" / group / f"{k}.png")
+    files = image_files(tmp_path / "real")
+    turned = setting(tmp_path, classes=["lighthouse", "desert"])
+    assert [[file.parent.name for file in some] for some in files_by_class(turned, files)] == [
+        ["lighthouse"] * 2,
+        ["desert"] * 2,
+    ]
+    real = real_images(turned, quality.extractor(embedded=True), (128, 128), tmp_path / "real")
+    assert [int(real.like(i).mean()) for i in range(3)] == [100, 0, 110]
+
+
+def test_folders_that_are_no_classes_are_refused_before_any_work(tmp_path):
+    for group in ("a", "b", "c"):
+        (tmp_path / "real" / group).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "real" / group / "0.png")
+    files = image_files(tmp_path / "real")
+    with pytest.raises(ValueError, match="has 3 folders, whose names are not those of the 2 classes"):
+        files_by_class(setting(tmp_path, classes=["desert", "lighthouse"]), files)
+    asked = replace(weights.Parameters(classes=["desert", "lighthouse"]), reference=str(tmp_path / "real"))
+    with pytest.raises(ValueError, match="has 3 folders"):
+        check_reference(asked)
+
+
+def test_the_folders_of_wordnet_are_imagenets_classes(tmp_path):
+    """A setting with some of ImageNet's classes finds each among the thousand folders."""
+    known = imagenet_classes()
+    files = [tmp_path / f"n{position:08}" / "0.jpg" for position in range(len(known))]
+    some = setting(tmp_path, model="/some/model", classes=[known[7], known[2]])
+    assert files_by_class(some, files) == [[files[7]], [files[2]]]
+    assert files_by_class(some, [tmp_path / "flat" / f"{i}.jpg" for i in range(3)]) == []
+
+
 def test_the_psnr_of_bytes_that_wrap():
     """Chapter 3: any two unrelated images come to 27.90 dB when uint8 differences wrap."""
     rng = np.random.default_rng(0)
@@ -605,11 +634,6 @@ def test_metrics_of_too_few_images_are_not_numbers():
     features = np.random.default_rng(0).normal(size=(6, 16))
     assert np.isnan(quality.fid(features[:1], features))
     assert np.isfinite(quality.fid(features[:2], features))
-    assert np.isnan(quality.fid_infinity(features, features))
-    many = np.random.default_rng(1).normal(size=(34, 16))
-    assert np.isfinite(quality.fid_infinity(many, many))
-    assert np.isnan(quality.precision_recall(features[:3], features)).all()
-    assert np.isfinite(quality.precision_recall(features[:4], features)).all()
 
 
 def test_intervals_in_words():

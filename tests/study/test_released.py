@@ -14,7 +14,7 @@ from catome.study.studies import jobs as counting
 from catome.study.studies import released
 from catome.study.studies.released import RELEASED, TEXT, VARIANTS, Details, Parameters, counted_from_one, variant
 
-KEPT = "and the cache never emptied"
+KEPT = "steps from 1, and the cache never emptied"
 FROM_ONE = "steps counted from 1"
 RANDOM = "a random dst token"
 

@@ -27,7 +27,7 @@ from catome.study.measure.similarity import short_name
 from catome.study.run import gather
 from catome.study.run.claims import Claims
 from catome.study.run.generate import generate_batch
-from catome.study.run.store import RECORDED, Store, Table, fingerprint, provenance, sources
+from catome.study.run.store import RECORDED, Store, Table, _machine, fingerprint, provenance, sources
 from catome.study.studies import short
 from catome.study.studies.frontier import SCORES
 from catome.tiny.evaluate import HELD_OUT
@@ -190,6 +190,38 @@ def test_processes_see_what_the_others_add_also_when_it_is_put_into_one_file(tmp
     assert Store(TABLE, tmp_path, None).runs[run["id"]]["rows"] == 3
 
 
+def test_a_kill_between_the_file_and_its_parts_counts_no_run_twice(tmp_path, run, monkeypatch):
+    """Whoever wrote the file of all rows was killed before it removed the parts that went into it."""
+    store = Store(TABLE, tmp_path, None)
+    store.add(rows([0, 1]), run, 5.0)
+    parts = {path: path.read_bytes() for path in store.parts.glob("*.parquet")}
+    store.finish()
+    store.parts.mkdir(exist_ok=True)
+    for path, data in parts.items():
+        path.write_bytes(data)
+    late = Store(TABLE, tmp_path, None)
+    assert late.runs[run["id"]]["rows"] == 2
+    assert late.runs[run["id"]]["wall_seconds"] == 5.0
+    late.add(rows([2]), run, 1.0)
+    late.finish()
+    assert Store(TABLE, tmp_path, None).runs[run["id"]]["wall_seconds"] == 6.0
+    assert not late.parts.exists()
+
+
+def test_what_another_machine_is_writing_is_left_alone(tmp_path, run):
+    keep(tmp_path, rows([0]), run)
+    theirs = tmp_path / ".numbers.parquet.0a1b2c3d.deadbeef.999999.partial"
+    foreign = tmp_path / ".download.partial"
+    for path in (theirs, foreign):
+        path.write_bytes(b"half")
+    own = tmp_path / f".numbers.parquet.0a1b2c3d.{_machine()}.999999999.partial"
+    own.write_bytes(b"half")
+    keep(tmp_path, rows([1]), run)
+    assert theirs.exists()
+    assert foreign.exists()
+    assert not own.exists()
+
+
 def test_a_file_of_another_study_is_refused(tmp_path, run):
     keep(tmp_path, rows([0]), run)
     with pytest.raises(ValueError, match="belongs to another study"):
@@ -221,6 +253,7 @@ def test_recorded_rows_are_taken_over_by_the_command(tmp_path, capsys):
         "steps": 3,
     }
     keys |= {"version": 1, "guidance": 7.5, "guidance_rescale": 0.0, "height": 128, "width": 128, "dtype": "float32"}
+    keys |= {"prompt": "one\ntwo"}
     kept.add([keys | {"scores_left": 0.25, "merged_share": 0.5}], run, 1.0)
     kept.finish()
     for _ in range(2):

@@ -115,9 +115,9 @@ def test_records_hold_every_method_of_every_length():
 @pytest.mark.parametrize(
     ("cached", "says"),
     [
-        (28.0, "In 8 steps reusing pairs costs at least 1.9 dB."),
+        (28.0, "In 8 steps, reusing the pairs of merged keys costs at least 1.9 dB."),
         (32.0, "In 8 steps reusing pairs even brings the images closer."),
-        (30.0, "In 8 steps reusing pairs costs at most 0.1 dB, and no cost can be told from chance."),
+        (30.0, "In 8 steps, reusing the pairs of merged keys costs at most 0.1 dB, and no cost can be told from chance."),
     ],
 )
 def test_what_is_said_of_the_cache_follows_from_the_interval(cached, says):

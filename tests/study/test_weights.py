@@ -141,3 +141,9 @@ def test_words_are_glued_without_quotation_marks(monkeypatch):
     monkeypatch.setattr("myst_nb.glue", lambda name, words, display: pasted.setdefault(name, SimpleNamespace(text=repr(words))))
     figures.glue(dip_merged="+1.3 [+0.2, +2.4]")
     assert pasted["dip-merged"].text == "+1.3 [+0.2, +2.4]"
+
+
+def test_images_that_nothing_changes_are_no_difference():
+    unchanged = result(FLAT | {(MERGED, 0.9): float("inf"), (WEIGHED, 0.9): float("inf")})
+    assert (unchanged._gained(0.9) == 0).all()
+    assert "nan" not in unchanged.filled()

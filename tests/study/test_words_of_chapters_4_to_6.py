@@ -248,14 +248,14 @@ def test_the_papers_schedules_are_counted_as_they_run():
 @pytest.mark.parametrize(
     ("psnr", "says"),
     [
-        ({}, "By PSNR, best 2 at t = 0.7 and best 13 at t = 0.7 cannot be told from CONFIG_3."),
+        ({}, "By PSNR, each interval taken alone, best 2 at t = 0.7 and best 13 at t = 0.7 cannot be told from CONFIG_3."),
         (
             {(0.7, "best 2"): 33.0, (0.7, "best 13"): 31.0},
-            "By PSNR, best 2 at t = 0.7 and best 13 at t = 0.7 are closer to unmerged than CONFIG_3.",
+            "By PSNR, each interval taken alone, best 2 at t = 0.7 and best 13 at t = 0.7 are closer to unmerged than CONFIG_3.",
         ),
         (
             {(0.7, "best 2"): 20.0, (0.7, "best 13"): 31.0},
-            "By PSNR, best 13 at t = 0.7 is closer to unmerged than CONFIG_3; best 2 at t = 0.7 is farther from unmerged than CONFIG_3.",
+            "By PSNR, each interval taken alone, best 13 at t = 0.7 is closer to unmerged than CONFIG_3; best 2 at t = 0.7 is farther from unmerged than CONFIG_3.",
         ),
     ],
 )
@@ -277,7 +277,7 @@ def test_online_schedules_stand_beside_the_papers_choice():
     assert mean == pytest.approx(-5, abs=0.01)
     assert table.iloc[1]["PSNR beside CONFIG_3 (dB)"] == f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
     assert found.beside_base("online") == (
-        "By PSNR, auto 0.3 at t = 0.7 is farther from unmerged than CONFIG_3; auto 0.1 at t = 0.7 cannot be told from CONFIG_3."
+        "By PSNR, each interval taken alone, auto 0.3 at t = 0.7 is farther from unmerged than CONFIG_3; auto 0.1 at t = 0.7 cannot be told from CONFIG_3."
     )
 
 
@@ -444,7 +444,7 @@ def test_the_closest_of_the_methods_that_are_always_faster():
     faster = {"speed_up_low": {HEADLINE: 1.2, FIXED: 1.01}}
     records = measured(found, **faster, PSNR={FIXED: 31.26, GENTLE: 50.0})  # the gentle one is not always faster
     assert found.closest(records) == (
-        "Of the methods that are faster than doing nothing here at every repetition, the closest to the unmerged images is "
+        "Of those in the first table that are faster than doing nothing here at every repetition, the closest to the unmerged images is "
         "ToMe, r = 0.5, with 31.3 dB."
     )
     assert found.closest(measured(found, **faster, PSNR={HEADLINE: np.inf})).endswith(
@@ -464,7 +464,7 @@ def test_which_methods_fid_tells_from_unmerged():
     found = peers()
     assert found.told_by_fid(measured(found)) == "No method's FID can be told from unmerged with so few images."
     records = measured(found, FID_change_low={HEADLINE: 0.01}, FID_change_high={FIXED: -0.01})
-    assert found.told_by_fid(records) == f"FID tells these from unmerged: {FIXED}; {HEADLINE}."
+    assert found.told_by_fid(records) == f"The interval of the FID change excludes zero for these methods: {FIXED}; {HEADLINE}."
     unknown = measured(found)
     unknown[["FID change low", "FID change high"]] = np.nan
     assert found.told_by_fid(unknown).startswith("No method's FID")

@@ -23,7 +23,7 @@ def test_a_claim_is_one_processs_until_it_is_given_back(tmp_path):
     assert a.take("first")
     assert not b.take("first")
     assert b.take("second")
-    assert a.others() == [f"second by process {os.getpid()} on {work._here()}"]
+    assert a.others() == [f"second by process {os.getpid()} on {work.here()}"]
     a.release("first")
     a.release("first")  # twice does no harm
     assert b.take("first")
@@ -50,6 +50,19 @@ def test_a_claim_of_a_dead_process_is_anybodys_at_once(tmp_path):
     assert claims.others() == []
     assert claims.take("piece")
     assert len(list((tmp_path / "claims").iterdir())) == 1
+
+
+def test_a_claim_of_somebody_elses_process_is_held(tmp_path, monkeypatch):
+    """Such a process may not be signalled, and lives all the same."""
+    claims = Claims(tmp_path)
+    assert claims.take("piece")
+
+    def forbidden(pid, signal):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", forbidden)
+    assert work.born(os.getpid())
+    assert not Claims(tmp_path).take("piece")
 
 
 @pytest.mark.parametrize("content", ['{"host": "another", "pid": 1, "born": "5"}', "", "{", '{"host": "another"}'])

@@ -209,11 +209,12 @@ def recorded_against_reckoned(recorded: Path = RECORDED) -> dict[str, float]:
         images; a method that was never timed counts as the median one), and ``process_hours`` that the runs noted.
     """
     rows, timed = Store(QUALITY, recorded, None), Store(COST, recorded, None).find()
-    made = rows.find().groupby("method").size()
-    seconds = timed.groupby("method")["seconds"].median().reindex(made.index)
+    alike = ["model", "steps", "method"]
+    made = rows.find().groupby(alike).size()
+    seconds = timed.groupby(alike)["seconds"].median().reindex(made.index)
     return {
         "images": int(made.sum()),
-        "methods": len(made),
+        "methods": made.index.get_level_values("method").nunique(),
         "reckoned_hours": float((made * seconds.fillna(seconds.median())).sum()) / 3600,
         "process_hours": sum(run["wall_seconds"] for run in rows.runs.values()) / 3600,
     }

@@ -17,7 +17,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from catome.models.unet import transformer_blocks
 from catome.patch import applied_patch
 from catome.policy.rates import processor
 from catome.study.costs.accounting import FORMULAS
@@ -25,6 +24,7 @@ from catome.study.measure import quality
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method, peak_memory
 from catome.study.run.claims import Claims, deal
+from catome.study.run.denoiser import denoiser, transformer_blocks
 from catome.study.run.generate import batches, by_halves, generate_batch
 from catome.study.run.parameters import Setting
 from catome.study.run.store import (
@@ -155,9 +155,7 @@ class Comparison:
                     row["FID change"], row["FID change low"], row["FID change high"] = found
                     found = np.array(quality.kid_change(features, plain, reference, of_class))
                     row["KID change"], row["KID change low"], row["KID change high"] = 1000 * found
-                row["FID infinity"] = quality.fid_infinity(features, statistics)
                 row["KID x 1000"] = 1000 * quality.kid(features, reference)
-                row["precision"], row["recall"] = quality.precision_recall(features, reference)
             table[method] = row
         return pd.DataFrame(table).T
 
@@ -196,7 +194,6 @@ def compare(
     folder: Path | None = None,
     recompute: bool = False,
     recorded: Path | None = RECORDED,
-    budget_s: float | None = None,
     failed: dict[str, Exception] | None = None,
     plain: dict[range, np.ndarray] | None = None,
 ) -> Comparison:
@@ -210,7 +207,6 @@ def compare(
         folder: where to keep new rows; ``setting.output`` unless given.
         recompute: compute everything again, whatever was kept.
         recorded: a folder of recorded rows.
-        budget_s: stop after the batch in which this many seconds are over, and return what there is.
         failed: gets the error of each method that raises one, by label, and the others go on without it; where this is None,
             the first error is raised.
         plain: gets the unmerged images of each batch, and gives them where it has them: for several calls with one pipeline and
@@ -228,7 +224,7 @@ def compare(
     shared = shared_keys(pipe, setting) | {"extractor": net.name, "reference": real.name if real else ""}
     folder = Path(folder or setting.output)
     store, again = Store(QUALITY, folder, recorded), set()
-    run, watch, began = provenance(setting, shared["model"]), Stopwatch(), time.monotonic()
+    run, watch = provenance(setting, shared["model"]), Stopwatch()
 
     def need(part: range) -> list[Method]:
         wanted = [method for method in methods if method.label not in (failed or ())]
@@ -249,8 +245,6 @@ def compare(
         closing(pieces),
     ):
         for part, missing in pieces:
-            if budget_s is not None and time.monotonic() - began > budget_s:
-                break
             unmerged = _plain(pipe, setting, part, bar) if plain is None or part not in plain else plain[part]
             if plain is not None:
                 plain[part] = unmerged
@@ -281,6 +275,8 @@ def _plain(pipe, setting: Setting, part: range, bar) -> np.ndarray:
 
 
 def _made(pipe, setting: Setting, method: Method, part: range, bar) -> tuple[np.ndarray, list]:
+    if method.batch is not None:  # what it makes depends on what else is in the batch
+        return _made_at_once(pipe, setting, method, part, bar)
     made = by_halves(lambda images: _made_at_once(pipe, setting, method, images, bar), part)
     return np.concatenate([images for images, _ in made]), [share for _, shares in made for share in shares]
 
@@ -345,7 +341,7 @@ def timed_blocks(pipe, device: str) -> Iterator[list[float]]:
             spent.append(time.perf_counter() - started.pop())
 
     handles = []
-    for block in transformer_blocks(pipe.unet).values():
+    for block in transformer_blocks(denoiser(pipe)).values():
         handles += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
     try:
         yield spent

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from scipy.stats import t as students_t
 from skimage.metrics import structural_similarity
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.utils import create_feature_extractor
 
 from catome.tiny.features import LAYER, register
@@ -80,6 +80,7 @@ def extractor(embedded: bool, device: str = "cpu") -> Extractor:
         return _extractor("scene, for want of Inception", register(), LAYER, device, SIZE)
 
 
+@cache
 def _extractor(label: str, name: str, layer: str, device: str, size: int | None = None) -> Extractor:
     net = create_feature_extractor(name, [layer], cuda=device.startswith("cuda"), verbose=False)
     digest = hashlib.sha256()
@@ -107,21 +108,6 @@ def fid(features: np.ndarray, reference: np.ndarray | dict) -> float:
 def fid_statistics(features: np.ndarray) -> dict:
     """Mean and covariance of features ``[n, F]``, float64."""
     return fid_features_to_statistics(torch.from_numpy(np.asarray(features, np.float64)))
-
-
-def fid_infinity(features: np.ndarray, reference: np.ndarray | dict, points: int = 12, seed: int = 0) -> float:
-    """FID extrapolated to infinitely many images (Chong & Forsyth 2020, arXiv 1911.07023).
-
-    FID's bias falls as 1/n: a line through the FIDs of random subsets against 1/n, read off at 0. NaN unless half of the images
-    are more than the features: with fewer the covariance lacks ranks, and the bias is no line.
-    """
-    if len(features) // 2 <= features.shape[1]:
-        return float("nan")
-    rng = np.random.default_rng(seed)
-    statistics = reference if isinstance(reference, dict) else fid_statistics(reference)
-    sizes = np.linspace(len(features) // 2, len(features), points).astype(int)
-    values = [fid(features[rng.permutation(len(features))[:size]], statistics) for size in sizes]
-    return float(np.polyfit(1 / sizes, values, 1)[1])
 
 
 def kid(features: np.ndarray, reference: np.ndarray, subset: int = 100, subsets: int = 50) -> float:
@@ -171,17 +157,6 @@ def kid_change(
     if len(features) < 2:
         return float("nan"), float("nan"), float("nan")
     return jackknife(change, np.arange(len(features)), groups=groups)
-
-
-def precision_recall(features: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019) by torch-fidelity; NaN where either set has too few images
-    for their third neighbours."""
-    if min(len(features), len(reference)) < 4:
-        return float("nan"), float("nan")
-    found = prc_features_to_metric(
-        torch.from_numpy(np.asarray(features, np.float32)), torch.from_numpy(np.asarray(reference, np.float32)), verbose=False
-    )
-    return found["precision"], found["recall"]
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from catome import tiny
 from catome.checks import check_integer
 from catome.study.measure.quality import Extractor, extractor
-from catome.study.run.parameters import Setting
+from catome.study.run.parameters import Setting, imagenet_classes
 from catome.study.run.store import image_size
 from catome.tiny.evaluate import HELD_OUT
 
@@ -125,19 +125,44 @@ def real_images(
         for file in todo:
             digest.update(f"{file.relative_to(folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
         name = f"{len(todo)} images {digest.hexdigest()[:12]}"
-        by_class = [list(files) for _, files in itertools.groupby(todo, key=lambda file: file.parent)]
+        by_class = files_by_class(setting, todo)
 
         def read(item: Path) -> np.ndarray:
             return read_image(item, *size)
 
         def like(image: int) -> np.ndarray:
             turn, position = divmod(image, len(setting.classes_in_turn))
-            of_class = (
-                by_class[position] if len(by_class) == len(setting.classes_in_turn) else todo[position:] + todo[:position]
-            )
+            of_class = by_class[position] if by_class else todo[position:] + todo[:position]
             return read(of_class[turn % len(of_class)])
 
     return Reference(name, _features(setting, net, f"{net.name} {size} {name}", todo, read), like)
+
+
+def files_by_class(setting: Setting, files: Sequence[Path]) -> list[list[Path]]:
+    """The real images of each class of a setting; empty for a flat folder, which knows no classes.
+
+    A folder is the class of its name. Where the names do not fit, as with those of WordNet, the folders are the setting's
+    classes in their order, or those of ImageNet, whichever are as many.
+
+    Raises:
+        ValueError: if neither is so.
+    """
+    folders = {folder.name: list(group) for folder, group in itertools.groupby(files, key=lambda file: file.parent)}
+    names = setting.classes_in_turn
+    if len(folders) == 1:
+        return []
+    if set(names) <= set(folders):
+        return [folders[name] for name in names]
+    in_order = list(folders.values())
+    if len(in_order) == len(names):
+        return in_order
+    known = imagenet_classes()
+    if len(in_order) == len(known) and set(names) <= set(known):
+        return [in_order[known.index(name)] for name in names]
+    raise ValueError(
+        f"reference={str(files[0].parent.parent)!r} has {len(folders)} folders, whose names are not those of the "
+        f"{len(names)} classes: give a folder for each class, named like it, or all images in one folder"
+    )
 
 
 def check_reference(setting: Setting) -> None:
@@ -148,7 +173,7 @@ def check_reference(setting: Setting) -> None:
     """
     folder = getattr(setting, "reference", None)
     if folder is not None:
-        image_files(Path(folder))
+        files_by_class(setting, image_files(Path(folder)))
     elif hasattr(setting, "reference") and not setting.embedded:
         raise ValueError(_NEEDS_A_FOLDER)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from catome.models.unet import spatial_attentions
+from catome.study.run.denoiser import denoiser, topmost_blocks
 from catome.study.run.generate import generate_batch
 from catome.study.run.parameters import Setting
 from catome.tensors.attention import unexpanded
@@ -52,11 +52,11 @@ class Count(TorchFunctionMode):
         self._inside += by
 
     @contextmanager
-    def within(self, unet: torch.nn.Module, blocks: Iterable[str]) -> Iterator[None]:
+    def within(self, model: torch.nn.Module, blocks: Iterable[str]) -> Iterator[None]:
         """Count in what is found under the names of these blocks now, except in their cross-attention."""
         with ExitStack() as stack:
             for name in blocks:
-                block = unet.get_submodule(name)
+                block = model.get_submodule(name)
                 cross = getattr(block, "attn2", None)
                 for module, by in ((block, 1), (cross, -1)):
                     if module is not None:
@@ -77,23 +77,18 @@ def _of_attention(query, key, value, attn_mask=None, *_, **rest) -> int:
     return int(left.sum()) * scores // left.numel()
 
 
-def topmost_blocks(unet: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The transformer blocks around the topmost self-attentions of a U-Net by name, in the order in which they run."""
-    names = [attention.name.rpartition(".")[0] for attention in spatial_attentions(unet, 1)]
-    return {name: unet.get_submodule(name) for name in names}
-
-
 @contextmanager
 def counted(pipe, applied: Callable[[object], AbstractContextManager]) -> Iterator[Count]:
     """The context ``applied(pipe)``, in which the scores of the topmost self-attentions are counted.
 
     Args:
-        pipe: a pipeline with a U-Net that nothing has been put on.
+        pipe: a pipeline with a denoising model that nothing has been put on.
         applied: of a `catome.study.methods.Method`.
     """
     count = Count()
-    blocks = list(topmost_blocks(pipe.unet))
-    with count, applied(pipe), count.within(pipe.unet, blocks):
+    model = denoiser(pipe)
+    blocks = list(topmost_blocks(model))
+    with count, applied(pipe), count.within(model, blocks):
         yield count
 
 

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from catome.probe import Record, probe
-from catome.study.run.generate import batches, generate_batch
+from catome.study.run.generate import batches, by_halves, generate_batch
 from catome.study.run.parameters import Setting
 from catome.study.run.store import (
     RECORDED,
@@ -68,8 +68,12 @@ class Similarities:
 
 
 def short_name(block: str) -> str:
-    """``down_blocks.0.attentions.1.transformer_blocks.0`` -> ``down 1``: the way down or up, and which attention there."""
+    """``down_blocks.0.attentions.1.transformer_blocks.0`` -> ``down 1``: the way down or up, and which attention there.
+
+    Of a transformer, ``transformer_blocks.3`` -> ``layer 3``."""
     parts = block.split(".")
+    if parts[0] == "transformer_blocks":
+        return f"layer {parts[1]}"
     return "middle" if parts[0] == "mid_block" else f"{parts[0].split('_')[0]} {parts[3]}"
 
 
@@ -99,15 +103,20 @@ def similarity_study(
     shared = shared_keys(pipe, setting)
     store = Store(SIMILARITY, Path(folder or setting.output), recorded)
     run, watch = provenance(setting, shared["model"]), Stopwatch()
+
+    def watched(images: range) -> tuple[Record, range]:
+        with probe(pipe) as record:
+            generate_batch(pipe, setting, images, bar.update)
+        return record, images
+
     parts = [part for part in batches(setting) if recompute or not _is_held(store, shared, setting, part)]
     with tqdm(total=len(parts) * setting.calls, desc="similarities", unit="step", leave=False, disable=not parts) as bar:
         for part in parts:
-            with probe(pipe) as record:
-                generate_batch(pipe, setting, part, bar.update)
-            store.add(_rows(record, setting, shared, part), run, watch.lap())
+            for record, images in by_halves(watched, part):
+                store.add(_rows(record, setting, shared, images), run, watch.lap())
     store.finish()
     rows = of_these_images(store.find(**shared, image=range(setting.images)), setting)
-    rows = rows.drop_duplicates(["image", "block"], keep="last").sort_values(["place", "image"])
+    rows = rows.sort_values(["place", "image"])
     blocks = rows.drop_duplicates("block")["block"].tolist()
     whole = np.stack(rows["best"].to_numpy()).reshape(len(blocks), setting.images, setting.calls, -1)
     best = whole.transpose(2, 0, 1, 3).astype(np.float32) / GRAIN

@@ -33,6 +33,7 @@ from catome.study.run.store import (
     Store,
     Table,
     image_keys,
+    of_these_images,
     provenance,
     shared_keys,
 )
@@ -85,16 +86,16 @@ def turns(
     images = [image_keys(setting, image) for image in range(setting.images)]
 
     def held(**where) -> pd.DataFrame:
-        found = [store.find(**shared, **where, **image, method=labels) for image in images]
-        whole = [rows.drop_duplicates("method", keep="last") for rows in found]
-        return pd.concat([rows for rows in whole if len(rows) == len(labels)] or [found[0].iloc[:0]], ignore_index=True)
+        """Images of which every method was timed."""
+        rows = of_these_images(store.find(**shared, **where, method=labels, image=range(setting.images)), setting)
+        return rows[rows.groupby(["device", "threads", "image"])["method"].transform("size") == len(labels)]
 
-    if not recompute:
-        for where in (here, {}):
-            rows = held(**where)
-            if rows["image"].nunique() == setting.images and rows[["device", "threads"]].drop_duplicates().shape[0] == 1:
-                return rows
     rows = held(**here)
+    if not recompute:
+        elsewhere = [timed for _, timed in held().groupby(["device", "threads"], sort=False)]
+        for timed in (rows, *elsewhere):
+            if timed["image"].nunique() == setting.images:
+                return timed.reset_index(drop=True)
     done = set() if recompute else set(rows["image"])
     counted = {} if recompute else rows.groupby("method")["flops"].agg(list).to_dict()
     missing = [image for image in range(setting.images) if image not in done]

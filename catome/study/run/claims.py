@@ -28,7 +28,7 @@ LEASE = 60.0
 Piece, Need = TypeVar("Piece"), TypeVar("Need")
 
 
-def _here() -> str:
+def here() -> str:
     """Tells machines, and containers on one machine, apart: where a process number means something."""
     try:
         space = os.readlink("/proc/self/ns/pid")
@@ -40,7 +40,8 @@ def _here() -> str:
 def born(pid: int) -> str | None:
     """When a process of this machine began, in its own units; "" if that is not known, None if there is no such process."""
     try:
-        os.kill(pid, 0)
+        with suppress(PermissionError):  # there it is, and somebody else's
+            os.kill(pid, 0)
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state in "ZX" else rest[18]  # a zombie holds nothing
     except ProcessLookupError:
@@ -109,7 +110,7 @@ class Claims:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.claim"
 
     def _make(self, path: Path, name: str) -> None:
-        about = {"name": name, "host": _here(), "pid": os.getpid(), "born": born(os.getpid())}
+        about = {"name": name, "host": here(), "pid": os.getpid(), "born": born(os.getpid())}
         whole = self.folder / f".{uuid.uuid4().hex}.new"  # so that no claim is ever there without its text
         for _ in range(20):
             try:
@@ -149,7 +150,7 @@ class Claims:
 
     def _abandoned(self, path: Path) -> bool:
         about = self._read(path)
-        if about.get("host") == _here() and isinstance(about.get("pid"), int):
+        if about.get("host") == here() and isinstance(about.get("pid"), int):
             return born(about["pid"]) != about.get("born")
         try:
             return time.time() - path.stat().st_mtime > LEASE

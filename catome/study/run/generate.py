@@ -9,19 +9,23 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline, PixArtSigmaPipeline
 from tqdm import tqdm
 
 from catome import tiny
-from catome.models.unet import topmost_downsample
-from catome.study.run.parameters import DTYPES, Setting
+from catome.study.run.denoiser import denoiser, topmost_downsample
+from catome.study.run.parameters import DTYPES, EMBEDDED, Setting
 from catome.study.run.store import image_size
 from catome.tiny.model import read_pipeline
+from catome.tiny.transformer import PixArtPipeline
 
 T = TypeVar("T")
 
+_LOADERS = {"tiny": tiny.load_pipeline, "tiny-pixart": tiny.load_transformer}
+
 
 def load(setting: Setting):
-    """The pipeline of ``setting.model``: "tiny" for the embedded model, else a diffusers folder or a name on the Hub.
+    """The pipeline of ``setting.model``: an embedded one, a diffusers folder or a name on the Hub.
 
     Real models get PNDM (PLMS), as in the paper, and load safetensors only.
 
@@ -29,16 +33,30 @@ def load(setting: Setting):
         OSError: if the model is neither a whole folder nor to be had from the Hub.
     """
     if setting.embedded:
-        return tiny.load_pipeline(dtype=DTYPES[setting.dtype], device=setting.device)
+        return _LOADERS[setting.model](dtype=DTYPES[setting.dtype], device=setting.device)
     from diffusers import PNDMScheduler
 
     given = (
-        f"model={setting.model!r} must be 'tiny', a folder with a whole Stable Diffusion in safetensors or a name on the Hub"
+        f"model={setting.model!r} must be {', '.join(map(repr, EMBEDDED))}, a folder with a whole Stable Diffusion or PixArt "
+        "in safetensors or a name on the Hub"
     )
-    pipe = read_pipeline(setting.model, given, dtype=DTYPES[setting.dtype], safety_checker=None, requires_safety_checker=False)
+    if _is_pixart(setting.model):
+        pipe = read_pipeline(setting.model, given, PixArtPipeline, "transformer", dtype=DTYPES[setting.dtype])
+    else:
+        no_checker = {"safety_checker": None, "requires_safety_checker": False}
+        pipe = read_pipeline(setting.model, given, dtype=DTYPES[setting.dtype], **no_checker)
     pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(setting.device)
+
+
+def _is_pixart(model: str) -> bool:
+    """Whether a folder, or a name on the Hub, says that it is a PixArt-Sigma pipeline; False for what says nothing."""
+    try:
+        config = DiffusionPipeline.load_config(model)
+    except (OSError, ValueError):
+        return False  # what it is instead is said where it is read
+    return config.get("_class_name") in (PixArtSigmaPipeline.__name__, PixArtPipeline.__name__)
 
 
 def batches(setting: Setting) -> list[range]:
@@ -98,7 +116,7 @@ def generate(pipe, setting: Setting, label: str = "images") -> np.ndarray:
 def tokens_of(pipe, setting: Setting) -> int:
     """Tokens of one image in the topmost transformer blocks."""
     height, width = setting.height or 0, setting.width or 0
-    latent = pipe.unet.config.sample_size
+    latent = denoiser(pipe).config.sample_size
     rows, columns = (height // pipe.vae_scale_factor or latent), (width // pipe.vae_scale_factor or latent)
-    down = topmost_downsample(pipe.unet)
+    down = topmost_downsample(denoiser(pipe))
     return math.ceil(rows / down) * math.ceil(columns / down)

@@ -130,10 +130,13 @@ def _counts(name: str, value) -> tuple[int, ...]:
     return tuple(check_integer(f"{name}[{i}]", v, 1) for i, v in enumerate(value))
 
 
-def _step_counts(name: str, value) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)) or not value:
-        raise TypeError(f"{name}={value!r} must be a list of integers, at least one")
-    return tuple(check_integer(f"{name}[{i}]", v, 2, 999) for i, v in enumerate(value))
+def _step_counts(empty: bool) -> Callable:
+    def check(name: str, value) -> tuple[int, ...]:
+        if not isinstance(value, (list, tuple)) or not (value or empty):
+            raise TypeError(f"{name}={value!r} must be a list of integers{'' if empty else ', at least one'}")
+        return tuple(check_integer(f"{name}[{i}]", v, 2, 999) for i, v in enumerate(value))
+
+    return check
 
 
 def _schedule(name: str, value):
@@ -159,11 +162,17 @@ Cosines = Annotated[tuple, checked_by(_numbers(-1, 1))]
 Shares = Annotated[tuple, checked_by(_numbers(0, 0.75))]
 Factor = Annotated[int, checked_by(_integer(2, 4))]
 Counts = Annotated[tuple, checked_by(_counts)]
-StepCounts = Annotated[tuple, checked_by(_step_counts)]
+StepCounts = Annotated[tuple, checked_by(_step_counts(empty=False))]
+OtherStepCounts = Annotated[tuple, checked_by(_step_counts(empty=True))]
+Part = Annotated[float, checked_by(_number(0, 1))]
+Distances = Annotated[tuple, checked_by(_numbers(0, 1))]
 Sampler = Annotated[str, checked_by(_one_of("DPM++", "Euler"))]
 Guidances = Annotated[tuple, checked_by(_numbers(0, 100, empty=True))]
 ScheduleName = Annotated[object, checked_by(_schedule)]
 
+
+EMBEDDED = ("tiny", "tiny-pixart")
+"""The models that come with the repository."""
 
 parameters = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
 """Makes a class of parameters of a subclass of `Setting`."""
@@ -174,7 +183,8 @@ class Setting:
     """What every study is asked for: which model, which images, and where.
 
     Attributes:
-        model: "tiny" (the embedded model), a diffusers folder, or a name on the Hugging Face Hub.
+        model: "tiny" (the embedded model), "tiny-pixart" (the embedded transformer), a diffusers folder, or a name on the
+            Hugging Face Hub.
         classes: names to put into the prompt, in turn; None for all classes of the model.
         prompt: with ``{}`` once, for the class.
         images: how many.
@@ -273,8 +283,8 @@ class Setting:
 
     @property
     def embedded(self) -> bool:
-        """Whether this runs on the embedded model."""
-        return self.model == "tiny"
+        """Whether this runs on a model that comes with the repository."""
+        return self.model in EMBEDDED
 
     @property
     def classes_in_turn(self) -> list[str]:

@@ -27,13 +27,15 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 import catome
 from catome.checks import check_collection, check_kind, check_number, near, shown
 from catome.policy.rates import processor
-from catome.study.run.claims import Claims, born
+from catome.study.run.claims import Claims, born, here
+from catome.study.run.denoiser import denoiser, part_name
 from catome.study.run.parameters import Setting
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -82,11 +84,11 @@ class Table:
 def fingerprint(pipe) -> str:
     """A name for a pipeline's weights and configuration: equal exactly when both are.
 
-    SHA-256, 16 hexadecimal digits, over the configuration and every parameter and buffer of the U-Net, the VAE and the text
-    encoder (as float32, so that it does not depend on the precision in which half-precision weights are loaded), and over the
-    scheduler's configuration."""
+    SHA-256, 16 hexadecimal digits, over the configuration and every parameter and buffer of the denoising model, the VAE and
+    the text encoder (as float32, so that it does not depend on the precision in which half-precision weights are loaded), and
+    over the scheduler's configuration."""
     digest = hashlib.sha256()
-    for part in ("unet", "vae", "text_encoder", "scheduler"):
+    for part in (part_name(pipe), "vae", "text_encoder", "scheduler"):
         module = getattr(pipe, part)
         config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
         # what says where and by whom a part was saved, and in which precision it was loaded, is no part of what it computes
@@ -216,11 +218,24 @@ class Store:
         if found is None:
             return
         rows, runs = found
+        if self._holds(rows):  # whoever put this part into the file was killed before it could remove the part
+            return
         self._own = pa.concat_tables([self._own, rows])
         for name, run in runs.items():
             entry = self._runs.setdefault(name, run | {"rows": 0, "wall_seconds": 0.0})
             entry["rows"] += run["rows"]
             entry["wall_seconds"] = round(entry["wall_seconds"] + run["wall_seconds"], 1)
+
+    def _holds(self, rows: pa.Table) -> bool:
+        """Whether rows of these runs with these keys were taken in already. A part goes into the file whole, so its first row
+        tells."""
+        if not len(rows) or rows["run"][0].as_py() not in self._runs:
+            return False
+        first = rows.slice(0, 1).to_pylist()[0]
+        same = pc.equal(self._own["run"], first["run"])
+        for name in self.table.keys:
+            same = pc.and_(same, pc.equal(self._own[name], pa.scalar(first[name], self.table.keys[name])))
+        return bool(pc.any(same).as_py())
 
     def _read(self, file: Path, own: bool = False, checksum: str = "") -> tuple[pa.Table, dict] | None:
         """The rows of a file and their provenance; None if there is no such file, or it is set aside."""
@@ -420,8 +435,14 @@ def _runs_of(file: Path, rows: pa.Table) -> dict[str, dict]:
 
 
 def _left_behind(folder: Path) -> list[Path]:
-    """What processes that are gone had not written to the end."""
-    return [path for path in folder.glob(".*.partial") if born(int(path.suffixes[-2][1:])) is None]
+    """What processes of this machine that are gone had not written to the end; of other machines nobody can ask."""
+    found = [(path, re.fullmatch(r"\..*\.[0-9a-f]{8}\.(\w+)\.(\d+)\.partial", path.name)) for path in folder.glob(".*.partial")]
+    return [path for path, about in found if about and about[1] == _machine() and born(int(about[2])) is None]
+
+
+def _machine() -> str:
+    """A short name of this machine, in which a process number means something."""
+    return hashlib.sha256(here().encode()).hexdigest()[:8]
 
 
 def _packed(rows: pa.Table, runs: Mapping) -> bytes:
@@ -459,7 +480,7 @@ def write_whole(file: Path, data: bytes) -> None:
     Raises:
         OSError: naming the file, and why it could not be written; what was there before still is.
     """
-    partial = file.with_name(f".{file.name[:40]}.{uuid.uuid4().hex[:8]}.{os.getpid()}.partial")
+    partial = file.with_name(f".{file.name[:40]}.{uuid.uuid4().hex[:8]}.{_machine()}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as handle:
@@ -494,9 +515,14 @@ def image_keys(setting: Setting, image: int) -> dict:
     return {"prompt": setting.prompts[image], "image": image}
 
 
+def prompts_of(setting: Setting, images: int) -> dict:
+    """The keys of a row about the first ``images`` images together: how many, and their prompts with newlines between."""
+    return {"images": images, "prompt": "\n".join(setting.prompts[:images])}
+
+
 def image_size(pipe, setting: Setting) -> tuple[int, int]:
     """``(height, width)`` in pixels of what the setting generates: its own, or the model's."""
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    size = denoiser(pipe).config.sample_size * pipe.vae_scale_factor
     return setting.height or size, setting.width or size
 
 

@@ -27,6 +27,7 @@ from catome.study.studies import (
     schedules,
     short,
     sweep,
+    transformer,
     weights,
 )
 
@@ -37,6 +38,7 @@ STUDIES: dict[str, ModuleType] = {
     "headline": headline,
     "weights": weights,
     "short": short,
+    "transformer": transformer,
     "allocation": allocation,
     "curves": curves,
     "released": released,

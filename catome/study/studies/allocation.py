@@ -24,7 +24,7 @@ from catome.study.measure.comparison import Comparison, compare
 from catome.study.methods import Method
 from catome.study.run.generate import batches, generate_batch
 from catome.study.run.parameters import Cosines, Count, Flag, Setting, parameters
-from catome.study.run.store import RECORDED, SHARED_KEYS, Stopwatch, Store, Table, provenance, shared_keys
+from catome.study.run.store import RECORDED, SHARED_KEYS, Stopwatch, Store, Table, prompts_of, provenance, shared_keys
 from catome.study.studies.frontier import scores_left
 from catome.study.studies.jobs import Job, of_images
 
@@ -66,12 +66,12 @@ class Parameters(Setting):
 LEFT = Table(
     "left",
     1,
-    {name: kind for name, kind in SHARED_KEYS.items() if name not in ("prompt", "image")}
+    {name: kind for name, kind in SHARED_KEYS.items() if name != "image"}
     | {"threshold": pa.float64(), "images": pa.int32(), "block": pa.int32()},
     {"left": pa.list_(pa.float32())},
 )
 """One row for each threshold and block: the share of attention scores that it leaves at each step, ``(1 - merged share) ** 2``,
-mean over the first ``images`` images, with and without their prompts."""
+mean over the first ``images`` images, with and without their prompts. ``prompt`` holds these, with newlines between."""
 
 
 def measured_left(pipe, setting: Setting, threshold: float, folder=None, recorded=RECORDED, recompute=False) -> np.ndarray:
@@ -83,9 +83,9 @@ def measured_left(pipe, setting: Setting, threshold: float, folder=None, recorde
         threshold: pairs above it are merged, found afresh at each step.
         folder, recorded, recompute: as in `catome.study.compare`.
     """
-    keys = shared_keys(pipe, setting) | {"threshold": float(threshold), "images": setting.images}
+    keys = shared_keys(pipe, setting) | prompts_of(setting, setting.images) | {"threshold": float(threshold)}
     store = Store(LEFT, folder or setting.output, recorded)
-    held = store.find(**keys).drop_duplicates("block", keep="last").sort_values("block")
+    held = store.find(**keys).sort_values("block")
     if len(held) and not recompute:
         return np.stack(held["left"].to_numpy(), 1).astype(float)
     run, watch = provenance(setting, keys["model"]), Stopwatch()
@@ -211,7 +211,7 @@ class Result:
             return f"{first} {second}: the image decides, too."
         if high < 0:
             return f"{first} {second}: the image had better not decide."
-        return f"{first} {second}: no gain can be told from chance, and one above {high:.1f} dB is excluded."
+        return f"{first} {second}: this may be chance. At 95 % confidence, the image gains no more than {high:.1f} dB."
 
     def shown(self, t: float) -> pd.DataFrame:
         """`table` to be read, with a column for the difference from the threshold."""

@@ -30,13 +30,16 @@ from catome.study.measure import quality
 from catome.study.measure.comparison import compare, cost
 from catome.study.methods import Method, together
 from catome.study.run.parameters import Flag, Seed, Setting, parameters
-from catome.study.run.store import SHARED_KEYS, Stopwatch, Store, Table, provenance, shared_keys
+from catome.study.run.store import SHARED_KEYS, Stopwatch, Store, Table, prompts_of, provenance, shared_keys
 from catome.study.studies.jobs import Job, of_images
 
 SEARCHED, HELD_OUT = 2027, 3041
 """Seeds of the images that the search sees, and of those that it is judged by."""
 
 NOTEBOOK = None
+
+ALONE = True
+"""It times while it searches, so no other process may run beside it."""
 
 
 @parameters
@@ -59,6 +62,9 @@ class Parameters(Setting):
         return self.common(images=max(1, self.images // 2), seed=self.searched_seed)
 
 
+KEPT_STEPS = (0.3, 0.4, 0.5, 0.6)
+"""Shares of the steps, for generations of fewer steps."""
+
 FLOORS = (30.0, 35.0, 40.0)
 """PSNR in dB above which the fastest generation is looked for."""
 
@@ -71,21 +77,23 @@ MOST_TRIED = 6
 COMPOSED = Table(
     "composed",
     1,
-    {name: kind for name, kind in SHARED_KEYS.items() if name not in ("prompt", "image")}
+    {name: kind for name, kind in SHARED_KEYS.items() if name != "image"}
     | {"method": pa.string(), "images": pa.int32(), "device": pa.string(), "threads": pa.int16()},
     {name: pa.float64() for name in ("psnr", "low", "high", "poor", "speedup", "least", "most")},
 )
-"""One row for each method that was judged: mean ``psnr`` (dB) over images with its 95 % interval, the share of images below 30
-dB (``poor``), and the median ``speedup`` over unmerged with the least and the most of the turns."""
+"""One row for each method that was judged: mean ``psnr`` (dB) over images with its 95 % interval, the share of images below
+`catome.study.measure.quality.POOR_DB` (``poor``), and the median ``speedup`` over unmerged with the least and the most of the
+turns. ``prompt`` holds the prompts of all images, with newlines between."""
 
 
-def kinds() -> dict[str, list[Method]]:
-    """The single settings that are searched, by the kind of what they save."""
+def kinds(steps: int = 50) -> dict[str, list[Method]]:
+    """The single settings that are searched for generations of so many steps, by the kind of what they save."""
+    fewer = dict.fromkeys(max(1, round(share * steps)) for share in KEPT_STEPS)
     return {
         "merged keys": [methods.named_configuration(config, "EVEN_13") for config in (RECOMMENDED, FAST)],
         "DeepCache": [methods.deep_cache(interval) for interval in (2, 3, 5)],
         "forecast": [*_forecasts()],
-        "fewer steps": [methods.fewer_steps(steps) for steps in (15, 20, 25, 30)],
+        "fewer steps": [methods.fewer_steps(kept) for kept in fewer],
     }
 
 
@@ -125,7 +133,7 @@ def predicted(parts: Sequence[Tried], unmerged_s: float) -> tuple[float, float]:
     """PSNR and seconds that methods have together, if their errors add up and their savings multiply."""
     error = sum(one.error for one in parts)
     seconds = unmerged_s * math.prod(one.seconds / unmerged_s for one in parts)
-    return -10 * math.log10(error), seconds
+    return (-10 * math.log10(error) if error else math.inf), seconds
 
 
 def promising(singles: dict[str, list[Tried]], unmerged_s: float, floors: Sequence[float] = FLOORS) -> list[tuple[Tried, ...]]:
@@ -144,18 +152,18 @@ def promising(singles: dict[str, list[Tried]], unmerged_s: float, floors: Sequen
 
 def search(pipe, setting: Setting, **kept) -> list[Tried]:
     """Stages 1 and 2 on the images of ``setting``; ``kept`` as in `catome.study.compare`."""
-    of_kind = kinds()
+    of_kind, plain = kinds(setting.steps), {}
     everything = [methods.unmerged(), *(method for some in of_kind.values() for method in some)]
     seconds = _seconds(pipe, setting, everything, 2, **kept)
     unmerged_s = seconds["unmerged"]
     singles = {}
     for kind, some in of_kind.items():
-        made = compare(pipe, setting, some, **kept)
+        made = compare(pipe, setting, some, plain=plain, **kept)
         singles[kind] = [_tried(made, method, seconds[method.label]) for method in some]
     tried = [one for some in singles.values() for one in some]
     combined = {together(*(one.method for one in parts)): parts for parts in promising(singles, unmerged_s, FLOORS)}
     if combined:
-        made = compare(pipe, setting, list(combined), **kept)
+        made = compare(pipe, setting, list(combined), plain=plain, **kept)
         tried += [_tried(made, method, predicted(parts, unmerged_s)[1]) for method, parts in combined.items()]
     return tried
 
@@ -199,8 +207,8 @@ def judged(
     watch = Stopwatch()
     rows = cost(pipe, replace(setting, batch_size=1), [methods.unmerged(), *some], repetitions, folder=folder, **kept)
     seconds = rows.pivot_table(index="repetition", columns="method", values="seconds")
-    keys = shared_keys(pipe, setting) | {"images": setting.images, "device": rows["device"].iloc[0]}
-    keys |= {"threads": int(rows["threads"].iloc[0])}
+    keys = shared_keys(pipe, setting) | prompts_of(setting, setting.images)
+    keys |= {"device": rows["device"].iloc[0], "threads": int(rows["threads"].iloc[0])}
     found = []
     for method in some:
         psnr = made.of(method)["psnr"].to_numpy(float)
@@ -213,7 +221,7 @@ def judged(
                 "psnr": mean,
                 "low": low,
                 "high": high,
-                "poor": float((psnr < 30).mean()),
+                "poor": float((psnr < quality.POOR_DB).mean()),
                 "speedup": float(np.median(faster)),
                 "least": float(faster.min()),
                 "most": float(faster.max()),

@@ -66,10 +66,10 @@ class Parameters(Setting):
         return {name: some for name, some in kinds(self.steps).items() if self.only is None or name in self.only}
 
 
-def beside(setting: Setting, images: int, only: list[str] | None) -> Parameters:
+def beside(setting: Setting, images: int, only: list[str] | None, recompute: bool) -> Parameters:
     """The parameters for as many images, at most, as another study has, under the seed that is held out."""
     common = setting.common(images=min(images, setting.images), seed=HELD_OUT)
-    return Parameters(**asdict(common), only=only, recompute=getattr(setting, "recompute", False))
+    return Parameters(**asdict(common), only=only, recompute=recompute)
 
 
 SHARES = (0.25, 0.5, 0.75)

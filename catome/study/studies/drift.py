@@ -10,7 +10,7 @@ import pandas as pd
 
 from catome.policy.schedule import SCHEDULES, derive, parse_schedule
 from catome.study.measure.drift import Drift, amount_name, drift_study, lag_curves
-from catome.study.run.parameters import Cosines, Count, Counts, Flag, Guidances, Setting, Share, parameters
+from catome.study.run.parameters import Cosines, Count, Flag, Guidances, OtherStepCounts, Setting, Share, parameters
 from catome.study.studies.jobs import Job, of_drift
 from catome.study.studies.schedules import BASE
 
@@ -32,7 +32,7 @@ class Parameters(Setting):
     ratio: Share = 0.5
     thresholds: Cosines = (0.7, 0.9)
     guidances: Guidances = (1.0, 3.0)
-    step_counts: Counts = (20, 100)
+    step_counts: OtherStepCounts = (20, 100)
     variation_images: Count = 24
     recompute: Flag = False
 

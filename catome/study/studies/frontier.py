@@ -20,7 +20,7 @@ from catome.study.measure.comparison import Comparison, compare
 from catome.study.methods import Method
 from catome.study.run.generate import generate_batch
 from catome.study.run.parameters import Flag, Seed, Setting, parameters
-from catome.study.run.store import RECORDED, SHARED_KEYS, Stopwatch, Store, Table, provenance, shared_keys
+from catome.study.run.store import RECORDED, SHARED_KEYS, Stopwatch, Store, Table, prompts_of, provenance, shared_keys
 from catome.study.studies.jobs import Job, of_images
 from catome.summary import summary
 
@@ -41,12 +41,11 @@ class Parameters(Setting):
 SCORES = Table(
     "scores",
     1,
-    {name: kind for name, kind in SHARED_KEYS.items() if name not in ("prompt", "image")}
-    | {"method": pa.string(), "images": pa.int32()},
+    {name: kind for name, kind in SHARED_KEYS.items() if name != "image"} | {"method": pa.string(), "images": pa.int32()},
     {"scores_left": pa.float64(), "merged_share": pa.float64()},
 )
 """One row for each method: what `catome.summary` says after a generation of the first ``images`` images, over all rows of their
-batch, also those without a prompt."""
+batch, also those without a prompt. ``prompt`` holds the prompts of all of them, with newlines between."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def scores_left(pipe, setting: Setting, method: Method, folder=None, recorded=RE
         folder, recorded, recompute: as in `catome.study.compare`.
     """
     images = min(setting.images, setting.batch_size)
-    keys = shared_keys(pipe, setting) | {"method": method.label, "images": images}
+    keys = shared_keys(pipe, setting) | prompts_of(setting, images) | {"method": method.label}
     store = Store(SCORES, folder or setting.output, recorded)
     held = store.find(**keys)
     if len(held) and not recompute:
@@ -146,7 +145,8 @@ def frontier(pipe, setting: Setting, **kept) -> Frontier:
         as_fast: (f"ToMe, ratio {ratios[1]:g}", (1 - ratios[1]) ** 2),
         quarter: ("ToDo, factor 2", 0.25),
     }
-    made = compare(pipe, setting, [best, fast, paper, *peers], **kept)
+    compare(pipe, setting, list(peers), **kept)
+    made = compare(pipe, setting, [best, fast, paper, *peers], **(kept | {"recompute": False}))
     names = {best.label: "catome.RECOMMENDED", fast.label: "catome.FAST", paper.label: "catome.PAPER (CA-ToMe)"}
     for method, (name, left) in peers.items():
         names[method.label] = name

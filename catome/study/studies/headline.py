@@ -51,7 +51,7 @@ class Parameters(Setting):
     @property
     def knobs(self) -> curves.Parameters:
         """The study of all methods at several settings, which the chapter shows, too."""
-        return curves.beside(self, self.curve_images, self.curve_kinds)
+        return curves.beside(self, self.curve_images, self.curve_kinds, self.recompute)
 
 
 def peers_of(params: Parameters) -> dict[str, Method]:
@@ -262,8 +262,8 @@ class Result:
         best = psnr.idxmax()
         near = f"with {psnr[best]:.1f} dB" if np.isfinite(psnr[best]) else "which it does not change"
         return (
-            "Of the methods that are faster than doing nothing here at every repetition, the closest to the unmerged images is "
-            f"{best}, {near}."
+            "Of those in the first table that are faster than doing nothing here at every repetition, the closest to the "
+            f"unmerged images is {best}, {near}."
         )
 
     def papers_place(self, records: pd.DataFrame) -> str:
@@ -277,4 +277,4 @@ class Result:
         told = records.index[(low > 0) | (high < 0)]
         if not len(told):
             return "No method's FID can be told from unmerged with so few images."
-        return f"FID tells these from unmerged: {'; '.join(told)}."
+        return f"The interval of the FID change excludes zero for these methods: {'; '.join(told)}."

@@ -95,7 +95,7 @@ RELEASED = "all four: as released"
 VARIANTS = {
     TEXT: Details(),
     "steps counted from 1": Details(from_one=True),
-    "and the cache never emptied": Details(from_one=True, kept=True),
+    "steps from 1, and the cache never emptied": Details(from_one=True, kept=True),
     "a random dst token": Details(random=True),
     "as many in every row as in the fullest": Details(by_batch=True),
     RELEASED: Details(True, True, True, True),

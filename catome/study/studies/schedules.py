@@ -18,7 +18,7 @@ from catome.study.measure.drift import SHARD, amount_name, checkpoints_made, dri
 from catome.study.measure.quality import listed
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
-from catome.study.run.parameters import Cosines, Count, Counts, Flag, Folder, Setting, Shares, parameters
+from catome.study.run.parameters import Cosines, Count, Counts, Distances, Flag, Folder, Setting, parameters
 from catome.study.studies.jobs import Job, of_drift, of_images
 
 NOTEBOOK = "05_checkpoint_schedules"
@@ -46,7 +46,7 @@ class Parameters(Setting):
     """
 
     thresholds: Cosines = (0.7, 0.9)
-    tolerances: Shares = (0.1, 0.3)
+    tolerances: Distances = (0.1, 0.3)
     budgets: Counts = (8, 13)
     drift_images: Count = 240
     repetitions: Count = 5
@@ -129,7 +129,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
         kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
     """
     real = real_images.beside(pipe, params, params.reference)
-    drift = drift_study(pipe, params.watched, params.thresholds, **kept)
+    drift = drift_study(pipe, params.watched, params.thresholds, recompute=params.recompute, **kept)
     unseen, tried = params.shards
     names = {t: amount_name(threshold=t) for t in params.thresholds}
     derived = {
@@ -245,6 +245,12 @@ class Result:
         index = pd.MultiIndex.from_tuples(list(rows), names=["threshold", "checkpoints"])
         return pd.DataFrame(list(rows.values()), index, ["even", "derived"])
 
+    def even_staler(self) -> str:
+        """By how much checkpoints at equal distances are staler than the least stale ones, at most: the end of a sentence."""
+        both = self.even()
+        more = (both["even"] / both["derived"] - 1).replace(np.inf, np.nan).max() if len(both) else np.nan
+        return f"are at most {more:.0%} staler than the least stale ones" if np.isfinite(more) else "were not compared here"
+
     def derived_staleness(self) -> pd.DataFrame:
         """The mean staleness of each derived schedule, of CONFIG_3, and of as many checkpoints at equal distances, to be read;
         on the images that schedules are tried on."""
@@ -337,7 +343,7 @@ class Result:
                 _, low, high = self.gain(t, name)
                 said[quality.verdict(low, high)][2].append(f"{name} at t = {t:g}")
         parts = [f"{listed(names)} {one if len(names) == 1 else many}" for one, many, names in said.values() if names]
-        return f"By PSNR, {'; '.join(parts)}." if parts else f"No {kind} schedule was tried."
+        return f"By PSNR, each interval taken alone, {'; '.join(parts)}." if parts else f"No {kind} schedule was tried."
 
     def against_every_step(self) -> pd.DataFrame:
         """`quality.difference_table` of every schedule but the bounds against pairs found at every step."""
@@ -393,6 +399,8 @@ class Result:
             "derived": self.beside_base("derived"),
             "no_upper_bound": self.no_upper_bound(),
             "searching": _by_threshold({t: f"{quality.spoken(self.gain(t, 'every step', 'step 0 only'), 2)} dB" for t in at}),
+            "every_base": _by_threshold({t: f"{quality.spoken(self.gain(t, 'every step', BASE), 2)} dB" for t in at}),
+            "even_staler": self.even_staler(),
             "relation": _by_threshold({t: _correlation(value) for t, value in self.relation(bounds=True).items()}),
             "relation_within": _by_threshold({t: _correlation(value) for t, value in self.relation().items()}),
             "staleness_tells": self.staleness_tells(),

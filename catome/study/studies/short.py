@@ -21,6 +21,7 @@ from catome.study.run.parameters import (
     Factor,
     Flag,
     Folder,
+    Part,
     Sampler,
     ScheduleName,
     Setting,
@@ -68,7 +69,7 @@ class Parameters(Setting):
     every: Count = 4
     factor: Factor = 2
     interval: Count = 3
-    kept_steps: Share = 0.75
+    kept_steps: Part = 0.75
     repetitions: Count = 3
     reference: Folder = None
     recompute: Flag = False
@@ -208,7 +209,8 @@ class Result:
         return quality.difference_table(self.differences(CACHES))
 
     def _others(self) -> list[tuple[str, str]]:
-        return [(CACHED, PAPER_CACHED), (CACHED, f"DeepCache, every {self.params.interval}"), (CACHED, FEWER)]
+        todo, deep = f"ToDo, factor {self.params.factor}", f"DeepCache, every {self.params.interval}"
+        return [(CACHED, other) for other in (PAPER_CACHED, todo, deep, FEWER)]
 
     def against_others(self) -> pd.DataFrame:
         """Merged keys with a cache against the others, to be read."""
@@ -237,7 +239,8 @@ class Result:
         few = min(self.methods)
         _, low, high = self.gain(few, CACHED, AFRESH)
         if high < 0:
-            return f"In {few} steps reusing pairs costs at least {-high:.1f} dB."
+            return f"In {few} steps, reusing the pairs of merged keys costs at least {-high:.1f} dB."
         if low > 0:
             return f"In {few} steps reusing pairs even brings the images closer."
-        return f"In {few} steps reusing pairs costs at most {-low:.1f} dB, and no cost can be told from chance."
+        costs = f"In {few} steps, reusing the pairs of merged keys costs at most {-low:.1f} dB"
+        return f"{costs}, and no cost can be told from chance."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -116,6 +117,7 @@ class Result:
     both: Comparison
     control: allocation.Result
 
+    @cached_property
     def summary(self) -> pd.DataFrame:
         """`Comparison.summary` against the real images."""
         return self.made.summary(self.real.features)
@@ -124,7 +126,7 @@ class Result:
         """`summary` with what each method costs by ``clock``, rows of `timed`: the columns of
         `catome.study.measure.comparison.speed_ups`, and the medians of ``seconds``, ``block_seconds`` and ``flops``."""
         medians = clock.groupby("method")[["seconds", "block_seconds", "flops"]].median()
-        table = self.summary()
+        table = self.summary
         return table.join(speed_ups(clock)).join(medians)
 
     def hardest(self, threshold: float) -> int:
@@ -136,7 +138,7 @@ class Result:
     def curve(self) -> pd.DataFrame:
         """The thresholds' rows of `summary`, with a column ``threshold``."""
         labels = [method.label for method in self.sweep.values()]
-        return self.summary().loc[labels].assign(threshold=list(self.sweep))
+        return self.summary.loc[labels].assign(threshold=list(self.sweep))
 
     def fixed_curve(self) -> pd.DataFrame:
         """The same of the fixed shares; ``threshold`` is the one that each stands beside."""
@@ -170,7 +172,7 @@ class Result:
         """The paper's Table I and the same figures here; ``seconds`` of one image by each method's label.
 
         The columns of FID name the features it was computed from: only values from the same features can be compared."""
-        table = self.summary()
+        table = self.summary
         theirs = paper.THRESHOLDS
         rows = {}
         for t, method in self.sweep.items():
@@ -238,7 +240,7 @@ class Result:
 
     def unrelated(self) -> str:
         """What PSNR against unrelated images says of the paper's thresholds, as a sentence."""
-        table = self.summary()
+        table = self.summary
         named = [method.label for t, method in self.sweep.items() if t in paper.THRESHOLDS.index]
         if not named:
             return "None of the thresholds here is one of the paper's."
@@ -274,7 +276,7 @@ class Result:
 
     def fid_told(self) -> str:
         """At which thresholds FID changes by more than chance, as a sentence."""
-        table = self.summary()
+        table = self.summary
         rows = {t: table.loc[method.label] for t, method in self.sweep.items()}
         found = [f"{t:g}" for t, row in rows.items() if row["FID change low"] > 0 or row["FID change high"] < 0]
         if not found:

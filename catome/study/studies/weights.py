@@ -228,8 +228,7 @@ class Result:
 
     def _gained(self, threshold: float) -> np.ndarray:
         """PSNR of the paper's way with weights minus that without, by image, in dB."""
-        weighed, merged = (self.made.of(self.sweep[way, threshold])["psnr"].to_numpy(float) for way in (WEIGHED, MERGED))
-        return weighed - merged
+        return self.made.differences("psnr", self.sweep[WEIGHED, threshold], self.sweep[MERGED, threshold])
 
     def filled(self) -> str:
         """What the intervals say of the dip, and of what weights do to it, as a sentence."""

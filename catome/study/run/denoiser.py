@@ -1,0 +1,41 @@
+"""The denoising model of a pipeline, U-Net or transformer, as the studies see it."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+
+from catome.models import unet as unets
+from catome.models.registry import family_of
+
+
+def part_name(pipe) -> str:
+    """Under which name a pipeline holds the model that denoises: ``unet`` or ``transformer``."""
+    return "unet" if getattr(pipe, "unet", None) is not None else "transformer"
+
+
+def denoiser(pipe) -> torch.nn.Module:
+    """The model of a pipeline that denoises."""
+    return getattr(pipe, part_name(pipe))
+
+
+def transformer_blocks(model: torch.nn.Module) -> dict[str, BasicTransformerBlock]:
+    """The transformer blocks of a U-Net or a transformer by module name, in the order in which they run."""
+    if hasattr(model, "down_blocks"):
+        return unets.transformer_blocks(model)
+    return {name: module for name, module in model.named_modules() if isinstance(module, BasicTransformerBlock)}
+
+
+def topmost_downsample(model: torch.nn.Module) -> int:
+    """How many latent pixels each way a token of the topmost blocks stands for.
+
+    Raises:
+        TypeError: if a U-Net has no transformer block.
+    """
+    return unets.topmost_downsample(model) if hasattr(model, "down_blocks") else model.config.patch_size
+
+
+def topmost_blocks(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The transformer blocks around the topmost self-attentions by name, in the order in which they run."""
+    names = [attention.name.rpartition(".")[0] for attention in family_of(model).attentions(model, 1)]
+    return {name: model.get_submodule(name) for name in names}

@@ -1,0 +1,238 @@
+"""Similarity, drift and the frontier once more, on a diffusion transformer beside a U-Net.
+
+``python -m catome.study transformer`` prints what it found. The U-Net's rows are those of the other chapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from catome.study.measure import quality
+from catome.study.measure.drift import Drift, amount_name, drift_study, lag_curves
+from catome.study.measure.similarity import Similarities, shares_above, similarity_study, variance_of_share
+from catome.study.run.generate import load
+from catome.study.run.parameters import Cosines, Count, Flag, Setting, Share, Text, parameters
+from catome.study.studies import curves
+from catome.study.studies.jobs import Job, of_drift
+
+NOTEBOOK = None
+
+KINDS = (
+    "merged keys",
+    "CA-ToMe",
+    "ToMe",
+    "ToDo",
+    "average pooling",
+    "forecast",
+    "fewer steps",
+    "merged keys + forecast",
+)
+"""The methods of `catome.study.studies.curves.kinds` that a transformer can have: those that need no U-Net."""
+
+
+TRANSFORMER, UNET = BOTH = ("transformer", "U-Net")
+
+
+@parameters
+class Parameters(Setting):
+    """Which models, which images, and what is merged.
+
+    Attributes:
+        model: "tiny-pixart" (the embedded transformer), a folder with a PixArt-Sigma pipeline, or a name on the Hub.
+        beside: the model with a U-Net that it is compared with.
+        thresholds: cosines whose merged shares are watched.
+        ratio: the fixed share whose pairs are watched.
+        curve_images: images for the comparison of methods, at most; they have a seed by which no setting was chosen.
+        curve_kinds: methods to compare, by their names in `KINDS`; None for all of them.
+        recompute: compute again what was recorded or kept.
+    """
+
+    model: Text = "tiny-pixart"
+    beside: Text = "tiny"
+    thresholds: Cosines = (0.7, 0.8, 0.9, 0.95)
+    ratio: Share = 0.5
+    curve_images: Count = 12
+    curve_kinds: curves.Kinds = None
+    recompute: Flag = False
+
+    @property
+    def of_unet(self) -> Setting:
+        """What every study is asked for, of the other model, in its own size."""
+        return self.common(model=self.beside, height=None, width=None)
+
+    def knobs(self, of: Setting) -> curves.Parameters:
+        """The parameters of the comparison of methods on one of the two models; ``of`` says on which."""
+        asked = list(KINDS if self.curve_kinds is None else self.curve_kinds)
+        return curves.beside(of, self.curve_images, asked, self.recompute)
+
+
+def jobs(params: Parameters) -> Iterator[Job]:
+    """All generations of both models; those of the U-Net are in other chapters, too."""
+    for setting in (params, params.of_unet):
+        yield of_drift(1, setting)
+        yield from curves.jobs(params.knobs(setting))
+
+
+def run(params: Parameters, pipe, **kept) -> Result:
+    """Watch both models unmerged, and generate by all methods.
+
+    Args:
+        params: which.
+        pipe: an unpatched pipeline with a transformer.
+        kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
+    """
+    asked = {TRANSFORMER: (params, pipe), UNET: (params.of_unet, load(params.of_unet))}
+    found = {name: _of_model(params, setting, own, **kept) for name, (setting, own) in asked.items()}
+    return Result(params, found)
+
+
+def _of_model(params: Parameters, setting: Setting, pipe, **kept) -> OfModel:
+    seen = similarity_study(pipe, setting, recompute=params.recompute, **kept)
+    pairs = drift_study(pipe, setting, ratios=[params.ratio], recompute=params.recompute, **kept)
+    return OfModel(pipe, seen, pairs, curves.run(params.knobs(setting), pipe, **kept))
+
+
+def timed(result: Result, pipe, **kept) -> dict[str, pd.DataFrame]:
+    """Rows of `catome.study.measure.turns.TURNS`, by model; the pipelines are those that ``result`` was made with."""
+    return {name: curves.timed(of.curves, of.pipe, **kept) for name, of in result.models.items()}
+
+
+@dataclass(frozen=True)
+class OfModel:
+    """What was found on one model.
+
+    Attributes:
+        pipe: the pipeline, unpatched.
+        seen: best similarities of all src tokens.
+        drift: distances between the pairs of all steps.
+        curves: the methods, each over its own knob.
+    """
+
+    pipe: object
+    seen: Similarities
+    drift: Drift
+    curves: curves.Result
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found.
+
+    Attributes:
+        params: the parameters.
+        models: what was found on each, by `TRANSFORMER` and `UNET`.
+    """
+
+    params: Parameters
+    models: dict[str, OfModel]
+
+    def shares(self) -> pd.DataFrame:
+        """The share of all tokens that a threshold merges, by model: the mean, and the least and the largest of a layer."""
+        columns = {}
+        for name, of in self.models.items():
+            by_layer = shares_above(of.seen, self.params.thresholds).groupby(["threshold", "block"])["share"].mean().unstack()
+            columns[name] = [
+                f"{row.mean():.0%} ({row.min():.0%} to {row.max():.0%})"
+                for _, row in by_layer.loc[list(self.merged_at)].iterrows()
+            ]
+        return pd.DataFrame(columns, index=[f"t = {t:g}" for t in self.merged_at])
+
+    @property
+    def merged_at(self) -> list[float]:
+        """The thresholds, each once, the highest first."""
+        return sorted(set(self.params.thresholds), reverse=True)
+
+    def variance(self) -> pd.DataFrame:
+        """Of the variance of the merged share, the parts that go by the step and by the image, for each threshold and model."""
+        columns = {}
+        for name, of in self.models.items():
+            parts = variance_of_share(shares_above(of.seen, self.params.thresholds)).loc[self.merged_at]
+            for part in ("step", "image"):
+                columns[name, part] = [f"{value:.0%}" if np.isfinite(value) else "nothing varies" for value in parts[part]]
+        return pd.DataFrame(columns, index=[f"t = {t:g}" for t in self.merged_at])
+
+    def distance(self, model: str, lag: int) -> float:
+        """The mean Jaccard distance between the pairs of steps so far apart, at the fixed share."""
+        matrix = self.models[model].drift.staleness(amount_name(ratio=self.params.ratio))
+        return float(np.diagonal(matrix, lag).mean())
+
+    def ages(self, lags=(1, 2, 5, 10, 25)) -> pd.DataFrame:
+        """`distance` for each model and several lags, to be read."""
+        lags = [lag for lag in lags if lag < self.params.calls]
+        rows = {name: [f"{self.distance(name, lag):.2f}" for lag in lags] for name in self.models}
+        return pd.DataFrame(rows, index=[f"{lag} step{'s' * (lag > 1)} apart" for lag in lags]).T
+
+    def lags(self) -> dict[str, np.ndarray]:
+        """The mean distance of steps k apart, ``[images, T - 1]``, by model."""
+        return {name: lag_curves(of.drift.rows) for name, of in self.models.items()}
+
+    def drifts(self) -> str:
+        """On which model neighbouring steps differ more in their pairs, as a sentence."""
+        own, other = (np.stack(self.models[name].drift.rows["neighbour"].to_numpy()).astype(float).mean() for name in BOTH)
+        if np.isclose(own, other, rtol=0.1):
+            return "So pairs can be reused for about as long on both."
+        longer, shorter = (TRANSFORMER, UNET) if own < other else (UNET, TRANSFORMER)
+        return f"So pairs can be reused for longer on the {longer} than on the {shorter}."
+
+    def records(self, clocks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+        """`catome.study.studies.curves.Result.records` of each model; ``clocks`` of `timed`."""
+        return {name: of.curves.records(clocks[name]) for name, of in self.models.items()}
+
+    def compared(self, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
+        """PSNR, the work that is left and the speed-up of every setting on both models, to be read."""
+        columns = {}
+        for name, rows in records.items():
+            columns[name, "PSNR (dB)"] = quality.with_interval(rows, "PSNR", 1).to_list()
+            columns[name, "work left"] = [f"{value:.2f}" for value in rows["flops"]]
+            columns[name, "speed-up"] = [f"{value:.2f}" for value in rows["speed-up"]]
+        first = next(iter(records.values()))
+        return pd.DataFrame(columns, index=pd.MultiIndex.from_frame(first[["kind", "setting"]], names=[None, None]))
+
+    def agreement(self, records: dict[str, pd.DataFrame]) -> float:
+        """Spearman's rank correlation of the settings' PSNR on the two models; NaN for fewer than three settings."""
+        both = [rows["PSNR"].to_numpy(float) for rows in records.values()]
+        return float(spearmanr(*both).statistic) if len(both[0]) > 2 else float("nan")
+
+    def words(self, records: dict[str, pd.DataFrame]) -> dict[str, str]:
+        """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of `records`."""
+        own = records[TRANSFORMER]
+        curve = self.models[TRANSFORMER].curves
+        agreement = self.agreement(records)
+        return {
+            "images": str(self.params.images),
+            "curve_images": str(curve.params.images),
+            "settings": str(len(own)),
+            "tokens": f"{self.models[TRANSFORMER].seen.tokens:,}",
+            "ratio": f"{self.params.ratio:g}",
+            "drifts": self.drifts(),
+            "layers": str(len(self.models[TRANSFORMER].seen.blocks)),
+            "next_transformer": f"{self.distance(TRANSFORMER, 1):.2f}",
+            "next_unet": f"{self.distance(UNET, 1):.2f}",
+            "agreement": "none to speak of with so few settings" if np.isnan(agreement) else f"{agreement:.2f}",
+            "best_in_time": curve.best(own, "best in time"),
+            "best_in_work": curve.best(own, "best in work"),
+            "papers_place": curve.place_of(own, "CA-ToMe"),
+            "own_place": curve.place_of(own, "merged keys"),
+        }
+
+    def report(self) -> str:
+        """Shares, their variance and distances on both models, and the PSNR of every setting; the times are in `records`."""
+        psnr = {}
+        for name, of in self.models.items():
+            summary = of.curves.made.summary()
+            for kind, some in of.curves.kinds.items():
+                for setting, method in some.items():
+                    mean, low, high = summary.loc[method.label, ["PSNR", "PSNR low", "PSNR high"]]
+                    psnr.setdefault(f"{kind}, {setting}", {})[name] = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+        tables = {
+            f"Merged share, {self.params.images} images": self.shares(),
+            "Variance of the merged share": self.variance(),
+            "Jaccard distance of pairs": self.ages(),
+            f"PSNR against unmerged (dB), {self.models[TRANSFORMER].curves.params.images} images": pd.DataFrame(psnr).T,
+        }
+        return "\n\n".join(f"{title}\n{table.to_string()}" for title, table in tables.items())

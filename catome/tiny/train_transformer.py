@@ -1,0 +1,121 @@
+"""Train the embedded diffusion transformer: ``python -m catome.tiny.train_transformer``.
+
+It learns the scenes, the prompts and the latents of the embedded Stable Diffusion, whose VAE and text encoder stay as they
+are. A first stage reads patches of 2x2 latent pixels, 256 tokens an image, which takes a fifth of the time. The second one
+goes on from there with single pixels, 1024 tokens. Both are resumable: started again with the same ``--work`` folder, the
+command goes on where it was, and an interrupted run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from catome.tiny import model as parts
+from catome.tiny.scenes import CLASSES, prompt
+from catome.tiny.train import Trainer, encode_set, noise_loss, render_set
+from catome.tiny.transformer import build_transformer, refine
+
+STAGES = ("coarse", "fine")
+
+
+@torch.no_grad()
+def encode_prompts(pipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the transformer is told: of each class's prompt, and of no prompt, as PixArt's pipeline encodes them.
+
+    Returns:
+        Embeddings ``[13, 16, 64]``, and which of their positions hold a word, ``[13, 16]``.
+    """
+    texts = [prompt(name) for name in CLASSES] + [""]
+    words = pipe.tokenizer(texts, padding="max_length", max_length=parts.MAX_TOKENS, truncation=True, return_tensors="pt")
+    words = words.to(pipe.device)
+    return pipe.text_encoder(words.input_ids, attention_mask=words.attention_mask)[0], words.attention_mask
+
+
+def train_stage(name: str, args, network, latents: torch.Tensor, told: tuple[torch.Tensor, torch.Tensor]):
+    """Train ``network`` to predict the noise in ``latents``; returns the average of its weights, and the trainer."""
+    steps, batch = getattr(args, f"{name}_steps"), getattr(args, f"{name}_batch")
+    trainer = Trainer(network, args.work / f"{name}.safetensors", steps, args, args.rate, ema=args.ema)
+    embeddings, mask = told
+    unconditioned = {"resolution": None, "aspect_ratio": None}
+
+    def predict(noisy, timesteps, label):
+        return network(
+            noisy,
+            encoder_hidden_states=embeddings[label],
+            encoder_attention_mask=mask[label],
+            timestep=timesteps,
+            added_cond_kwargs=unconditioned,
+        ).sample
+
+    if trainer.step < steps:
+        trainer.run(noise_loss(args.device, latents, batch, args.colour, predict), name)
+    return trainer.best.eval().requires_grad_(False), trainer
+
+
+def save_transformer(folder: Path, transformer, training: dict) -> None:
+    """Write the transformer in float16, and how it was trained."""
+    transformer.to("cpu", torch.float16).save_pretrained(folder, safe_serialization=True)
+    (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command's arguments; it ends with status 2 for a wrong one."""
+    parser = argparse.ArgumentParser(prog="python -m catome.tiny.train_transformer", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("data/tiny-pixart"), help="folder to write the transformer to")
+    parser.add_argument("--work", type=Path, default=Path("runs/tiny-pixart"), help="folder for renders and resumable state")
+    parser.add_argument("--model", type=Path, default=None, help="whose VAE and text encoder (default: the embedded model's)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--per-class", type=int, default=2000, help="rendered training images of each class")
+    parser.add_argument("--coarse-steps", type=int, default=4800)
+    parser.add_argument("--coarse-batch", type=int, default=16)
+    parser.add_argument("--fine-steps", type=int, default=1600)
+    parser.add_argument("--fine-batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=8e-4)
+    parser.add_argument("--ema", type=float, default=0.998)
+    parser.add_argument("--colour", type=float, default=0.5, help="weight of the loss on wide errors at high noise")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    for name in ("per_class", "coarse_steps", "coarse_batch", "fine_steps", "fine_batch"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}={getattr(args, name)}: must be at least 1")
+    args.device = torch.device(args.device)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.set_flush_denormal(True)  # on CPUs they are slow, and no gradient needs them
+    pipe = parts.load_pipeline(args.model, device=str(args.device))
+    images = render_set(args.work / f"renders-{args.per_class}.npy", args.per_class)
+    latents = encode_set(args, pipe.vae, images, args.work / f"latents-{args.per_class}.safetensors")
+    latents = latents.to(args.device).float() * pipe.vae.config.scaling_factor
+    told = encode_prompts(pipe)
+
+    torch.manual_seed(args.seed)
+    coarse, first = train_stage("coarse", args, build_transformer(2).to(args.device), latents, told)
+    fine, second = train_stage("fine", args, refine(coarse).to(args.device), latents, told)
+    training = {
+        "command": "python -m catome.tiny.train_transformer " + " ".join(sys.argv[1:] if argv is None else argv),
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else f"{os.cpu_count()} CPU cores",
+        "torch": torch.__version__,
+        "precision": args.precision,
+        "images": len(images),
+        "stages": {
+            name: {"steps": run.step, "samples": run.step * batch, "seconds": round(run.seconds)}
+            for name, run, batch in (("coarse", first, args.coarse_batch), ("fine", second, args.fine_batch))
+        },
+    }
+    save_transformer(args.out, fine, training)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The embedded diffusion transformer: a small PixArt that draws the same scenes, beside the embedded Stable Diffusion.
+
+It has the text encoder, the VAE, the tokenizer and the scheduler of the other model, and reads 32x32 latents as 1024 tokens
+of one latent pixel each. All of its blocks attend over all of these tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from textwrap import shorten
+
+import torch
+from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel
+
+from catome.tiny.model import GUIDANCE_SCALE, TEXT, load_pipeline
+
+PARTS = ("config.json", "diffusion_pytorch_model.safetensors")
+SIZE = 32
+"""Rows, and columns, of the latents."""
+LAYERS, HEADS, HEAD_CHANNELS = 6, 3, 64
+_LONGEST_TEXT = 300  # in tokens, of PixArt-Sigma
+
+
+def build_transformer(patch_size: int = 1) -> PixArtTransformer2DModel:
+    """A transformer with weights that are not trained yet.
+
+    Args:
+        patch_size: 1 for the model that is shipped. Training begins with 2, that is with a quarter of the tokens.
+    """
+    return PixArtTransformer2DModel(
+        sample_size=SIZE,
+        patch_size=patch_size,
+        # positions count in patches of size 2 for both sizes, so that what was learnt of them with 2 holds with 1
+        interpolation_scale=2 // patch_size,
+        in_channels=4,
+        out_channels=4,
+        num_layers=LAYERS,
+        num_attention_heads=HEADS,
+        attention_head_dim=HEAD_CHANNELS,
+        cross_attention_dim=HEADS * HEAD_CHANNELS,
+        caption_channels=TEXT["hidden_size"],
+        use_additional_conditions=False,
+    )
+
+
+@torch.no_grad()
+def refine(coarse: PixArtTransformer2DModel) -> PixArtTransformer2DModel:
+    """The transformer with patches of size 1 that begins where one with patches of size 2 has come.
+
+    A latent pixel is embedded as a patch would be whose four pixels equal it, and the noise that is predicted for it is the
+    mean of the patch's four. Everything between the two layers is taken over.
+    """
+    fine = build_transformer(1)
+    weights = coarse.state_dict()
+    kernel = weights["pos_embed.proj.weight"]
+    weights["pos_embed.proj.weight"] = kernel.sum((2, 3), keepdim=True)
+    # the last layer's rows are (row in the patch, column in the patch, channel)
+    for name in ("proj_out.weight", "proj_out.bias"):
+        rows = weights[name]
+        weights[name] = rows.view(4, 4, *rows.shape[1:]).mean(0)
+    weights["pos_embed.pos_embed"] = fine.pos_embed.pos_embed  # of sines, not learnt
+    fine.load_state_dict(weights)
+    return fine
+
+
+class PixArtPipeline(PixArtSigmaPipeline):
+    """`diffusers.PixArtSigmaPipeline`, called as `diffusers.StableDiffusionPipeline` is, with images of the size asked for."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt=None,
+        *,
+        num_inference_steps: int = 50,
+        guidance_scale: float = GUIDANCE_SCALE,
+        guidance_rescale: float = 0.0,
+        callback_on_step_end=None,
+        **options,
+    ):
+        """Generate images.
+
+        Args:
+            prompt: one or several.
+            num_inference_steps: of the scheduler.
+            guidance_scale: of classifier-free guidance.
+            guidance_rescale: 0; a PixArt pipeline has no other.
+            callback_on_step_end: called as ``callback_on_step_end(pipe, step, timestep, {})`` after each step.
+            options: of `diffusers.PixArtSigmaPipeline`.
+
+        Returns:
+            What `diffusers.PixArtSigmaPipeline` returns.
+
+        Raises:
+            ValueError: if ``guidance_rescale`` is not 0.
+        """
+        if guidance_rescale:
+            raise ValueError(f"guidance_rescale={guidance_rescale!r} must be 0: a PixArt pipeline has none")
+        if callback_on_step_end is not None:
+            options["callback"] = lambda step, timestep, latents: callback_on_step_end(self, step, timestep, {})
+        # by default diffusers takes the nearest of its own image sizes, and text as long as T5 can read
+        length = min(self.tokenizer.model_max_length, _LONGEST_TEXT)
+        options = {"clean_caption": False, "use_resolution_binning": False, "max_sequence_length": length} | options
+        return super().__call__(prompt, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **options)
+
+
+def find_transformer(path: str | os.PathLike | None = None) -> Path:
+    """The folder of the embedded transformer: ``path``, else ``data/tiny-pixart`` of this checkout.
+
+    Raises:
+        FileNotFoundError: if there is no transformer in that folder.
+    """
+    folder = Path(path) if path is not None else Path(__file__).resolve().parents[2] / "data" / "tiny-pixart"
+    missing = [name for name in PARTS if not (folder / name).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"path={str(folder)!r} holds no embedded transformer ({missing[0]} is missing): it comes with a checkout of the "
+            "repository, not with the installed package; give the path of its data/tiny-pixart folder as path="
+        )
+    return folder
+
+
+def load_transformer(
+    path: str | os.PathLike | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> PixArtPipeline:
+    """Load the embedded diffusion transformer with the other parts of the embedded model; no network is used.
+
+    Args:
+        path: folder of the transformer; by default the one of this checkout (see `find_transformer`).
+        dtype: computing precision; the files are float16.
+        device: where to put it.
+
+    Returns:
+        A PixArt pipeline; ``pipe(prompt(name))`` gives a 128x128 image.
+
+    Raises:
+        FileNotFoundError: if the folder holds no transformer, or there is no embedded model.
+        OSError: if a file is damaged.
+        TypeError: if ``dtype`` is no floating-point type.
+    """
+    rest = load_pipeline(dtype=dtype, device=device)
+    folder = find_transformer(path)
+    try:
+        transformer = PixArtTransformer2DModel.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # of every kind: diffusers and safetensors have no common one
+        why = shorten(str(error), 300)
+        raise OSError(f"path={str(folder)!r} must be the folder of the whole embedded transformer: {why}") from None
+    pipe = PixArtPipeline(rest.tokenizer, rest.text_encoder, rest.vae, transformer.eval(), rest.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
