@@ -1,38 +1,26 @@
 """What the notebooks call: parameters, generation, the studies and their figures."""
 
-from catome.policy.schedule import Auto, derive
+from catome.policy.schedule import derive
 from catome.study import methods, paper, studies
 from catome.study.bench.suites import bench_rows
 from catome.study.costs import accounting, estimate
 from catome.study.measure import quality
 from catome.study.measure.comparison import compare, cost, timed_on
-from catome.study.measure.drift import (
-    SHARD,
-    amount_name,
-    checkpoints_made,
-    drift_study,
-    held_out,
-    jaccard_distances,
-    lag_curves,
-    mean_staleness,
-)
+from catome.study.measure.drift import amount_name, drift_study, jaccard_distances, mean_staleness
 from catome.study.measure.pictures import pictures
 from catome.study.measure.real_images import real_images
 from catome.study.measure.similarity import shares_above, similarity_study, variance_of_share, weakest_merged
 from catome.study.plots import accounting_figures, figures, interactive
 from catome.study.run.generate import generate, generate_batch, load, tokens_of
 from catome.study.run.parameters import Setting
-from catome.study.run.store import computed_on, image_size
+from catome.study.run.store import computed_on
 
 __all__ = [
-    "SHARD",
-    "Auto",
     "Setting",
     "accounting",
     "accounting_figures",
     "amount_name",
     "bench_rows",
-    "checkpoints_made",
     "compare",
     "computed_on",
     "cost",
@@ -42,11 +30,8 @@ __all__ = [
     "figures",
     "generate",
     "generate_batch",
-    "held_out",
-    "image_size",
     "interactive",
     "jaccard_distances",
-    "lag_curves",
     "load",
     "mean_staleness",
     "methods",

@@ -16,13 +16,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from catome.models.registry import find_models
 from catome.patch import applied_patch, patched
 from catome.policy.forecast import Forecast
 from catome.policy.schedule import Auto, Schedule, parse_schedule
 from catome.runtime.config import PAPER, RECOMMENDED, TOME, Compare, MergeConfig
 from catome.runtime.install import install, uninstall
-from catome.study.run.denoiser import topmost_downsample, transformer_blocks
+from catome.study.run.denoiser import denoiser, topmost_downsample, transformer_blocks
 from catome.tensors.matching import Matches, Measure
 from catome.tensors.plan import MergePlan, make_plan
 
@@ -65,10 +64,6 @@ def schedule_name(schedule: str | Auto | Schedule | Iterable[int] | None) -> str
     if isinstance(parsed, Auto):
         return f"auto {parsed.tolerance:g}"
     return " ".join(str(step) for step in parsed.at(parsed.length))
-
-
-def _first_model(pipe) -> torch.nn.Module:
-    return find_models(pipe)[0]
 
 
 def tome(ratio: float, schedule: str | Auto | Iterable[int] | None = None, only_where_faster: bool = False) -> Method:
@@ -141,7 +136,7 @@ def tomesd(ratio: float) -> Method:
     def applied(pipe) -> Iterator:
         import tomesd as package
 
-        package.apply_patch(pipe, ratio=ratio, use_rand=False, max_downsample=topmost_downsample(_first_model(pipe)))
+        package.apply_patch(pipe, ratio=ratio, use_rand=False, max_downsample=topmost_downsample(denoiser(pipe)))
         try:
             yield pipe
         finally:
@@ -169,7 +164,7 @@ def batch_maximum(threshold: float, schedule: str | Iterable[int] | None, batch:
 
     @contextmanager
     def applied(pipe) -> Iterator:
-        model = _first_model(pipe)
+        model = denoiser(pipe)
         install(model, PAPER.changed(threshold=float(threshold), schedule=schedule), fullest_row, pipe)
         try:
             yield pipe
@@ -210,7 +205,7 @@ def fixed_shares(shares: np.ndarray, name: str) -> Method:
 
     @contextmanager
     def applied(pipe) -> Iterator:
-        model, place = _first_model(pipe), PlaceInCall()
+        model, place = denoiser(pipe), PlaceInCall()
 
         def choose(matches: Matches, config: MergeConfig) -> MergePlan:
             share = table[place.next(patch)]
@@ -227,7 +222,7 @@ def fixed_shares(shares: np.ndarray, name: str) -> Method:
 
 @contextmanager
 def hooked(pipe, before: Callable, after: Callable | None = None) -> Iterator:
-    """A pipeline with hooks around the self-attentions of the topmost blocks of its U-Net.
+    """A pipeline with hooks around the self-attentions of the topmost blocks of its denoising model.
 
     Args:
         pipe: the pipeline.
@@ -236,8 +231,8 @@ def hooked(pipe, before: Callable, after: Callable | None = None) -> Iterator:
             blocks, ``hidden`` is ``[B, N, C]``, and ``grid`` is ``(height, width)`` in tokens.
         after: ``after(output)`` returns what the attention gives instead.
     """
-    unet = _first_model(pipe)
-    size, downsample_by, entered = {}, topmost_downsample(unet), set()
+    model = denoiser(pipe)
+    size, downsample_by, entered = {}, topmost_downsample(model), set()
 
     def note(module, args, kwargs) -> None:
         sample = args[0] if args else kwargs["sample"]
@@ -258,9 +253,9 @@ def hooked(pipe, before: Callable, after: Callable | None = None) -> Iterator:
         entered.remove(module)
         return after(output)
 
-    blocks = list(transformer_blocks(unet).values())
+    blocks = list(transformer_blocks(model).values())
     with ExitStack() as stack:
-        handles = [unet.register_forward_pre_hook(note, with_kwargs=True)]
+        handles = [model.register_forward_pre_hook(note, with_kwargs=True)]
         for place, block in enumerate(blocks):
             enters = partial(enter, place / len(blocks))
             handles.append(block.attn1.register_forward_pre_hook(enters, with_kwargs=True))
@@ -292,17 +287,17 @@ def todo(factor: int = 2, rows: int | None = None) -> Method:
     return Method(f"ToDo(factor={factor}{'' if rows is None else f', rows={rows}'})", "ToDo", applied)
 
 
-def deep_cache(interval: int = 3, branch: int = 0) -> Method:
+def deep_cache(interval: int = 3) -> Method:
     """DeepCache by its authors' package (arXiv 2312.00858): the deep part of the U-Net runs every ``interval`` steps only."""
 
     @contextmanager
     def applied(pipe) -> Iterator:
         from DeepCache import DeepCacheSDHelper
 
-        unet = _first_model(pipe)
+        unet = denoiser(pipe)
         before = {module: module.__dict__.get("forward") for module in unet.modules()}
         helper = DeepCacheSDHelper(pipe=pipe)
-        helper.set_params(cache_interval=interval, cache_branch_id=branch)
+        helper.set_params(cache_interval=interval, cache_branch_id=0)
         helper.enable()
         try:
             yield pipe
@@ -366,11 +361,3 @@ def together(*methods: Method) -> Method:
 
     batch = next((method.batch for method in methods if method.batch), None)
     return Method(" + ".join(m.label for m in methods), " + ".join(m.family for m in methods), applied, batch)
-
-
-def peak_memory(device: str) -> Callable[[], int | None]:
-    """A function that says how many bytes the device held at most since this call; None where that is not known (CPU)."""
-    if not device.startswith("cuda"):
-        return lambda: None
-    torch.cuda.reset_peak_memory_stats(device)
-    return lambda: torch.cuda.max_memory_allocated(device)

@@ -309,7 +309,7 @@ def test_peak_memory_is_of_a_checkpoint_and_a_cached_call_with_fused_and_unfused
         return unet, noted
 
     monkeypatch.setattr(bench, "_caller", caller)
-    monkeypatch.setattr("catome.study.bench.suites.methods.peak_memory", lambda device: lambda: len(seen))
+    monkeypatch.setattr("catome.study.bench.suites.memory_since", lambda device: lambda: len(seen))
     rows = bench.measure(Point("memory", "small", "float32", 1, 64, 64, 16, 0.5, 1), "cpu", second)
     fused = "AttnProcessor2_0"
     order = [(False, fused), (True, fused), (False, "AttnProcessor"), (True, "AttnProcessor")]

@@ -254,9 +254,9 @@ def test_turns_of_two_devices_are_not_mixed(loaded, tmp_path, ways, monkeypatch)
     """One device has both images, another one only the first: the whole set is taken."""
     asked = setting(tmp_path, images=2, steps=1, batch_size=1)
     for device, images in (("first", 2), ("second", 1)):
-        monkeypatch.setattr(timing, "processor", lambda device=device: device)
+        monkeypatch.setattr(timing, "device_name", lambda given, device=device: device)
         turns(loaded, replace(asked, images=images), ways, recorded=None)
-    monkeypatch.setattr(timing, "processor", lambda: "third")
+    monkeypatch.setattr(timing, "device_name", lambda given: "third")
     rows = turns(loaded, asked, ways, recorded=None)
     assert set(rows["device"]) == {"first"}
     assert len(rows) == 2 * len(ways)

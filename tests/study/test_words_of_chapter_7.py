@@ -293,4 +293,4 @@ def test_every_word_that_the_chapters_text_takes_up_is_given_to_it(counted):
     given = counts.words(counted, counts.paper_setting(), MEASURED, turns((1.2, 1.1, 1.3, 1.0)))
     assert taken == {name.replace("_", "-") for name in given}
     assert all(isinstance(word, str) and "nan" not in word for word in given.values())
-    assert f"a speed-up of {counts.WORTHWHILE} or more **{{glue:text}}`worth`**" in text
+    assert f"{counts.WORTHWHILE} times as fast or more **{{glue:text}}`worth`**" in text

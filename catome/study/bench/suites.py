@@ -24,13 +24,15 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from catome.models.unet import topmost_downsample, transformer_blocks
 from catome.policy.cost_model import gain
-from catome.policy.rates import processor, rates_of
+from catome.policy.rates import rates_of
 from catome.policy.schedule import SCHEDULES
 from catome.runtime.config import PAPER, MergeConfig
 from catome.runtime.install import install, uninstall
 from catome.study import methods
 from catome.study.bench import layers as bench_layers
 from catome.study.costs.accounting import ARCHITECTURES
+from catome.study.measure.clock import device_name
+from catome.study.measure.clock import peak_memory as memory_since
 from catome.study.run.parameters import DTYPES
 from catome.study.run.store import Stopwatch, Store, Table, provenance
 from catome.tensors.matching import Matches
@@ -587,7 +589,7 @@ def peak_memory(point: Point, device: str) -> tuple[dict[str, int | None], dict[
 
     def most(method: methods.Method, attention: Callable) -> int | None:
         with attention(unet), method.applied(unet):
-            held = methods.peak_memory(device)
+            held = memory_since(device)
             for step in (0, 1):
                 call(step)
             return held()
@@ -708,7 +710,7 @@ def run(
     clock = clock or (cuda_clock if cuda else cpu_clock)
     where = {
         "kind": options.kind,
-        "device": torch.cuda.get_device_name(options.device) if cuda else processor(),
+        "device": device_name(options.device),
         "threads": torch.get_num_threads(),
     }
     entry, watch = provenance(options, "random weights"), Stopwatch()

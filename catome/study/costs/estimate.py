@@ -152,7 +152,7 @@ def makespan(
     """Seconds until everything is done, when each process takes the next piece as soon as it has ended one.
 
     Args:
-        phases: of `pieces_of`; a phase begins when the one before has ended.
+        phases: of `phases_of`; a phase begins when the one before has ended.
         processes: how many share the work.
         start_s: seconds before a process takes its first piece.
         overhead_s: seconds a piece takes beside computing.

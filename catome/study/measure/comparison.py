@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -14,15 +13,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from catome.patch import applied_patch
-from catome.policy.rates import processor
-from catome.study.costs.accounting import FORMULAS
 from catome.study.measure import quality
+from catome.study.measure.clock import counting, device_name, method_set, now, peak_memory, place_of
 from catome.study.measure.real_images import Reference
-from catome.study.methods import Method, peak_memory
+from catome.study.methods import Method
 from catome.study.run.claims import Claims, deal
 from catome.study.run.denoiser import denoiser, transformer_blocks
 from catome.study.run.generate import batches, by_halves, generate_batch
@@ -265,7 +262,7 @@ def compare(
     store.finish()
     there = [label for label in labels if label not in (failed or ())]
     rows = of_these_images(store.find(**shared, method=there, image=range(setting.images)), setting)
-    runs = {name: entry for name, entry in store.runs.items() if name in set(rows["run"])}
+    runs = store.runs_of(rows)
     return Comparison(rows, there, net.label, runs)
 
 
@@ -385,7 +382,7 @@ def cost(
     keys = {
         "model": shared_keys(pipe, setting)["model"],
         "kind": torch.device(setting.device).type,
-        "device": torch.cuda.get_device_name(setting.device) if setting.device.startswith("cuda") else processor(),
+        "device": device_name(setting.device),
         "threads": torch.get_num_threads(),
         "steps": setting.steps,
         "guidance": setting.guidance,
@@ -395,11 +392,10 @@ def cost(
         "batch": setting.batch_size,
     }
     labels = [method.label for method in methods]
-    method_set = hashlib.sha256("\n".join(sorted(labels)).encode()).hexdigest()[:12]
+    own = {"method_set": method_set(methods)}
     store = Store(COST, folder or setting.output, recorded)
     if not recompute:
         anywhere = {name: value for name, value in keys.items() if name not in ("device", "threads")}
-        own = {"method_set": method_set}
         for wanted in (keys | own, keys, anywhere | own, anywhere):
             held = store.find(**wanted, method=labels)
             whole = held.groupby("run")["method"].value_counts().unstack(fill_value=0).reindex(columns=labels, fill_value=0)
@@ -411,7 +407,7 @@ def cost(
     with tqdm(total=len(methods) * (repetitions + 1) * setting.calls, desc="cost", unit="step", leave=False) as bar:
         flops = {}
         for method in methods:  # the warm-up, and with it the count
-            with method.applied(pipe), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+            with method.applied(pipe), counting() as counter:
                 generate_batch(pipe, setting, range(setting.batch_size), bar.update)
             flops[method.label] = counter.get_total_flops() / setting.batch_size
         for repetition in range(repetitions):
@@ -419,14 +415,14 @@ def cost(
             for method in turn:
                 images = range(setting.batch_size)
                 with method.applied(pipe), timed_blocks(pipe, setting.device) as spent:
-                    memory, started = peak_memory(setting.device), _now(setting.device)
+                    memory, started = peak_memory(setting.device), now(setting.device)
                     generate_batch(pipe, setting, images, bar.update)
-                    seconds = _now(setting.device) - started
+                    seconds = now(setting.device) - started
                 rows.append(
                     keys
                     | {
                         "method": method.label,
-                        "method_set": method_set,
+                        **own,
                         "repetition": repetition,
                         "seconds": seconds / len(images),
                         "block_seconds": sum(spent) / len(images),
@@ -461,14 +457,7 @@ def speed_ups(rows: pd.DataFrame) -> pd.DataFrame:
 def timed_on(rows: pd.DataFrame) -> str:
     """One sentence that says where the rows of `cost` were timed, how, and on which images."""
     first = rows.iloc[0]
-    where = f"{first['device']}, {first['threads']} threads" if first["kind"] == "cpu" else first["device"]
     turns = int(rows.groupby("method").size().min())
     which = f"images 0 to {first['batch'] - 1} together (image 0: {first['class']})"
     which = f"image 0 ({first['class']}) alone" if first["batch"] == 1 else which
-    return f"Timed on {where}: {which}, the methods in turns, {turns} times after a warm-up."
-
-
-def _now(device: str) -> float:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return f"Timed on {place_of(first)}: {which}, the methods in turns, {turns} times after a warm-up."

@@ -100,6 +100,15 @@ class Drift:
         matrix[np.triu_indices(self.steps, 1)] = mean
         return matrix + matrix.T
 
+    def by_lag(self, amount: str) -> dict[int, float]:
+        """The mean distance of steps so far apart, for a few lags, over images and blocks; ``amount`` as in the column."""
+        matrix = self.staleness(amount)
+        return {lag: float(np.diagonal(matrix, lag).mean()) for lag in (1, 2, 5, 10, 25) if lag < self.steps}
+
+    def ages(self, amount: str) -> dict[str, str]:
+        """`by_lag` to be read, by the heads of a table's columns."""
+        return {f"{lag} step{'s' * (lag > 1)} apart": f"{value:.2f}" for lag, value in self.by_lag(amount).items()}
+
 
 def jaccard_distances(partner: torch.Tensor) -> torch.Tensor:
     """Jaccard distance between the pair sets of every two steps (paper, Section III-B).
@@ -329,5 +338,5 @@ def _collect(stores, setting: Setting, shared: dict, columns: list[dict]) -> Dri
         for shard in shards_of(setting.images):
             shards.append(stores[1].find(**shared, **amount, **_shard_keys(setting, shard)).assign(amount=name))
     table = pd.concat(rows, ignore_index=True)
-    runs = {name: run for store in stores for name, run in store.runs.items() if name in set(table["run"])}
+    runs = {name: run for store in stores for name, run in store.runs_of(table).items()}
     return Drift(table, pd.concat(shards, ignore_index=True), setting.calls, runs)

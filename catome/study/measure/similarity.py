@@ -120,7 +120,7 @@ def similarity_study(
     blocks = rows.drop_duplicates("block")["block"].tolist()
     whole = np.stack(rows["best"].to_numpy()).reshape(len(blocks), setting.images, setting.calls, -1)
     best = whole.transpose(2, 0, 1, 3).astype(np.float32) / GRAIN
-    runs = {name: entry for name, entry in store.runs.items() if name in set(rows["run"])}
+    runs = store.runs_of(rows)
     return Similarities(best, int(rows["tokens"].iloc[0]), blocks, setting.names, runs)
 
 

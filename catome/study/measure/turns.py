@@ -8,8 +8,6 @@ the same turn. So turns of several runs go together, and each is kept when it is
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +15,10 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from catome.policy.rates import processor
-from catome.study.costs.accounting import FORMULAS
 from catome.study.measure import quality
+from catome.study.measure.clock import counting, device_name, method_set, now, place_of
 from catome.study.methods import Method
 from catome.study.run.generate import generate_batch
 from catome.study.run.parameters import Setting
@@ -74,14 +70,13 @@ def turns(
     Returns:
         Rows of `TURNS`, all of one device.
     """
-    cuda = setting.device.startswith("cuda")
     labels = [method.label for method in methods]
     shared = shared_keys(pipe, setting) | {
         "sampler": type(pipe.scheduler).__name__,
         "kind": torch.device(setting.device).type,
-        "method_set": hashlib.sha256("\n".join(sorted(labels)).encode()).hexdigest()[:12],
+        "method_set": method_set(methods),
     }
-    here = {"device": torch.cuda.get_device_name(setting.device) if cuda else processor(), "threads": torch.get_num_threads()}
+    here = {"device": device_name(setting.device), "threads": torch.get_num_threads()}
     store = Store(TURNS, folder or setting.output, recorded)
     images = [image_keys(setting, image) for image in range(setting.images)]
 
@@ -129,38 +124,31 @@ def turns(
 
 def _seconds(pipe, setting: Setting, method: Method, image: int) -> float:
     with method.applied(pipe):
-        _finished(setting.device)
-        started = time.perf_counter()
+        started = now(setting.device)
         generate_batch(pipe, setting, range(image, image + 1))
-        _finished(setting.device)
-        return time.perf_counter() - started
-
-
-def _finished(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
+        return now(setting.device) - started
 
 
 def _flops(pipe, setting: Setting, method: Method, image: int) -> float:
     """Of the whole generation; the counter makes it slower, so it is none of those that are timed."""
-    with method.applied(pipe), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+    with method.applied(pipe), counting() as counter:
         generate_batch(pipe, setting, range(image, image + 1))
     return float(counter.get_total_flops())
 
 
-def faster(rows: pd.DataFrame, base: str = "unmerged") -> pd.DataFrame:
-    """How many times as fast as ``base`` each method is, over the images.
+def faster(rows: pd.DataFrame) -> pd.DataFrame:
+    """How many times as fast as unmerged each method is, over the images.
 
     Returns:
         By the method's label: ``speed-up``, the ratio of the mean times, with a 95 % interval by bootstrap over images, and
-        ``flops``, the mean share of the base's that is left, likewise; ``low`` and ``high`` behind the names.
+        ``flops``, the mean share of the unmerged generation's that is left, likewise; ``low`` and ``high`` behind the names.
     """
     found = {}
     for label in rows["method"].unique():
         row = {}
         for column, name in (("seconds", "speed-up"), ("flops", "flops")):
             table = rows.pivot(index="image", columns="method", values=column)
-            share = (table[label] / table[base]).to_numpy(float)
+            share = (table[label] / table["unmerged"]).to_numpy(float)
             mean, low, high = quality.mean_interval(share)
             if name == "speed-up":
                 mean, low, high = 1 / mean, 1 / high, 1 / low
@@ -172,6 +160,5 @@ def faster(rows: pd.DataFrame, base: str = "unmerged") -> pd.DataFrame:
 def turns_on(rows: pd.DataFrame) -> str:
     """One sentence that says where the rows of `turns` were timed, and on which images."""
     first = rows.iloc[0]
-    where = f"{first['device']}, {first['threads']} threads" if first["kind"] == "cpu" else first["device"]
     images, classes = rows["image"].nunique(), rows["class"].nunique()
-    return f"Timed on {where}: {images} images of {classes} classes, one at a time, all methods in turns on each."
+    return f"Timed on {place_of(first)}: {images} images of {classes} classes, one at a time, all methods in turns on each."

@@ -6,7 +6,7 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 
 from catome.models import unet as unets
-from catome.models.registry import family_of
+from catome.models.registry import family_of, find_models
 
 
 def part_name(pipe) -> str:
@@ -15,8 +15,8 @@ def part_name(pipe) -> str:
 
 
 def denoiser(pipe) -> torch.nn.Module:
-    """The model of a pipeline that denoises."""
-    return getattr(pipe, part_name(pipe))
+    """The model of a pipeline that denoises, or the model itself, without wrappers."""
+    return find_models(pipe)[0]
 
 
 def transformer_blocks(model: torch.nn.Module) -> dict[str, BasicTransformerBlock]:

@@ -272,6 +272,11 @@ class Store:
         """The provenance of every row that can be found, by the ``run`` column."""
         return (self._runs_recorded or {}) | self._runs
 
+    def runs_of(self, rows: pd.DataFrame) -> dict[str, dict]:
+        """The provenance of these rows, by their ``run`` column."""
+        wanted = set(rows["run"])
+        return {name: run for name, run in self.runs.items() if name in wanted}
+
     def find(self, **keys) -> pd.DataFrame:
         """The rows whose keys have these values (or one of them, where a list is given); own rows before recorded ones.
 
@@ -290,13 +295,16 @@ class Store:
         for held in (self._recorded, self._own):
             if held is None:
                 continue
-            frame = held.select(list(wanted)).to_pandas()
-            keep = pd.Series(True, index=frame.index)
-            for name, value in wanted.items():
-                keep &= frame[name].isin(list(value)) if isinstance(value, _MANY) else frame[name] == value
-            parts.append(held.filter(pa.array(keep.to_numpy(bool))))
+            parts.append(held.filter(self._matches(wanted)))
         # of rows with the same keys the last that was written counts
         return pa.concat_tables(parts).to_pandas().drop_duplicates(list(self.table.keys), keep="last", ignore_index=True)
+
+    def _matches(self, wanted: Mapping) -> pc.Expression:
+        keep = pc.scalar(True)
+        for name, value in wanted.items():
+            values = list(value) if isinstance(value, _MANY) else [value]
+            keep = keep & pc.field(name).isin(pa.array(values, self.table.keys[name]))
+        return keep
 
     def add(self, rows: Sequence[Mapping], run: dict, seconds: float) -> None:
         """Keep rows, computed in ``run`` (see `provenance`) in ``seconds``; a row with the same keys is replaced.

@@ -127,12 +127,11 @@ def jobs(params: Parameters) -> Iterator[Job]:
     yield from of_images(2, params, [*(methods.ca_tome(t, None).label for t in params.thresholds), *fixed])
 
 
-def beside(setting: Setting, images: int, thresholds: tuple) -> Parameters:
+def beside(setting: Setting, images: int, thresholds: tuple, recompute: bool) -> Parameters:
     """The parameters for the first images of another study."""
     common = setting.common(images=min(images, setting.images))
     measured = min(Parameters.measured_images, setting.images)
-    again = getattr(setting, "recompute", False)
-    return Parameters(**asdict(common), thresholds=thresholds, measured_images=measured, recompute=again)
+    return Parameters(**asdict(common), thresholds=thresholds, measured_images=measured, recompute=recompute)
 
 
 def run(params: Parameters, pipe, **kept) -> Result:

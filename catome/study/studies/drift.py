@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -102,7 +103,7 @@ class Result:
         """The name of the fixed share."""
         return amount_name(ratio=self.params.ratio)
 
-    @property
+    @cached_property
     def staleness(self) -> np.ndarray:
         """Mean distances ``[T, T]`` at the fixed share."""
         return self.drift.staleness(self.amount)
@@ -121,14 +122,9 @@ class Result:
             for name, part in self.drift.rows.groupby("amount", sort=False)
         }
 
-    def by_lag(self, lags=(1, 2, 5, 10, 25)) -> dict[int, float]:
-        """The mean distance of steps so far apart, at the fixed share."""
-        return {lag: float(np.diagonal(self.staleness, lag).mean()) for lag in lags if lag < self.drift.steps}
-
     def ages(self) -> pd.DataFrame:
-        """`by_lag` as a table to be read: one row."""
-        columns = {f"{lag} step{'s' * (lag > 1)} apart": f"{value:.2f}" for lag, value in self.by_lag().items()}
-        return pd.DataFrame(columns, index=["Jaccard distance"])
+        """The mean distance of steps so far apart, at the fixed share, as a table to be read: one row."""
+        return pd.DataFrame(self.drift.ages(self.amount), index=["Jaccard distance"])
 
     def curves_by_class(self, most: int = 12) -> dict[str, np.ndarray]:
         """The mean distance of steps k apart, ``[images, T - 1]``, at the fixed share by class, from the slowest drift to the
@@ -147,13 +143,9 @@ class Result:
 
     def paid(self, schedule) -> np.ndarray:
         """The staleness ``[T]`` that a schedule of checkpoints pays at each step."""
-        matrix = self.staleness
-        bill = np.zeros(self.drift.steps)
-        last = 0
-        for step in range(self.drift.steps):
-            last = step if step in schedule else last
-            bill[step] = matrix[last, step]
-        return bill
+        steps = np.arange(self.drift.steps)
+        last = np.maximum.accumulate(np.where(np.isin(steps, schedule), steps, 0))
+        return self.staleness[last, steps]
 
     def bills(self) -> dict[str, np.ndarray]:
         """What each of `schedules` pays."""
@@ -188,7 +180,8 @@ class Result:
         """The numbers that the chapter's text takes up, by their names there, with _ for -."""
         rows = self.drift.rows
         curve = self.neighbours()
-        middle = curve[len(curve) // 4 : -len(curve) // 4]
+        quarter = len(curve) // 4
+        middle = curve[quarter : len(curve) - quarter]
         means = {name: bill.mean() for name, bill in self.bills().items()}
         freshest, least = min(SCHEDULES, key=means.get), self.least_stale()
         by_amount = self.by_amount()

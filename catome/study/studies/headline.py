@@ -178,7 +178,7 @@ class Result:
     def frontier(self, records: pd.DataFrame) -> list[str]:
         """The methods that no other one beats in both speed and closeness, of those whose speed is known."""
         points = records.drop(index="unmerged")[["speed-up", "PSNR"]].astype(float).dropna()
-        return [name for name, point in points.iterrows() if not (points > point).all(axis=1).any()]
+        return list(points.index[quality.is_best(points["PSNR"].to_numpy(), points["speed-up"].to_numpy())])
 
     def beside_paper(self, records: pd.DataFrame) -> pd.DataFrame:
         """The paper's Table IV beside the same methods here, to be read; ``records`` of `records`."""

@@ -19,7 +19,6 @@ from typing import Annotated
 
 import pandas as pd
 
-from catome.models.registry import find_models
 from catome.policy.schedule import LENGTH, Schedule, parse_schedule
 from catome.runtime.config import PAPER, MergeConfig
 from catome.runtime.install import install, uninstall
@@ -28,6 +27,7 @@ from catome.study import methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison, compare
 from catome.study.methods import Method, PlaceInCall, fullest_row
+from catome.study.run.denoiser import denoiser
 from catome.study.run.generate import generate_batch
 from catome.study.run.parameters import Cosines, Flag, Setting, checked_by, parameters
 from catome.study.studies.jobs import Job, of_images
@@ -132,7 +132,7 @@ def variant(threshold: float, params: Parameters, details: Details) -> Method:
 
     @contextmanager
     def applied(pipe) -> Iterator:
-        model, place = find_models(pipe)[0], PlaceInCall()
+        model, place = denoiser(pipe), PlaceInCall()
         last: dict[int, MergePlan] = {}
 
         def choose(matches: Matches, config: MergeConfig) -> MergePlan:

@@ -81,7 +81,7 @@ class Parameters(Setting):
 
     def calls_with(self, steps: int) -> int:
         """Calls of the model in a generation: PLMS takes one more than its steps."""
-        return replace(self, steps=steps).calls if steps == self.steps else steps
+        return self.calls if steps == self.steps else steps
 
     def paper_checkpoints(self, steps: int) -> int:
         """How often CA-ToMe finds pairs in a generation; every call where its schedule names none, or decides while it runs."""

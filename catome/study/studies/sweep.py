@@ -50,7 +50,7 @@ class Parameters(Setting):
     @property
     def controlled(self) -> allocation.Parameters:
         """What is asked of the study of who decides."""
-        return allocation.beside(self, self.control_images, self.controls)
+        return allocation.beside(self, self.control_images, self.controls, self.recompute)
 
 
 def sweep_of(params: Parameters) -> dict[float, Method]:

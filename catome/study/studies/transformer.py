@@ -156,16 +156,14 @@ class Result:
                 columns[name, part] = [f"{value:.0%}" if np.isfinite(value) else "nothing varies" for value in parts[part]]
         return pd.DataFrame(columns, index=[f"t = {t:g}" for t in self.merged_at])
 
-    def distance(self, model: str, lag: int) -> float:
-        """The mean Jaccard distance between the pairs of steps so far apart, at the fixed share."""
-        matrix = self.models[model].drift.staleness(amount_name(ratio=self.params.ratio))
-        return float(np.diagonal(matrix, lag).mean())
+    @property
+    def amount(self) -> str:
+        """The name of the fixed share."""
+        return amount_name(ratio=self.params.ratio)
 
-    def ages(self, lags=(1, 2, 5, 10, 25)) -> pd.DataFrame:
-        """`distance` for each model and several lags, to be read."""
-        lags = [lag for lag in lags if lag < self.params.calls]
-        rows = {name: [f"{self.distance(name, lag):.2f}" for lag in lags] for name in self.models}
-        return pd.DataFrame(rows, index=[f"{lag} step{'s' * (lag > 1)} apart" for lag in lags]).T
+    def ages(self) -> pd.DataFrame:
+        """The mean Jaccard distance of steps so far apart, on each model, to be read."""
+        return pd.DataFrame({name: of.drift.ages(self.amount) for name, of in self.models.items()}).T
 
     def lags(self) -> dict[str, np.ndarray]:
         """The mean distance of steps k apart, ``[images, T - 1]``, by model."""
@@ -211,8 +209,8 @@ class Result:
             "ratio": f"{self.params.ratio:g}",
             "drifts": self.drifts(),
             "layers": str(len(self.models[TRANSFORMER].seen.blocks)),
-            "next_transformer": f"{self.distance(TRANSFORMER, 1):.2f}",
-            "next_unet": f"{self.distance(UNET, 1):.2f}",
+            "next_transformer": f"{self.models[TRANSFORMER].drift.by_lag(self.amount)[1]:.2f}",
+            "next_unet": f"{self.models[UNET].drift.by_lag(self.amount)[1]:.2f}",
             "agreement": "none to speak of with so few settings" if np.isnan(agreement) else f"{agreement:.2f}",
             "best_in_time": curve.best(own, "best in time"),
             "best_in_work": curve.best(own, "best in work"),
