@@ -12,7 +12,7 @@ NOTEBOOKS := $(notdir $(wildcard notebooks/*.ipynb))
 BUILD ?= _build
 SOURCE := $(BUILD)/source
 EXECUTED := $(addprefix $(SOURCE)/notebooks/,$(NOTEBOOKS))
-CODE := $(wildcard catome/*.py catome/*/*.py catome/*/*/*.py) $(wildcard data/tiny-sd/*/*)
+CODE := $(wildcard catome/*.py catome/*/*.py catome/*/*/*.py) $(wildcard data/tiny-sd/*/*) $(wildcard data/tiny-pixart/*)
 GPU_STAMP := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(STAMP))
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
@@ -45,6 +45,7 @@ book: $(STAMP) $(EXECUTED) ## run the notebooks on the embedded model and render
 	cp -R book/_static $(SOURCE)/
 	cp $(BUILD)/output/cover.svg $(BUILD)/output/animation.html $(SOURCE)/book/
 	cp data/tiny-sd/README.md $(SOURCE)/book/model_card.md
+	cp data/tiny-pixart/README.md $(SOURCE)/book/transformer_card.md
 	rm -rf $(BUILD)/html/_modules
 	$(BIN)/jupyter-book build $(SOURCE) --path-output $(dir $(BUILD)) --warningiserror --keep-going --quiet
 	$(BIN)/python book/slides.py $(SOURCE)/notebooks $(BUILD)/html/slides

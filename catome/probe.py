@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 
 from catome import checks
 from catome.models._torch import in_eager
@@ -24,7 +25,7 @@ from catome.tensors.plan import MergePlan, make_plan
 
 @dataclass
 class Observation:
-    """One transformer block in one U-Net call.
+    """One transformer block in one call of the model.
 
     Attributes:
         step: the place within its generation, from 0.
@@ -141,7 +142,8 @@ def probe(
     """Watch a pipeline, patched or not, for the length of a ``with`` block.
 
     Args:
-        pipe: any diffusers pipeline with a U-Net that has transformer blocks, or such a U-Net.
+        pipe: any diffusers pipeline whose model is made of ``BasicTransformerBlock``, as U-Nets with transformer blocks and
+            PixArt are, or such a model.
         stride, dst, seed, max_downsample: as in `catome.apply_patch`.
         steps: observe these steps only; None observes all.
         keep_tokens: also keep every observed block's input (``B * N * C`` numbers each).
@@ -234,9 +236,17 @@ def _watched(pipe, max_downsample: int) -> tuple[torch.nn.Module, list[SelfAtten
     """The first model of ``pipe`` that has transformer blocks whose input can be watched, and their self-attentions."""
     models = find_models(pipe)
     for model in models:
-        attentions = family_of(model).attentions(model, max_downsample)
+        attentions = [_in_its_block(model, attention) for attention in family_of(model).attentions(model, max_downsample)]
         watched = [attention for attention in attentions if attention.block is not None]
         if watched:
             return model, watched
     name = type(models[0]).__name__
-    raise TypeError(f"pipe={name} has no transformer block of a U-Net, whose input the probe watches")
+    raise TypeError(f"pipe={name} has no transformer block (BasicTransformerBlock of diffusers), whose input the probe watches")
+
+
+def _in_its_block(model: torch.nn.Module, attention: SelfAttention) -> SelfAttention:
+    """The attention with the block that it stands in, also of a transformer, where the block's input is merged by no method."""
+    if attention.block is not None:
+        return attention
+    block = model.get_submodule(attention.name.rpartition(".")[0])
+    return replace(attention, block=block) if isinstance(block, BasicTransformerBlock) else attention

@@ -428,6 +428,62 @@ MUTATIONS = (
         "return True",
         "study/test_work.py -k since_one_looked",
     ),
+    Mutation(
+        "rows are found whatever the prompts were",
+        "study/run/store.py",
+        '"prompt": "\\n".join(setting.prompts[:images])',
+        '"prompt": ""',
+        "study/test_frontier.py -k other_prompts",
+    ),
+    Mutation(
+        "a batch that must be whole is halved",
+        "study/measure/comparison.py",
+        "if method.batch is not None:",
+        "if False:",
+        "study/test_long_runs.py -k must_be_whole",
+    ),
+    Mutation(
+        "a process of another user counts as dead",
+        "study/run/claims.py",
+        "with suppress(PermissionError):",
+        "with suppress(KeyError):",
+        "study/test_work.py -k somebody_elses",
+    ),
+    Mutation(
+        "a run counts twice after a kill",
+        "study/run/store.py",
+        "if part is not None and not self._holds(part[0]):",
+        "if part is not None:",
+        "study/test_results.py -k counts_no_run_twice",
+    ),
+    Mutation(
+        "real images by the order of their folders, whatever these are called",
+        "study/measure/real_images.py",
+        "if set(names) <= set(folders):",
+        "if False:",
+        "study/test_quality.py -k classes_of_their_names",
+    ),
+    Mutation(
+        "the finer transformer begins with a sum",
+        "tiny/transformer.py",
+        "rows.view(4, 4, *rows.shape[1:]).mean(0)",
+        "rows.view(4, 4, *rows.shape[1:]).sum(0)",
+        "models/test_tiny_transformer.py -k mean_of_a_patch",
+    ),
+    Mutation(
+        "positions of pixels are counted as those of patches",
+        "tiny/transformer.py",
+        "interpolation_scale=2 // patch_size",
+        "interpolation_scale=1",
+        "models/test_tiny_transformer.py -k positions",
+    ),
+    Mutation(
+        "nobody is told of the steps",
+        "tiny/transformer.py",
+        "callback(self, next(done), timestep, {})",
+        "next(done)",
+        "models/test_tiny_transformer.py -k steps_are_told",
+    ),
 )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 WITHOUT_FRONT_MATTER = {
     "book/model_card": "Model card of the embedded Stable Diffusion: its parts, its recipe, its measured quality and its limits.",
+    "book/transformer_card": "Model card of the embedded transformer: its layers, its recipe, its measured quality and its limits.",
     "search": "Search the book and its reference.",
     "genindex": "Index of every name in the reference.",
     "py-modindex": "Index of the modules in the reference.",

@@ -19,6 +19,7 @@ import yaml
 from catome.study.measure.real_images import check_reference
 from catome.study.run.claims import place
 from catome.study.run.generate import load
+from catome.study.run.store import Damaged
 from catome.study.studies import STUDIES, find, jobs
 
 INTERRUPTED = 130
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
-    except (OSError, ValueError) as error:  # a ValueError: what is kept, or a picture, is damaged
+    except (OSError, Damaged) as error:
         print(f"python -m catome.study: error: {error}", file=sys.stderr)
         return 1
     if rank == 0 and study.NOTEBOOK is None:

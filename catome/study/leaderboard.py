@@ -35,7 +35,7 @@ from catome.study.measure.scores import counted, without_merging
 from catome.study.methods import Method
 from catome.study.run.generate import load
 from catome.study.run.parameters import Setting
-from catome.study.run.store import Stopwatch, Store, computed_on, fingerprint, provenance, shared_keys
+from catome.study.run.store import Stopwatch, Store, computed_on, fingerprint, prompts_of, provenance, shared_keys
 from catome.study.studies.frontier import SCORES
 
 BASELINE = "baseline.py"
@@ -336,7 +336,7 @@ def judge(pipe, setting: Setting, entries: Entries, limit: float = LIMIT) -> Lea
     """Generate by all entries, count the scores that each leaves, and keep both in ``setting.output``.
 
     The scores are those of the whole generation of all images, as a share of what the unmerged pipeline computes for them: a
-    step that is left out leaves all its scores out.
+    step that is left out computes none of its scores.
 
     Args:
         pipe: an unpatched pipeline with a U-Net; after an entry that left something on it, its parts are fresh copies.
@@ -351,7 +351,7 @@ def judge(pipe, setting: Setting, entries: Entries, limit: float = LIMIT) -> Lea
     guard, counts, failed = Guard(pipe), {}, {}
     ways = {entry.method.label: _guarded(entry.method, guard, counts) for entry in entries.read}
     store = Store(SCORES, setting.output, None)
-    keys = shared_keys(pipe, setting) | {"images": setting.images}
+    keys = shared_keys(pipe, setting) | prompts_of(setting, setting.images)
     held = store.find(**keys, method=list(ways))
     scores = dict(zip(held["method"], held["scores_left"].astype(float), strict=True))
     todo = [way for label, way in ways.items() if label not in scores]

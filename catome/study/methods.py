@@ -235,7 +235,7 @@ def hooked(pipe, before: Callable, after: Callable | None = None) -> Iterator:
     size, downsample_by, entered = {}, topmost_downsample(model), set()
 
     def note(module, args, kwargs) -> None:
-        sample = args[0] if args else kwargs["sample"]
+        sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
         size["grid"] = tuple(math.ceil(edge / downsample_by) for edge in sample.shape[-2:])
 
     def enter(depth, module, args, kwargs):

@@ -33,7 +33,7 @@ def write_card(folder: Path, figures: dict, training: dict) -> None:
     )
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
     reached = "It is reached." if figures["named_correctly"] >= AIM else "It is not reached."
-    (folder / "README.md").write_text(f"""# Model card
+    (folder / "README.md").write_text(f"""# Model card of the transformer
 
 A `diffusers.PixArtTransformer2DModel` of {LAYERS} layers and {HEADS} heads of {HEAD_CHANNELS} channels. It reads {SIZE}x{SIZE} latents
 as {SIZE * SIZE} tokens of one latent pixel each; every layer attends over all of them. Text encoder, VAE, tokenizer and scheduler
@@ -43,7 +43,7 @@ are those of `data/tiny-sd`. Safetensors, float16, {size:.1f} MB. Load it with `
 with "{prompt("{class}")}".
 
 **Recipe.** `{training["command"]}`, on {training["device"]}, torch {training["torch"]}, {training["precision"]}.
-The coarse stage reads patches of 2x2 latent pixels; the fine one goes on from there with single pixels.
+The coarse stage reads patches of 2x2 latent pixels; the fine one goes on from there with single pixels. {training["note"]}
 
 | stage | steps | samples seen | minutes |
 |---|---|---|---|

@@ -303,9 +303,12 @@ def save_model(folder: Path, vae, scale: float, denoiser, tokenizer, nets: dict,
     (folder / "training.json").write_text(json.dumps(training or {}, indent=1) + "\n")
 
 
-def _without_note(argv: list[str]) -> list[str]:
-    at = argv.index("--note") if "--note" in argv else len(argv)
-    return argv[:at] + argv[at + 2 :]
+def without(argv: list[str], *options: str) -> list[str]:
+    """The arguments of a command without some options and their values."""
+    for option in options:
+        at = argv.index(option) if option in argv else len(argv)
+        argv = argv[:at] + argv[at + 2 :]
+    return argv
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -349,7 +352,7 @@ def main(argv: list[str] | None = None) -> None:
     runs = {"vae": (vae_run, args.vae_batch), "unet": (unet_run, args.unet_batch)}
     runs |= {"scene_net": (net_run, NET_BATCH), "judge": (judge_run, NET_BATCH)}
     training = {
-        "command": "python -m catome.tiny.train " + " ".join(_without_note(sys.argv[1:] if argv is None else argv)),
+        "command": "python -m catome.tiny.train " + " ".join(without(sys.argv[1:] if argv is None else argv, "--note")),
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else f"{os.cpu_count()} CPU cores",
         "torch": torch.__version__,
         "precision": args.precision,

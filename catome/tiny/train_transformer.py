@@ -9,6 +9,7 @@ command goes on where it was, and an interrupted run equals an uninterrupted one
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ import torch
 
 from catome.tiny import model as parts
 from catome.tiny.scenes import CLASSES, prompt
-from catome.tiny.train import Trainer, encode_set, noise_loss, render_set
+from catome.tiny.train import Trainer, encode_set, noise_loss, render_set, without
 from catome.tiny.transformer import build_transformer, refine
 
 STAGES = ("coarse", "fine")
@@ -35,6 +36,14 @@ def encode_prompts(pipe) -> tuple[torch.Tensor, torch.Tensor]:
     words = pipe.tokenizer(texts, padding="max_length", max_length=parts.MAX_TOKENS, truncation=True, return_tensors="pt")
     words = words.to(pipe.device)
     return pipe.text_encoder(words.input_ids, attention_mask=words.attention_mask)[0], words.attention_mask
+
+
+def digest_of(network: torch.nn.Module) -> str:
+    """A short name of a network's weights."""
+    digest = hashlib.sha256()
+    for _, weight in sorted(network.state_dict().items()):
+        digest.update(weight.float().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:8]
 
 
 def train_stage(name: str, args, network, latents: torch.Tensor, told: tuple[torch.Tensor, torch.Tensor]):
@@ -73,13 +82,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--per-class", type=int, default=2000, help="rendered training images of each class")
-    parser.add_argument("--coarse-steps", type=int, default=4800)
+    parser.add_argument("--coarse-steps", type=int, default=2600)
     parser.add_argument("--coarse-batch", type=int, default=16)
-    parser.add_argument("--fine-steps", type=int, default=1600)
+    parser.add_argument("--fine-steps", type=int, default=1700)
     parser.add_argument("--fine-batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=8e-4)
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--colour", type=float, default=0.5, help="weight of the loss on wide errors at high noise")
+    parser.add_argument("--note", default="", help="a sentence for the model card about how the training went")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     for name in ("per_class", "coarse_steps", "coarse_batch", "fine_steps", "fine_batch"):
@@ -95,7 +105,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_flush_denormal(True)  # on CPUs they are slow, and no gradient needs them
     pipe = parts.load_pipeline(args.model, device=str(args.device))
     images = render_set(args.work / f"renders-{args.per_class}.npy", args.per_class)
-    latents = encode_set(args, pipe.vae, images, args.work / f"latents-{args.per_class}.safetensors")
+    kept = args.work / f"latents-{args.per_class}-{digest_of(pipe.vae)}.safetensors"
+    latents = encode_set(args, pipe.vae, images, kept)
     latents = latents.to(args.device).float() * pipe.vae.config.scaling_factor
     told = encode_prompts(pipe)
 
@@ -103,11 +114,13 @@ def main(argv: list[str] | None = None) -> None:
     coarse, first = train_stage("coarse", args, build_transformer(2).to(args.device), latents, told)
     fine, second = train_stage("fine", args, refine(coarse).to(args.device), latents, told)
     training = {
-        "command": "python -m catome.tiny.train_transformer " + " ".join(sys.argv[1:] if argv is None else argv),
+        "command": "python -m catome.tiny.train_transformer "
+        + " ".join(without(sys.argv[1:] if argv is None else argv, "--note", "--work", "--out")),
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else f"{os.cpu_count()} CPU cores",
         "torch": torch.__version__,
         "precision": args.precision,
         "images": len(images),
+        "note": args.note,
         "stages": {
             name: {"steps": run.step, "samples": run.step * batch, "seconds": round(run.seconds)}
             for name, run, batch in (("coarse", first, args.coarse_batch), ("fine", second, args.fine_batch))

@@ -7,6 +7,10 @@ of one latent pixel each. All of its blocks attend over all of these tokens.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from itertools import count
 from pathlib import Path
 from textwrap import shorten
 
@@ -59,7 +63,6 @@ def refine(coarse: PixArtTransformer2DModel) -> PixArtTransformer2DModel:
     for name in ("proj_out.weight", "proj_out.bias"):
         rows = weights[name]
         weights[name] = rows.view(4, 4, *rows.shape[1:]).mean(0)
-    weights["pos_embed.pos_embed"] = fine.pos_embed.pos_embed  # of sines, not learnt
     fine.load_state_dict(weights)
     return fine
 
@@ -96,12 +99,31 @@ class PixArtPipeline(PixArtSigmaPipeline):
         """
         if guidance_rescale:
             raise ValueError(f"guidance_rescale={guidance_rescale!r} must be 0: a PixArt pipeline has none")
-        if callback_on_step_end is not None:
-            options["callback"] = lambda step, timestep, latents: callback_on_step_end(self, step, timestep, {})
         # by default diffusers takes the nearest of its own image sizes, and text as long as T5 can read
         length = min(self.tokenizer.model_max_length, _LONGEST_TEXT)
         options = {"clean_caption": False, "use_resolution_binning": False, "max_sequence_length": length} | options
-        return super().__call__(prompt, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **options)
+        with self._told_of_steps(callback_on_step_end):
+            return super().__call__(prompt, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **options)
+
+    @contextmanager
+    def _told_of_steps(self, callback: Callable | None) -> Iterator[None]:
+        """Call back after each step of the scheduler: the callback of diffusers' own pipeline leaves out the first of PLMS."""
+        given, step, done = self.scheduler.__dict__.get("step"), self.scheduler.step, count()
+
+        @wraps(step)  # the pipeline looks at its parameters
+        def told(output, timestep, *args, **kwargs):
+            found = step(output, timestep, *args, **kwargs)
+            callback(self, next(done), timestep, {})
+            return found
+
+        if callback is not None:
+            self.scheduler.step = told
+        try:
+            yield
+        finally:
+            self.scheduler.__dict__.pop("step", None)
+            if given is not None:  # somebody else had put one there
+                self.scheduler.step = given
 
 
 def find_transformer(path: str | os.PathLike | None = None) -> Path:

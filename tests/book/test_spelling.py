@@ -24,7 +24,7 @@ from spellchecker import SpellChecker
 from helpers.paths import ROOT
 
 OWN = ROOT / "tests/book/words.txt"
-PAGES = sorted([*ROOT.glob("book/**/*.md"), *ROOT.glob("*.md"), ROOT / "data/tiny-sd/README.md"])
+PAGES = sorted([*ROOT.glob("book/**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("data/tiny-*/README.md")])
 NOTEBOOKS = sorted(ROOT.glob("notebooks/**/*.ipynb"))
 MODULES = sorted(ROOT.glob("catome/**/*.py"))
 PREFIXES = ("anti", "multi", "non", "pre", "re", "semi", "sub", "un")

@@ -15,7 +15,7 @@ from catome.study.measure.comparison import Comparison
 from catome.study.measure.quality import is_best
 from catome.study.measure.turns import faster, turns, turns_on
 from catome.study.plots.frontier_figures import frontier
-from catome.study.run.store import CHECKOUT, RECORDED, Store
+from catome.study.run.store import CHECKOUT, RECORDED, Store, fingerprint
 from catome.study.studies import curves, headline
 from catome.study.studies import jobs as counting
 from helpers.settings import setting
@@ -210,13 +210,13 @@ def ways():
     return [methods.unmerged(), methods.todo(2), methods.ca_tome(0.9, None)]
 
 
-def test_the_readme_says_how_fast_merging_is():
+def test_the_readme_says_how_fast_merging_is(pipe):
     """By the recorded turns over one image of each class."""
     said = re.search(
         r"are ([\d.]+) times as fast \(([\d.]+) to ([\d.]+)\) with the first row, and ([\d.]+) times \(([\d.]+) to ([\d.]+)\)",
         README,
     )
-    rows = Store(timing.TURNS, RECORDED, None).find(steps=50)
+    rows = Store(timing.TURNS, RECORDED, None).find(steps=50, model=fingerprint(pipe))
     table = faster(rows)
     found = []
     for config in (RECOMMENDED, FAST):
@@ -255,7 +255,9 @@ def test_turns_of_two_devices_are_not_mixed(loaded, tmp_path, ways, monkeypatch)
     asked = setting(tmp_path, images=2, steps=1, batch_size=1)
     for device, images in (("first", 2), ("second", 1)):
         monkeypatch.setattr(timing, "device_name", lambda given, device=device: device)
-        turns(loaded, replace(asked, images=images), ways, recorded=None)
+        turns(loaded, replace(asked, images=images), ways, recorded=None, recompute=device == "second")
+    kept = Store(timing.TURNS, tmp_path, None).find()
+    assert kept.groupby("device")["image"].nunique().to_dict() == {"first": 2, "second": 1}
     monkeypatch.setattr(timing, "device_name", lambda given: "third")
     rows = turns(loaded, asked, ways, recorded=None)
     assert set(rows["device"]) == {"first"}

@@ -22,7 +22,7 @@ from catome.study.measure import drift
 from catome.study.measure.comparison import QUALITY
 from catome.study.measure.drift import DRIFT, STALENESS
 from catome.study.run.generate import by_halves, generate_batch
-from catome.study.run.store import Store
+from catome.study.run.store import Damaged, Store
 from catome.study.studies import STUDIES
 from helpers.paths import ROOT
 from helpers.settings import setting
@@ -170,6 +170,30 @@ def test_accelerate_launches_it(tmp_path):
     done = subprocess.run([*launch, *given], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode != 0
     assert "images=0 must be at least 1" in done.stderr
+
+
+def test_what_times_itself_needs_the_machine_alone(monkeypatch, capsys):
+    monkeypatch.setattr(command, "place", lambda: (0, 2))
+    assert command.main(["compose"]) == 2
+    assert "2 processes: compose times while it searches" in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_said_in_one_line_and_a_fault_of_the_code_is_not(tmp_path, monkeypatch, capsys):
+    given = ["frontier", "--images", "1", "--steps", "1", "--output", str(tmp_path)]
+    study = STUDIES["frontier"]
+
+    def fails(error):
+        def run(params, pipe):
+            raise error
+
+        return run
+
+    monkeypatch.setattr(study, "run", fails(Damaged("scores.parquet is not a whole Parquet file")))
+    assert command.main(given) == 1
+    assert capsys.readouterr().err.endswith("error: scores.parquet is not a whole Parquet file\n")
+    monkeypatch.setattr(study, "run", fails(ValueError("operands could not be broadcast together")))
+    with pytest.raises(ValueError, match="broadcast"):
+        command.main(given)
 
 
 def test_a_batch_that_does_not_fit_is_halved(loaded, tmp_path, monkeypatch):

@@ -584,7 +584,7 @@ def test_folders_are_the_classes_of_their_names(tmp_path):
             Image.fromarray(np.full((128, 128, 3), 100 * i + 10 * k, np.uint8)).save(tmp_path / "real" / group / f"{k}.png")
     files = image_files(tmp_path / "real")
     turned = setting(tmp_path, classes=["lighthouse", "desert"])
-    assert [[file.parent.name for file in some] for some in files_by_class(turned, files)] == [
+    assert [[file.parent.name for file in some] for some in files_by_class(turned, tmp_path / "real", files)] == [
         ["lighthouse"] * 2,
         ["desert"] * 2,
     ]
@@ -598,7 +598,7 @@ def test_folders_that_are_no_classes_are_refused_before_any_work(tmp_path):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "real" / group / "0.png")
     files = image_files(tmp_path / "real")
     with pytest.raises(ValueError, match="has 3 folders, whose names are not those of the 2 classes"):
-        files_by_class(setting(tmp_path, classes=["desert", "lighthouse"]), files)
+        files_by_class(setting(tmp_path, classes=["desert", "lighthouse"]), tmp_path / "real", files)
     asked = replace(weights.Parameters(classes=["desert", "lighthouse"]), reference=str(tmp_path / "real"))
     with pytest.raises(ValueError, match="has 3 folders"):
         check_reference(asked)
@@ -609,8 +609,8 @@ def test_the_folders_of_wordnet_are_imagenets_classes(tmp_path):
     known = imagenet_classes()
     files = [tmp_path / f"n{position:08}" / "0.jpg" for position in range(len(known))]
     some = setting(tmp_path, model="/some/model", classes=[known[7], known[2]])
-    assert files_by_class(some, files) == [[files[7]], [files[2]]]
-    assert files_by_class(some, [tmp_path / "flat" / f"{i}.jpg" for i in range(3)]) == []
+    assert files_by_class(some, tmp_path, files) == [[files[7]], [files[2]]]
+    assert files_by_class(some, tmp_path, [tmp_path / f"{i}.jpg" for i in range(3)]) == []
 
 
 def test_the_psnr_of_bytes_that_wrap():

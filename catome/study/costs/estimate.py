@@ -206,15 +206,17 @@ def recorded_against_reckoned(recorded: Path = RECORDED) -> dict[str, float]:
 
     Returns:
         ``images``, ``methods``, ``reckoned_hours`` of the machine (the median seconds of a method's generation times its
-        images; a method that was never timed counts as the median one), and ``process_hours`` that the runs noted.
+        images; a method that was never timed counts as the median one of as many steps), and ``process_hours`` that the runs
+        noted.
     """
     rows, timed = Store(QUALITY, recorded, None), Store(COST, recorded, None).find()
     alike = ["model", "steps", "method"]
     made = rows.find().groupby(alike).size()
     seconds = timed.groupby(alike)["seconds"].median().reindex(made.index)
+    like = seconds.groupby(["model", "steps"]).transform("median")
     return {
         "images": int(made.sum()),
         "methods": made.index.get_level_values("method").nunique(),
-        "reckoned_hours": float((made * seconds.fillna(seconds.median())).sum()) / 3600,
+        "reckoned_hours": float((made * seconds.fillna(like).fillna(seconds.median())).sum()) / 3600,
         "process_hours": sum(run["wall_seconds"] for run in rows.runs.values()) / 3600,
     }

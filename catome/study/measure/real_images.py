@@ -19,7 +19,7 @@ from catome import tiny
 from catome.checks import check_integer
 from catome.study.measure.quality import Extractor, extractor
 from catome.study.run.parameters import Setting, imagenet_classes
-from catome.study.run.store import image_size
+from catome.study.run.store import Damaged, image_size
 from catome.tiny.evaluate import HELD_OUT
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -59,7 +59,7 @@ def read_image(file: Path, height: int, width: int) -> np.ndarray:
         with Image.open(file) as image:
             image = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} is not a whole image: {error}; reference must be a folder of whole ones") from None
+        raise Damaged(f"{file} is not a whole image: {error}; reference must be a folder of whole ones") from None
     return _resized(image, height, width)
 
 
@@ -125,7 +125,7 @@ def real_images(
         for file in todo:
             digest.update(f"{file.relative_to(folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
         name = f"{len(todo)} images {digest.hexdigest()[:12]}"
-        by_class = files_by_class(setting, todo)
+        by_class = files_by_class(setting, Path(folder), todo)
 
         def read(item: Path) -> np.ndarray:
             return read_image(item, *size)
@@ -138,8 +138,8 @@ def real_images(
     return Reference(name, _features(setting, net, f"{net.name} {size} {name}", todo, read), like)
 
 
-def files_by_class(setting: Setting, files: Sequence[Path]) -> list[list[Path]]:
-    """The real images of each class of a setting; empty for a flat folder, which knows no classes.
+def files_by_class(setting: Setting, folder: Path, files: Sequence[Path]) -> list[list[Path]]:
+    """The real images of each class of a setting; empty where some lie in the folder itself, which knows no classes.
 
     A folder is the class of its name. Where the names do not fit, as with those of WordNet, the folders are the setting's
     classes in their order, or those of ImageNet, whichever are as many.
@@ -149,7 +149,7 @@ def files_by_class(setting: Setting, files: Sequence[Path]) -> list[list[Path]]:
     """
     folders = {folder.name: list(group) for folder, group in itertools.groupby(files, key=lambda file: file.parent)}
     names = setting.classes_in_turn
-    if len(folders) == 1:
+    if any(file.parent == folder for file in files):
         return []
     if set(names) <= set(folders):
         return [folders[name] for name in names]
@@ -160,7 +160,7 @@ def files_by_class(setting: Setting, files: Sequence[Path]) -> list[list[Path]]:
     if len(in_order) == len(known) and set(names) <= set(known):
         return [in_order[known.index(name)] for name in names]
     raise ValueError(
-        f"reference={str(files[0].parent.parent)!r} has {len(folders)} folders, whose names are not those of the "
+        f"reference={str(folder)!r} has {len(folders)} folders, whose names are not those of the "
         f"{len(names)} classes: give a folder for each class, named like it, or all images in one folder"
     )
 
@@ -173,7 +173,7 @@ def check_reference(setting: Setting) -> None:
     """
     folder = getattr(setting, "reference", None)
     if folder is not None:
-        files_by_class(setting, image_files(Path(folder)))
+        files_by_class(setting, Path(folder), image_files(Path(folder)))
     elif hasattr(setting, "reference") and not setting.embedded:
         raise ValueError(_NEEDS_A_FOLDER)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from catome.probe import Record, probe
+from catome.study.run.claims import Claims, deal
 from catome.study.run.generate import batches, by_halves, generate_batch
 from catome.study.run.parameters import Setting
 from catome.study.run.store import (
@@ -102,18 +105,30 @@ def similarity_study(
     """
     shared = shared_keys(pipe, setting)
     store = Store(SIMILARITY, Path(folder or setting.output), recorded)
-    run, watch = provenance(setting, shared["model"]), Stopwatch()
+    run, watch, again = provenance(setting, shared["model"]), Stopwatch(), set()
 
     def watched(images: range) -> tuple[Record, range]:
         with probe(pipe) as record:
             generate_batch(pipe, setting, images, bar.update)
         return record, images
 
-    parts = [part for part in batches(setting) if recompute or not _is_held(store, shared, setting, part)]
-    with tqdm(total=len(parts) * setting.calls, desc="similarities", unit="step", leave=False, disable=not parts) as bar:
-        for part in parts:
+    def need(part: range) -> bool:
+        return part not in again if recompute else not _is_held(store, shared, setting, part)
+
+    def name(part: range) -> str:
+        about = json.dumps([shared, recompute and run["id"]], sort_keys=True)
+        return f"similarities of images {part[0]} to {part[-1]} of {about}"
+
+    parts = [part for part in batches(setting) if need(part)]
+    pieces = deal(parts, need, name, Claims(store.file.parent), store.refresh)
+    with (
+        tqdm(total=len(parts) * setting.calls, desc="similarities", unit="step", leave=False, disable=not parts) as bar,
+        closing(pieces),
+    ):
+        for part, _ in pieces:
             for record, images in by_halves(watched, part):
                 store.add(_rows(record, setting, shared, images), run, watch.lap())
+            again.add(part)
     store.finish()
     rows = of_these_images(store.find(**shared, image=range(setting.images)), setting)
     rows = rows.sort_values(["place", "image"])

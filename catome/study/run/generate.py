@@ -37,8 +37,8 @@ def load(setting: Setting):
     from diffusers import PNDMScheduler
 
     given = (
-        f"model={setting.model!r} must be {', '.join(map(repr, EMBEDDED))}, a folder with a whole Stable Diffusion or PixArt "
-        "in safetensors or a name on the Hub"
+        f"model={setting.model!r} must be {', '.join(map(repr, EMBEDDED))}, a folder with a whole Stable Diffusion or "
+        "PixArt-Sigma in safetensors or a name on the Hub"
     )
     if _is_pixart(setting.model):
         pipe = read_pipeline(setting.model, given, PixArtPipeline, "transformer", dtype=DTYPES[setting.dtype])
@@ -56,7 +56,8 @@ def _is_pixart(model: str) -> bool:
         config = DiffusionPipeline.load_config(model)
     except (OSError, ValueError):
         return False  # what it is instead is said where it is read
-    return config.get("_class_name") in (PixArtSigmaPipeline.__name__, PixArtPipeline.__name__)
+    named = config.get("_class_name") if isinstance(config, dict) else None
+    return named in (PixArtSigmaPipeline.__name__, PixArtPipeline.__name__)
 
 
 def batches(setting: Setting) -> list[range]:

@@ -60,6 +60,10 @@ SHARED_KEYS = {
 """Keys of a row about one generated image. ``image`` is its number in the study, which with ``seed`` gives its noise."""
 
 
+class Damaged(ValueError):
+    """A file that is read is not whole, or belongs to something else."""
+
+
 @dataclass(frozen=True)
 class Table:
     """The schema of one kind of results.
@@ -208,7 +212,10 @@ class Store:
                     self._take(self._read(self.file, own=True))
                 for name in names:
                     if name not in self._seen:
-                        self._take(self._read(self.parts / name, own=True, checksum=name.split(".")[0].rpartition("-")[2]))
+                        part = self._read(self.parts / name, own=True, checksum=name.split(".")[0].rpartition("-")[2])
+                        # it may be in the file already: whoever put it there was killed before it could remove the part
+                        if part is not None and not self._holds(part[0]):
+                            self._take(part)
                         self._seen.add(name)
                 return
             except FileNotFoundError:  # a part went into the file just now
@@ -218,8 +225,6 @@ class Store:
         if found is None:
             return
         rows, runs = found
-        if self._holds(rows):  # whoever put this part into the file was killed before it could remove the part
-            return
         self._own = pa.concat_tables([self._own, rows])
         for name, run in runs.items():
             entry = self._runs.setdefault(name, run | {"rows": 0, "wall_seconds": 0.0})
@@ -251,7 +256,7 @@ class Store:
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             if not own:
-                raise ValueError(f"{file} is not a whole Parquet file ({reason}); get it from the repository again") from None
+                raise Damaged(f"{file} is not a whole Parquet file ({reason}); get it from the repository again") from None
             aside = file.with_name(f"{file.name}.{_checksum(data)[:8]}.damaged")
             file.replace(aside)
             warnings.warn(
@@ -262,7 +267,7 @@ class Store:
         runs = _runs_of(file, found)
         if not found.schema.equals(self.table.schema):
             if (found.column_names[: len(self.table.keys)] != list(self.table.keys)) or "version" not in found.column_names:
-                raise ValueError(f"{file} holds other columns than {self.table.schema.names}: it belongs to another study")
+                raise Damaged(f"{file} holds other columns than {self.table.schema.names}: it belongs to another study")
             return None  # an earlier version's columns: never used again
         _check_keys(f"{file}: rows", found, self.table)
         return found.replace_schema_metadata(None), runs
@@ -282,7 +287,7 @@ class Store:
 
         Raises:
             KeyError: for a name that is no key.
-            TypeError: for what is neither one value nor a list of values.
+            TypeError: for what is neither one value nor a list of values, or of another type than the key.
         """
         wanted = {"version": self.table.version, **keys}
         for name, value in wanted.items():
@@ -303,7 +308,10 @@ class Store:
         keep = pc.scalar(True)
         for name, value in wanted.items():
             values = list(value) if isinstance(value, _MANY) else [value]
-            keep = keep & pc.field(name).isin(pa.array(values, self.table.keys[name]))
+            try:
+                keep = keep & pc.field(name).isin(pa.array(values, self.table.keys[name]))
+            except (pa.ArrowException, OverflowError):
+                raise TypeError(f"{name}={shown(value)} must be of type {self.table.keys[name]}") from None
         return keep
 
     def add(self, rows: Sequence[Mapping], run: dict, seconds: float) -> None:
@@ -406,7 +414,7 @@ def _check_place(path: Path, right: Callable[[int], bool], kind: str) -> None:
     """What is at ``path`` must be of a kind, if there is anything; one look, for other processes may take it away."""
     with suppress(FileNotFoundError):
         if not right(path.stat().st_mode):
-            raise ValueError(f"{path} must be a {kind}, or not be there, and is something else: move it away")
+            raise Damaged(f"{path} must be a {kind}, or not be there, and is something else: move it away")
 
 
 def _check_keys(name: str, rows: pa.Table, table: Table) -> None:
@@ -438,7 +446,7 @@ def _runs_of(file: Path, rows: pa.Table) -> dict[str, dict]:
     except (ValueError, AttributeError, TypeError):
         good = False
     if not good:
-        raise ValueError(f"{file} does not say how its rows were computed: its metadata 'runs' must be a JSON object of runs")
+        raise Damaged(f"{file} does not say how its rows were computed: its metadata 'runs' must be a JSON object of runs")
     return runs
 
 

@@ -173,7 +173,7 @@ class Result:
     made: Comparison
 
     def table(self, t: float) -> pd.DataFrame:
-        """A row for each freedom: ``PSNR`` with its interval, the share of images below 30 dB, and the scores left."""
+        """A row for each freedom: ``PSNR`` with its interval, the share of images below `quality.POOR_DB`, the scores left."""
         summary = self.made.summary()
         rows = {}
         for freedom, name in {**FREEDOMS, "image": BY_IMAGE}.items():
@@ -222,7 +222,7 @@ class Result:
             {
                 "PSNR (dB)": quality.with_interval(found, "PSNR", 1).to_list(),
                 "minus the threshold (dB)": differences,
-                "below 30 dB": found["poor"].map("{:.0%}".format).to_list(),
+                f"below {quality.POOR_DB} dB": found["poor"].map("{:.0%}".format).to_list(),
                 "scores left": found["scores left"].map("{:.3f}".format).to_list(),
             },
             index=found.index,

@@ -236,7 +236,7 @@ def judged(
 def report(table: pd.DataFrame, floors: Sequence[float] = FLOORS) -> str:
     """Rows of `COMPOSED` in lines, and for each floor the fastest method above it."""
     width = table["method"].str.len().max()
-    lines = [f"{'':{width}}  speed-up             PSNR (95 % interval)      below 30 dB"]
+    lines = [f"{'':{width}}  speed-up             PSNR (95 % interval)      below {quality.POOR_DB} dB"]
     for _, row in table.iterrows():
         speed = f"{row['speedup']:.2f} [{row['least']:.2f}, {row['most']:.2f}]"
         near = f"{row['psnr']:.1f} dB [{row['low']:.1f}, {row['high']:.1f}]"
@@ -252,7 +252,7 @@ def report(table: pd.DataFrame, floors: Sequence[float] = FLOORS) -> str:
 
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations; which combinations are tried and judged is known only when the single settings have run."""
-    singles = [method.label for some in kinds().values() for method in some]
+    singles = [method.label for some in kinds(params.steps).values() for method in some]
     yield from of_images(1, params.searched, singles)
     yield from of_images(2, params.searched, [f"combination {i}" for i in range(1, MOST_TRIED * len(FLOORS) + 1)])
     yield from of_images(3, params, [f"of the frontier, {i}" for i in range(1, 3 * len(FLOORS) + 1)])

@@ -1,4 +1,4 @@
-"""Images against scores: the library's configurations beside ToMe and ToDo at equal numbers of attention scores.
+"""Images against scores: the library's configurations beside settings of ToMe and ToDo that compute at least as many scores.
 
 ``python -m catome.study frontier`` prints the table of the README. Its images have seeds of their own, which no choice of the
 configurations was made by. What was generated is kept, and read again the next time.

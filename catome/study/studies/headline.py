@@ -176,7 +176,7 @@ class Result:
         return table
 
     def frontier(self, records: pd.DataFrame) -> list[str]:
-        """The methods that no other one beats in both speed and closeness, of those whose speed is known."""
+        """The methods of known speed that no other one beats: none is at least as fast and as close, and better in one."""
         points = records.drop(index="unmerged")[["speed-up", "PSNR"]].astype(float).dropna()
         return list(points.index[quality.is_best(points["PSNR"].to_numpy(), points["speed-up"].to_numpy())])
 
@@ -269,7 +269,7 @@ class Result:
     def papers_place(self, records: pd.DataFrame) -> str:
         """Whether the paper's own setting is on the frontier, as the end of a sentence."""
         there = f"CA-ToMe, t = {self.params.threshold:g}" in self.frontier(records)
-        return "is among them" if there else "is not among them: another method is both faster and closer"
+        return "is among them" if there else "is not among them: another method is at least as fast and as close"
 
     def told_by_fid(self, records: pd.DataFrame) -> str:
         """Which methods the interval of their FID's change tells from unmerged, as a sentence."""

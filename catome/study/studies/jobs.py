@@ -17,7 +17,7 @@ class Job:
 
     Attributes:
         phase: one begins when the one before has ended.
-        what: "images", or "drift" where every block is watched.
+        what: "images", or "drift" and "similarity" where every block is watched.
         method: the label of the method; "unmerged" also for the images that others are compared with.
         setting: which images.
         piece: images that one process takes at a time.

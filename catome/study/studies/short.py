@@ -230,6 +230,7 @@ class Result:
             words[f"cache_paper_{place}"] = quality.spoken(self.gain(steps, PAPER_CACHED, PAPER_AFRESH))
             words[f"paper_{place}"] = quality.spoken(self.gain(steps, CACHED, PAPER_CACHED))
             words[f"fewer_{place}"] = quality.spoken(self.gain(steps, CACHED, FEWER))
+            words[f"todo_{place}"] = quality.spoken(self.gain(steps, CACHED, f"ToDo, factor {self.params.factor}"))
             words[f"checkpoints_{place}"] = str(checkpoints_of(self.params, steps))
             words[f"checkpoints_paper_{place}"] = str(papers[steps])
         return words

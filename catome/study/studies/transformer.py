@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from catome.checks import near
 from catome.study.measure import quality
 from catome.study.measure.drift import Drift, amount_name, drift_study, lag_curves
 from catome.study.measure.similarity import Similarities, shares_above, similarity_study, variance_of_share
 from catome.study.run.generate import load
-from catome.study.run.parameters import Cosines, Count, Flag, Setting, Share, Text, parameters
+from catome.study.run.parameters import Cosines, Count, Flag, Setting, Share, Text, checked_by, names_or_none, parameters
 from catome.study.studies import curves
 from catome.study.studies.jobs import Job, of_drift
 
@@ -34,6 +36,20 @@ KINDS = (
 )
 """The methods of `catome.study.studies.curves.kinds` that a transformer can have: those that need no U-Net."""
 
+
+def _known_kinds(name: str, value) -> list[str] | None:
+    asked = names_or_none(name, value)
+    unknown = [kind for kind in asked or () if kind not in KINDS]
+    if unknown:
+        raise ValueError(
+            f"{name}={value!r}: {unknown[0]!r} is no kind that a transformer can have{near(unknown[0], KINDS)}; "
+            f"there are {', '.join(KINDS)}"
+        )
+    return asked
+
+
+Kinds = Annotated[list[str] | None, checked_by(_known_kinds)]
+"""Names of `KINDS`; None for all."""
 
 TRANSFORMER, UNET = BOTH = ("transformer", "U-Net")
 
@@ -57,7 +73,7 @@ class Parameters(Setting):
     thresholds: Cosines = (0.7, 0.8, 0.9, 0.95)
     ratio: Share = 0.5
     curve_images: Count = 12
-    curve_kinds: curves.Kinds = None
+    curve_kinds: Kinds = None
     recompute: Flag = False
 
     @property
@@ -74,6 +90,7 @@ class Parameters(Setting):
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations of both models; those of the U-Net are in other chapters, too."""
     for setting in (params, params.of_unet):
+        yield Job(1, "similarity", "unmerged, watched", setting, setting.batch_size, setting.calls)
         yield of_drift(1, setting)
         yield from curves.jobs(params.knobs(setting))
 
@@ -132,7 +149,10 @@ class Result:
     models: dict[str, OfModel]
 
     def shares(self) -> pd.DataFrame:
-        """The share of all tokens that a threshold merges, by model: the mean, and the least and the largest of a layer."""
+        """The share of all tokens that are as similar as a threshold to their best partner, by model: the mean, and the least
+        and the largest of a layer.
+
+        Similarity is that of what enters a layer. A U-Net merges by it with `catome.PAPER`; a transformer, by its keys."""
         columns = {}
         for name, of in self.models.items():
             by_layer = shares_above(of.seen, self.params.thresholds).groupby(["threshold", "block"])["share"].mean().unstack()
