@@ -69,7 +69,8 @@ def test_glued_words_are_written_as_they_were_given(book):
 
 
 def plain(words: str) -> str:
-    return " ".join(words.split())
+    """Without what typesetting makes of spaces and quotation marks."""
+    return " ".join(words.split()).translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'})
 
 
 def test_every_image_has_a_text(book):

@@ -456,7 +456,7 @@ def test_where_the_papers_own_setting_stands():
     found = peers()
     assert found.papers_place(measured(found)) == "is among them"
     beaten = measured(found, speed_up={GENTLE: 2.0}, PSNR={GENTLE: 40.0})
-    assert found.papers_place(beaten) == "is not among them: another method is both faster and closer"
+    assert found.papers_place(beaten) == "is not among them: another method is at least as fast and as close"
     assert found.words(beaten)["frontier"] == GENTLE
 
 
