@@ -173,14 +173,13 @@ def find_model(path: str | os.PathLike | None = None) -> Path:
     return folder
 
 
-def read_pipeline(model: str, given: str, kind=None, part_that_denoises: str = "unet", **options):
+def read_pipeline(model: str, given: str, kind=None, **options):
     """``kind.from_pretrained(model)`` of safetensors alone: nothing is unpickled.
 
     Args:
         model: a folder, or a name on the Hub.
         given: how the error begins.
         kind: a class of pipelines; None for `diffusers.StableDiffusionPipeline`.
-        part_that_denoises: its name in the pipeline.
         options: of ``from_pretrained``.
 
     Raises:
@@ -197,8 +196,8 @@ def read_pipeline(model: str, given: str, kind=None, part_that_denoises: str = "
         why = shorten(str(error), 300)
     else:
         # neither is an error for diffusers: weights that no file has stay without data, a lost tokenizer is made anew
-        for part in (part_that_denoises, "vae", "text_encoder"):
-            if any(weight.is_meta for weight in getattr(pipe, part).parameters()):
+        for part, module in pipe.components.items():
+            if isinstance(module, nn.Module) and any(weight.is_meta for weight in module.parameters()):
                 why = f"weights of its {part} are missing"
         if len(pipe.tokenizer) <= len(pipe.tokenizer.all_special_tokens):
             why = "the vocabulary of its tokenizer is missing"

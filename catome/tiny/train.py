@@ -311,13 +311,64 @@ def without(argv: list[str], *options: str) -> list[str]:
     return argv
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m catome.tiny.train", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("data/tiny-sd"), help="folder to write the model to")
-    parser.add_argument("--work", type=Path, default=Path("runs/tiny"), help="folder for renders and resumable state")
+def training_parser(module: str, about: str, name: str) -> argparse.ArgumentParser:
+    """What every training is told: where its files are, on which device it runs, and from how many renders it learns.
+
+    Args:
+        module: that is run.
+        about: its docstring.
+        name: of the folders, in ``data`` and in ``runs``.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("data") / name, help="folder to write the model to")
+    parser.add_argument("--work", type=Path, default=Path("runs") / name, help="folder for renders and resumable state")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--per-class", type=int, default=2000, help="rendered training images of each class")
+    parser.add_argument("--note", default="", help="a sentence for the model card about how the training went")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def check_positive(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the command with status 2 if a number of images, steps or images a step is below 1."""
+    for name, value in vars(args).items():
+        if name.endswith(("per_class", "_steps", "_batch")) and value < 1:
+            parser.error(f"--{name.replace('_', '-')}={value}: must be at least 1")
+
+
+def training_record(
+    module: str, argv: list[str] | None, args: argparse.Namespace, images: int, stages: dict[str, tuple[Trainer, int]]
+) -> dict:
+    """What ``training.json`` says of a training.
+
+    Args:
+        module: that was run.
+        argv: its arguments; None for those of the process.
+        args: the same, parsed.
+        images: rendered.
+        stages: the trainer of each stage, and its images a step.
+    """
+    given = " ".join(without(sys.argv[1:] if argv is None else argv, "--note", "--work", "--out"))
+    return {
+        "command": f"python -m {module} {given}".strip(),
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else f"{os.cpu_count()} CPU cores",
+        "torch": torch.__version__,
+        "precision": args.precision,
+        "images": images,
+        "note": args.note,
+        "stages": {
+            name: {"steps": run.step, "samples": run.step * batch, "seconds": round(run.seconds)}
+            for name, (run, batch) in stages.items()
+        },
+    }
+
+
+MODULE = "catome.tiny.train"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = training_parser(MODULE, __doc__, "tiny-sd")
     parser.add_argument("--vae-steps", type=int, default=5500)
     parser.add_argument("--vae-batch", type=int, default=16)
     parser.add_argument("--unet-steps", type=int, default=10400)
@@ -325,14 +376,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--unet-rate", type=float, default=8e-4)
     parser.add_argument("--unet-ema", type=float, default=0.998)
     parser.add_argument("--unet-colour", type=float, default=0.5, help="weight of the loss on wide errors at high noise")
-    parser.add_argument("--note", default="", help="a sentence for the model card about how the training went")
     parser.add_argument("--net-steps", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stage", choices=("vae", "all"), default="all", help="stop after this stage")
     args = parser.parse_args(argv)
-    for name in ("per_class", "vae_steps", "vae_batch", "unet_steps", "unet_batch", "net_steps"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}={getattr(args, name)}: must be at least 1")
+    check_positive(parser, args)
     if args.per_class % 2:
         parser.error(f"--per-class={args.per_class}: must be even")
     args.device = torch.device(args.device)
@@ -351,18 +398,7 @@ def main(argv: list[str] | None = None) -> None:
     judge, judge_run = train_scene_net(args, vae, images, args.seed + 1, "judge")
     runs = {"vae": (vae_run, args.vae_batch), "unet": (unet_run, args.unet_batch)}
     runs |= {"scene_net": (net_run, NET_BATCH), "judge": (judge_run, NET_BATCH)}
-    training = {
-        "command": "python -m catome.tiny.train " + " ".join(without(sys.argv[1:] if argv is None else argv, "--note")),
-        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else f"{os.cpu_count()} CPU cores",
-        "torch": torch.__version__,
-        "precision": args.precision,
-        "images": len(images),
-        "note": args.note,
-        "stages": {
-            name: {"steps": run.step, "samples": run.step * batch, "seconds": round(run.seconds)}
-            for name, (run, batch) in runs.items()
-        },
-    }
+    training = training_record(MODULE, argv, args, len(images), runs)
     save_model(args.out, vae, scale, denoiser, tokenizer, {"scene_net": scene_net, "judge": judge}, training)
     print(f"wrote {args.out}; now: python -m catome.tiny.evaluate --model {args.out}")
 

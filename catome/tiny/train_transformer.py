@@ -11,18 +11,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import sys
 from pathlib import Path
 
 import torch
 
 from catome.tiny import model as parts
 from catome.tiny.scenes import CLASSES, prompt
-from catome.tiny.train import Trainer, encode_set, noise_loss, render_set, without
+from catome.tiny.train import Trainer, check_positive, encode_set, noise_loss, render_set, training_parser, training_record
 from catome.tiny.transformer import build_transformer, refine
 
-STAGES = ("coarse", "fine")
+MODULE = "catome.tiny.train_transformer"
 
 
 @torch.no_grad()
@@ -75,13 +73,8 @@ def save_transformer(folder: Path, transformer, training: dict) -> None:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's arguments; it ends with status 2 for a wrong one."""
-    parser = argparse.ArgumentParser(prog="python -m catome.tiny.train_transformer", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("data/tiny-pixart"), help="folder to write the transformer to")
-    parser.add_argument("--work", type=Path, default=Path("runs/tiny-pixart"), help="folder for renders and resumable state")
+    parser = training_parser(MODULE, __doc__, "tiny-pixart")
     parser.add_argument("--model", type=Path, default=None, help="whose VAE and text encoder (default: the embedded model's)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--per-class", type=int, default=2000, help="rendered training images of each class")
     parser.add_argument("--coarse-steps", type=int, default=2600)
     parser.add_argument("--coarse-batch", type=int, default=16)
     parser.add_argument("--fine-steps", type=int, default=1700)
@@ -89,12 +82,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=8e-4)
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--colour", type=float, default=0.5, help="weight of the loss on wide errors at high noise")
-    parser.add_argument("--note", default="", help="a sentence for the model card about how the training went")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    for name in ("per_class", "coarse_steps", "coarse_batch", "fine_steps", "fine_batch"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}={getattr(args, name)}: must be at least 1")
+    check_positive(parser, args)
     args.device = torch.device(args.device)
     return args
 
@@ -113,21 +102,9 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     coarse, first = train_stage("coarse", args, build_transformer(2).to(args.device), latents, told)
     fine, second = train_stage("fine", args, refine(coarse).to(args.device), latents, told)
-    training = {
-        "command": "python -m catome.tiny.train_transformer "
-        + " ".join(without(sys.argv[1:] if argv is None else argv, "--note", "--work", "--out")),
-        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else f"{os.cpu_count()} CPU cores",
-        "torch": torch.__version__,
-        "precision": args.precision,
-        "images": len(images),
-        "note": args.note,
-        "stages": {
-            name: {"steps": run.step, "samples": run.step * batch, "seconds": round(run.seconds)}
-            for name, run, batch in (("coarse", first, args.coarse_batch), ("fine", second, args.fine_batch))
-        },
-    }
-    save_transformer(args.out, fine, training)
-    print(f"wrote {args.out}")
+    stages = {"coarse": (first, args.coarse_batch), "fine": (second, args.fine_batch)}
+    save_transformer(args.out, fine, training_record(MODULE, argv, args, len(images), stages))
+    print(f"wrote {args.out}; now: python -m catome.tiny.evaluate_transformer --transformer {args.out}")
 
 
 if __name__ == "__main__":

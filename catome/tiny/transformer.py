@@ -162,13 +162,18 @@ def load_transformer(
     """
     rest = load_pipeline(dtype=dtype, device=device)
     folder = find_transformer(path)
+    why = ""
     try:
         transformer = PixArtTransformer2DModel.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
     except MemoryError:
         raise
     except Exception as error:  # of every kind: diffusers and safetensors have no common one
         why = shorten(str(error), 300)
-        raise OSError(f"path={str(folder)!r} must be the folder of the whole embedded transformer: {why}") from None
+    else:
+        if any(weight.is_meta for weight in transformer.parameters()):  # no error for diffusers
+            why = "weights are missing"
+    if why:
+        raise OSError(f"path={str(folder)!r} must be the folder of the whole embedded transformer: {why}")
     pipe = PixArtPipeline(rest.tokenizer, rest.text_encoder, rest.vae, transformer.eval(), rest.scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import catome
 from catome import study, tiny
@@ -100,6 +101,15 @@ def test_no_transformer_is_said_in_one_sentence(tmp_path, trained):
     (broken / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
     with pytest.raises(OSError, match="must be the folder of the whole embedded transformer"):
         tiny.load_transformer(broken)
+
+
+def test_missing_weights_are_said(tmp_path, trained):
+    (tmp_path / "config.json").write_text((trained / "config.json").read_text())
+    weights = load_file(trained / "diffusion_pytorch_model.safetensors")
+    weights.pop("proj_out.weight")
+    save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(OSError, match="must be the folder of the whole embedded transformer: weights are missing"):
+        tiny.load_transformer(tmp_path)
 
 
 @pytest.fixture(scope="module")

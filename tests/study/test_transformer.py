@@ -30,7 +30,7 @@ def test_kinds_are_those_of_the_frontier_that_need_no_unet():
 
 
 def test_a_kind_that_needs_a_unet_is_refused():
-    with pytest.raises(ValueError, match="'DeepCache' is no kind that a transformer can have"):
+    with pytest.raises(ValueError, match=r"curve_kinds=.*there is no 'DeepCache'"):
         Parameters(curve_kinds=["DeepCache"])
 
 

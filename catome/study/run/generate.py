@@ -41,7 +41,7 @@ def load(setting: Setting):
         "PixArt-Sigma in safetensors or a name on the Hub"
     )
     if _is_pixart(setting.model):
-        pipe = read_pipeline(setting.model, given, PixArtPipeline, "transformer", dtype=DTYPES[setting.dtype])
+        pipe = read_pipeline(setting.model, given, PixArtPipeline, dtype=DTYPES[setting.dtype])
     else:
         no_checker = {"safety_checker": None, "requires_safety_checker": False}
         pipe = read_pipeline(setting.model, given, dtype=DTYPES[setting.dtype], **no_checker)

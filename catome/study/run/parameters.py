@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +47,21 @@ def names_or_none(name: str, value) -> list[str] | None:
     if not isinstance(value, (list, tuple)) or not value or not all(isinstance(v, str) and v.strip() for v in value):
         raise ValueError(f"{name}={value!r} must be a list of names, or names with commas between them, none of them empty")
     return list(value)
+
+
+def names_among(known: Callable[[], Iterable[str]]) -> Callable:
+    """A check of `names_or_none` that also refuses a name that is not among ``known()``."""
+
+    def check(name: str, value) -> list[str] | None:
+        asked, there = names_or_none(name, value), list(known())
+        unknown = [one for one in asked or () if one not in there]
+        if unknown:
+            raise ValueError(
+                f"{name}={value!r}: there is no {unknown[0]!r}{near(unknown[0], there)}; there are {', '.join(there)}"
+            )
+        return asked
+
+    return check
 
 
 def _one_of(*allowed: str) -> Callable:

@@ -11,31 +11,20 @@ from typing import Annotated
 
 import pandas as pd
 
-from catome.checks import near
 from catome.runtime.config import FAST, RECOMMENDED
 from catome.study import from_papers, methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison, compare
 from catome.study.measure.turns import faster, turns
 from catome.study.methods import Method, together
-from catome.study.run.parameters import Count, Flag, Seed, Setting, checked_by, names_or_none, parameters
+from catome.study.run.parameters import Count, Flag, Seed, Setting, checked_by, names_among, parameters
 from catome.study.studies.compose import HELD_OUT
 from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = None
 
 
-def _known_kinds(name: str, value) -> list[str] | None:
-    asked = names_or_none(name, value)
-    unknown = [kind for kind in asked or () if kind not in kinds()]
-    if unknown:
-        raise ValueError(
-            f"{name}={value!r}: there is no kind {unknown[0]!r}{near(unknown[0], kinds())}; there are {', '.join(kinds())}"
-        )
-    return asked
-
-
-Kinds = Annotated[list[str] | None, checked_by(_known_kinds)]
+Kinds = Annotated[list[str] | None, checked_by(names_among(lambda: kinds()))]
 """Names of `kinds`; None for all."""
 
 

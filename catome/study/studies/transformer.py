@@ -13,12 +13,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from catome.checks import near
 from catome.study.measure import quality
 from catome.study.measure.drift import Drift, amount_name, drift_study, lag_curves
 from catome.study.measure.similarity import Similarities, shares_above, similarity_study, variance_of_share
 from catome.study.run.generate import load
-from catome.study.run.parameters import Cosines, Count, Flag, Setting, Share, Text, checked_by, names_or_none, parameters
+from catome.study.run.parameters import Cosines, Count, Flag, Setting, Share, Text, checked_by, names_among, parameters
 from catome.study.studies import curves
 from catome.study.studies.jobs import Job, of_drift
 
@@ -37,18 +36,7 @@ KINDS = (
 """The methods of `catome.study.studies.curves.kinds` that a transformer can have: those that need no U-Net."""
 
 
-def _known_kinds(name: str, value) -> list[str] | None:
-    asked = names_or_none(name, value)
-    unknown = [kind for kind in asked or () if kind not in KINDS]
-    if unknown:
-        raise ValueError(
-            f"{name}={value!r}: {unknown[0]!r} is no kind that a transformer can have{near(unknown[0], KINDS)}; "
-            f"there are {', '.join(KINDS)}"
-        )
-    return asked
-
-
-Kinds = Annotated[list[str] | None, checked_by(_known_kinds)]
+Kinds = Annotated[list[str] | None, checked_by(names_among(lambda: KINDS))]
 """Names of `KINDS`; None for all."""
 
 TRANSFORMER, UNET = BOTH = ("transformer", "U-Net")
