@@ -44,6 +44,12 @@ def test_both_models_make_the_same_images_by_the_same_methods(params):
     assert Parameters(**GIVEN, recompute=True).knobs(params).recompute is True
 
 
+def test_fewer_images_are_timed_than_are_judged():
+    many = Parameters(timed_images=3)
+    knobs = many.knobs(many.of_unet)
+    assert (knobs.images, knobs.timed.images) == (12, 3)
+
+
 def test_what_there_is_to_generate_is_counted_for_both(params):
     table = counting.table(transformer.jobs(params))
     methods = [method.label for some in params.knobs(params).kinds.values() for method in some.values()]

@@ -27,6 +27,9 @@ NOTEBOOK = None
 Kinds = Annotated[list[str] | None, checked_by(names_among(lambda: kinds()))]
 """Names of `kinds`; None for all."""
 
+TIMED_IMAGES = 12
+"""One of each class of the embedded model."""
+
 
 @parameters
 class Parameters(Setting):
@@ -41,7 +44,7 @@ class Parameters(Setting):
 
     seed: Seed = HELD_OUT
     only: Kinds = None
-    timed_images: Count = 12
+    timed_images: Count = TIMED_IMAGES
     recompute: Flag = False
 
     @property
@@ -55,10 +58,12 @@ class Parameters(Setting):
         return {name: some for name, some in kinds(self.steps).items() if self.only is None or name in self.only}
 
 
-def beside(setting: Setting, images: int, only: list[str] | None, recompute: bool) -> Parameters:
+def beside(
+    setting: Setting, images: int, only: list[str] | None, recompute: bool, timed_images: int = TIMED_IMAGES
+) -> Parameters:
     """The parameters for as many images, at most, as another study has, under the seed that is held out."""
     common = setting.common(images=min(images, setting.images), seed=HELD_OUT)
-    return Parameters(**asdict(common), only=only, recompute=recompute)
+    return Parameters(**asdict(common), only=only, timed_images=timed_images, recompute=recompute)
 
 
 SHARES = (0.25, 0.5, 0.75)

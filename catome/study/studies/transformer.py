@@ -53,6 +53,7 @@ class Parameters(Setting):
         ratio: the fixed share whose pairs are watched.
         curve_images: images for the comparison of methods, at most; they have a seed by which no setting was chosen.
         curve_kinds: methods to compare, by their names in `KINDS`; None for all of them.
+        timed_images: that the methods are timed on, on each model.
         recompute: compute again what was recorded or kept.
     """
 
@@ -62,6 +63,7 @@ class Parameters(Setting):
     ratio: Share = 0.5
     curve_images: Count = 12
     curve_kinds: Kinds = None
+    timed_images: Count = 4
     recompute: Flag = False
 
     @property
@@ -72,7 +74,7 @@ class Parameters(Setting):
     def knobs(self, of: Setting) -> curves.Parameters:
         """The parameters of the comparison of methods on one of the two models; ``of`` says on which."""
         asked = list(KINDS if self.curve_kinds is None else self.curve_kinds)
-        return curves.beside(of, self.curve_images, asked, self.recompute)
+        return curves.beside(of, self.curve_images, asked, self.recompute, self.timed_images)
 
 
 def jobs(params: Parameters) -> Iterator[Job]:
