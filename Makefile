@@ -75,6 +75,8 @@ record: $(STAMP) ## compute what is missing from data/results (hours; go on any 
 	done
 	$(BIN)/python -m catome.study curves --timed --images 120 --output data/results \
 	    $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH))
+	$(BIN)/python -m catome.study transformer --timed -f data/presets/tiny.yaml -f data/presets/record/10_a_transformer.yaml \
+	    --output data/results $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH))
 
 bench: $(STAMP) ## time catome against its peers on the CPU (under 10 minutes)
 	$(BIN)/python -m catome.bench --output $(BUILD)/output

@@ -130,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--timed: the study {own.study} times nothing")
         pipe = load(params)
         check_reference(params)
+        if hasattr(study, "check"):
+            study.check(params, pipe)
     except (ValueError, TypeError, OSError) as error:
         return fail(error)
     try:

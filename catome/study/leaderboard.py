@@ -35,7 +35,7 @@ from catome.study.measure.scores import counted, without_merging
 from catome.study.methods import Method
 from catome.study.run.generate import load
 from catome.study.run.parameters import Setting
-from catome.study.run.store import Stopwatch, Store, computed_on, fingerprint, prompts_of, provenance, shared_keys
+from catome.study.run.store import Damaged, Stopwatch, Store, computed_on, fingerprint, prompts_of, provenance, shared_keys
 from catome.study.studies.frontier import SCORES
 
 BASELINE = "baseline.py"
@@ -441,7 +441,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; what was not judged to the end is judged anew", file=sys.stderr)
         return INTERRUPTED
-    except OSError as error:
+    except (OSError, Damaged) as error:
         return fail(error, 1)
     print(found.report())
     print(f"Seed {setting.seed}. The same again: {_again(given.folder, given, setting)}")

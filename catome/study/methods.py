@@ -312,6 +312,11 @@ def deep_cache(interval: int = 3) -> Method:
     return Method(f"DeepCache(interval={interval})", "DeepCache", applied)
 
 
+def kept_steps(share: float, steps: int) -> int:
+    """So many of the steps are this share of them: at least one; a half is rounded up."""
+    return max(1, round(share * steps + 1e-9))
+
+
 def fewer_steps(steps: int) -> Method:
     """The pipeline as it is, with fewer denoising steps than it is asked for: the simplest way to be faster."""
 
@@ -326,6 +331,36 @@ def fewer_steps(steps: int) -> Method:
             del scheduler.set_timesteps
 
     return Method(f"fewer steps(steps={steps})", "fewer steps", applied)
+
+
+def noise(share: float) -> Method:
+    """A control that saves nothing: what the model gives gets noise of a share of its standard deviation, at every call.
+
+    The noise of a call is the same for every row of a batch but for its scale, so an image does not depend on its batch. The
+    timestep decides it, so it is the same in every generation.
+
+    Args:
+        share: 0.01 is noise of one hundredth of the standard deviation of the row.
+    """
+
+    @contextmanager
+    def applied(pipe) -> Iterator:
+        def disturb(module, args, given, output):
+            timestep = torch.as_tensor(given.get("timestep", args[1] if len(args) > 1 else 0)).flatten()[0]
+            is_tuple = isinstance(output, tuple)
+            sample = output[0] if is_tuple else output.sample
+            drawn = torch.randn(sample.shape[1:], generator=torch.Generator().manual_seed(int(timestep)))
+            scale = share * sample.float().std(dim=tuple(range(1, sample.ndim)), keepdim=True)
+            sample = sample + (scale * drawn.to(sample.device)).to(sample.dtype)
+            return (sample, *output[1:]) if is_tuple else type(output)(sample=sample)
+
+        handle = denoiser(pipe).register_forward_hook(disturb, with_kwargs=True)
+        try:
+            yield pipe
+        finally:
+            handle.remove()
+
+    return Method(f"noise(share={share:g})", "noise", applied)
 
 
 def forecast(interval: int = 3, order: int = 1, first: int = 4, growth: float = 1.0) -> Method:

@@ -233,21 +233,23 @@ That merging everything costs more than merging little was therefore asked of th
 """)
 
 
-def evaluation(module: str, about: str, option: str, argv: list[str] | None) -> argparse.Namespace:
-    """The arguments of a command that measures a model.
+def evaluation_parser(module: str, about: str) -> argparse.ArgumentParser:
+    """What every command that measures a model is told, without the model.
 
     Args:
         module: that is run.
         about: its docstring.
-        option: that names the model's folder.
-        argv: the arguments; None for those of the process.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about.split("\n\n")[0])
-    parser.add_argument(option, dest="folder", type=Path, default=None, help="the model's folder (default: the embedded one)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--per-class", type=int, default=20, help="samples of each class")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=parts.GUIDANCE_SCALE)
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The arguments of such a command, None for those of the process; it ends with status 2 for a wrong one."""
     args = parser.parse_args(argv)
     if args.per_class < 1 or args.steps < 1 or not math.isfinite(args.guidance):
         parser.error("--per-class and --steps must be at least 1, --guidance a finite number")
@@ -255,8 +257,10 @@ def evaluation(module: str, about: str, option: str, argv: list[str] | None) -> 
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = evaluation("catome.tiny.evaluate", __doc__, "--model", argv)
-    folder = parts.find_model(args.folder)
+    parser = evaluation_parser("catome.tiny.evaluate", __doc__)
+    parser.add_argument("--model", type=Path, default=None, help="the model's folder (default: the embedded one)")
+    args = parsed(parser, argv)
+    folder = parts.find_model(args.model)
     figures = evaluate(folder, args.device, args.per_class, args.steps, args.guidance)
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     write_card(folder, figures, json.loads((folder / "training.json").read_text()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from catome.tiny.evaluate import evaluation, figures_of
+from catome.tiny.evaluate import evaluation_parser, figures_of, parsed
 from catome.tiny.model import find_model
 from catome.tiny.scenes import CLASSES, prompt
 from catome.tiny.transformer import HEAD_CHANNELS, HEADS, LAYERS, SIZE, find_transformer, load_transformer
@@ -61,10 +61,15 @@ first to last (1 where attention is spread evenly over all N keys, near 0 where 
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = evaluation("catome.tiny.evaluate_transformer", __doc__, "--transformer", argv)
-    folder = find_transformer(args.folder)
-    pipe = load_transformer(folder, device=args.device)
-    judge = find_model() / "judge" / "model.safetensors"
+    parser = evaluation_parser("catome.tiny.evaluate_transformer", __doc__)
+    parser.add_argument("--transformer", type=Path, default=None, help="its folder (default: the embedded one)")
+    parser.add_argument(
+        "--model", type=Path, default=None, help="whose VAE, text encoder and judge (default: the embedded model's)"
+    )
+    args = parsed(parser, argv)
+    folder = find_transformer(args.transformer)
+    pipe = load_transformer(folder, device=args.device, model=args.model)
+    judge = find_model(args.model) / "judge" / "model.safetensors"
     figures = figures_of(pipe, judge, args.per_class, args.steps, args.guidance)
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     write_card(folder, figures, json.loads((folder / "training.json").read_text()))

@@ -187,23 +187,34 @@ def read_pipeline(model: str, given: str, kind=None, **options):
     """
     from diffusers import StableDiffusionPipeline
 
-    why = ""
+    pipe = read_whole(kind or StableDiffusionPipeline, model, given, **options)
+    # no error for diffusers, which makes a lost tokenizer anew
+    if len(pipe.tokenizer) <= len(pipe.tokenizer.all_special_tokens):
+        raise OSError(f"{given}: the vocabulary of its tokenizer is missing")
+    return pipe
+
+
+def read_whole(kind: type, model: str | os.PathLike, given: str, **options):
+    """``kind.from_pretrained(model)`` of safetensors alone, with all of its weights.
+
+    Args:
+        kind: a class of pipelines or of models.
+        model, given, options: as in `read_pipeline`.
+
+    Raises:
+        OSError: as in `read_pipeline`.
+    """
     try:
-        pipe = (kind or StableDiffusionPipeline).from_pretrained(model, use_safetensors=True, **options)
+        found = kind.from_pretrained(model, use_safetensors=True, **options)
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # of every kind: diffusers, transformers, tokenizers and safetensors have no common one
-        why = shorten(str(error), 300)
-    else:
-        # neither is an error for diffusers: weights that no file has stay without data, a lost tokenizer is made anew
-        for part, module in pipe.components.items():
-            if isinstance(module, nn.Module) and any(weight.is_meta for weight in module.parameters()):
-                why = f"weights of its {part} are missing"
-        if len(pipe.tokenizer) <= len(pipe.tokenizer.all_special_tokens):
-            why = "the vocabulary of its tokenizer is missing"
-    if why:
-        raise OSError(f"{given}: {why}")
-    return pipe
+        raise OSError(f"{given}: {shorten(str(error), 300)}") from None
+    # no error for diffusers: weights that no file has stay without data
+    for part, module in getattr(found, "components", {"": found}).items():
+        if isinstance(module, nn.Module) and any(weight.is_meta for weight in module.parameters()):
+            raise OSError(f"{given}: weights{f' of its {part}' if part else ''} are missing")
+    return found
 
 
 def load_pipeline(path: str | os.PathLike | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -36,19 +37,21 @@ def encode_prompts(pipe) -> tuple[torch.Tensor, torch.Tensor]:
     return pipe.text_encoder(words.input_ids, attention_mask=words.attention_mask)[0], words.attention_mask
 
 
-def digest_of(network: torch.nn.Module) -> str:
-    """A short name of a network's weights."""
+def digest_of(tensors: Iterable[torch.Tensor]) -> str:
+    """A short name of the values of some tensors."""
     digest = hashlib.sha256()
-    for _, weight in sorted(network.state_dict().items()):
-        digest.update(weight.float().cpu().contiguous().view(torch.uint8).numpy().data)
+    for tensor in tensors:
+        digest.update(tensor.float().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:8]
 
 
 def train_stage(name: str, args, network, latents: torch.Tensor, told: tuple[torch.Tensor, torch.Tensor]):
     """Train ``network`` to predict the noise in ``latents``; returns the average of its weights, and the trainer."""
     steps, batch = getattr(args, f"{name}_steps"), getattr(args, f"{name}_batch")
-    trainer = Trainer(network, args.work / f"{name}.safetensors", steps, args, args.rate, ema=args.ema)
     embeddings, mask = told
+    # from other weights, latents or texts it would be another training, which goes on from no state of this one
+    begun = digest_of([*network.state_dict().values(), latents[:1], embeddings])
+    trainer = Trainer(network, args.work / f"{name}-{begun}.safetensors", steps, args, args.rate, ema=args.ema)
     unconditioned = {"resolution": None, "aspect_ratio": None}
 
     def predict(noisy, timesteps, label):
@@ -94,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_flush_denormal(True)  # on CPUs they are slow, and no gradient needs them
     pipe = parts.load_pipeline(args.model, device=str(args.device))
     images = render_set(args.work / f"renders-{args.per_class}.npy", args.per_class)
-    kept = args.work / f"latents-{args.per_class}-{digest_of(pipe.vae)}.safetensors"
+    kept = args.work / f"latents-{args.per_class}-{digest_of(pipe.vae.state_dict().values())}.safetensors"
     latents = encode_set(args, pipe.vae, images, kept)
     latents = latents.to(args.device).float() * pipe.vae.config.scaling_factor
     told = encode_prompts(pipe)
@@ -104,7 +107,8 @@ def main(argv: list[str] | None = None) -> None:
     fine, second = train_stage("fine", args, refine(coarse).to(args.device), latents, told)
     stages = {"coarse": (first, args.coarse_batch), "fine": (second, args.fine_batch)}
     save_transformer(args.out, fine, training_record(MODULE, argv, args, len(images), stages))
-    print(f"wrote {args.out}; now: python -m catome.tiny.evaluate_transformer --transformer {args.out}")
+    rest = "" if args.model is None else f" --model {args.model}"
+    print(f"wrote {args.out}; now: python -m catome.tiny.evaluate_transformer --transformer {args.out}{rest}")
 
 
 if __name__ == "__main__":

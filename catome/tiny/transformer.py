@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from functools import wraps
 from itertools import count
 from pathlib import Path
-from textwrap import shorten
 
 import torch
 from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel
 
-from catome.tiny.model import GUIDANCE_SCALE, TEXT, load_pipeline
+from catome.tiny.model import GUIDANCE_SCALE, TEXT, load_pipeline, read_whole
 
 PARTS = ("config.json", "diffusion_pytorch_model.safetensors")
 SIZE = 32
@@ -143,7 +142,10 @@ def find_transformer(path: str | os.PathLike | None = None) -> Path:
 
 
 def load_transformer(
-    path: str | os.PathLike | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    path: str | os.PathLike | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    model: str | os.PathLike | None = None,
 ) -> PixArtPipeline:
     """Load the embedded diffusion transformer with the other parts of the embedded model; no network is used.
 
@@ -151,6 +153,7 @@ def load_transformer(
         path: folder of the transformer; by default the one of this checkout (see `find_transformer`).
         dtype: computing precision; the files are float16.
         device: where to put it.
+        model: folder of the embedded model, which has the other parts; as ``path`` of `catome.tiny.load_pipeline`.
 
     Returns:
         A PixArt pipeline; ``pipe(prompt(name))`` gives a 128x128 image.
@@ -160,20 +163,10 @@ def load_transformer(
         OSError: if a file is damaged.
         TypeError: if ``dtype`` is no floating-point type.
     """
-    rest = load_pipeline(dtype=dtype, device=device)
+    rest = load_pipeline(model, dtype=dtype, device=device)
     folder = find_transformer(path)
-    why = ""
-    try:
-        transformer = PixArtTransformer2DModel.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # of every kind: diffusers and safetensors have no common one
-        why = shorten(str(error), 300)
-    else:
-        if any(weight.is_meta for weight in transformer.parameters()):  # no error for diffusers
-            why = "weights are missing"
-    if why:
-        raise OSError(f"path={str(folder)!r} must be the folder of the whole embedded transformer: {why}")
+    given = f"path={str(folder)!r} must be the folder of the whole embedded transformer"
+    transformer = read_whole(PixArtTransformer2DModel, folder, given, torch_dtype=dtype)
     pipe = PixArtPipeline(rest.tokenizer, rest.text_encoder, rest.vae, transformer.eval(), rest.scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

@@ -51,6 +51,12 @@ pytestmark = pytest.mark.book
             "-p images 2 -p batch_size 2 -p steps 4 -p threshold 0.8 -p sampler Euler -p every 2 -p repetitions 1 -p factor 3 "
             "-y step_counts:\\n-\\n3",
         ),
+        (
+            "10_a_transformer",
+            "-p model tiny-pixart -p images 2 -p batch_size 2 -p steps 3 -p ratio 0.3 -p curve_images 1 -p curve_kinds ToDo -p timed_images 1 "
+            "-y noises:\\n-\\n0.05 -y gentle:\\n-\\n0.95 "
+            "-y thresholds:\\n-\\n0.8",
+        ),
         ("cover", "-p classes desert -p threshold 0.8 -p schedule CONFIG_FIVE -p seed 3 -p faster 0.5"),
         ("study_cost", "-p preset tiny -p share 0.6 -y sizes:\\n-\\n640 -y gpus:\\n-\\n3 -y batches:\\n-\\n5"),
     ],

@@ -343,7 +343,7 @@ def test_the_way_to_table_iv_on_the_embedded_model(tmp_path):
         (real / f"n{position:08}").mkdir(parents=True)
         for i in range(6):
             Image.fromarray(tiny.render(name, 10**7 + i)).save(real / f"n{position:08}" / f"{i}.png")
-    text = TEXT["gpu"][TEXT["gpu"].index("## Run it") : TEXT["gpu"].index("## The whole book")]
+    text = TEXT["gpu"][TEXT["gpu"].index("## Run it") : TEXT["gpu"].index("## A transformer on your GPU")]
     lines = [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S) for line in commands(block)]
     assert [Path(line[0]).name for line in lines] == ["python", "papermill", "jupyter"]
     output = tmp_path / "sd15/_build/output"
@@ -391,6 +391,11 @@ def test_a_preset_of_ones_own_finds_its_real_images(tmp_path):
         assert values["reference"] == "runs/sd15/imagenet/val"
         assert values["images"] == 2000
         check_parameters(PARAMETERS[name], values)
+    files = [str(tmp_path / "data/presets/mine.yaml"), str(tmp_path / "data/presets/mine/10_a_transformer.yaml")]
+    values = command.parameters(files)
+    assert "PixArt-Sigma" in values["model"]
+    assert values["beside"] == "runs/sd15/model"
+    check_parameters(PARAMETERS["10_a_transformer"], values)
 
 
 # the page about adding things

@@ -29,6 +29,7 @@ _MAKERS = {
     "DeepCache": methods.deep_cache,
     "fewer steps": methods.fewer_steps,
     "forecast": methods.forecast,
+    "noise": methods.noise,
 }
 
 

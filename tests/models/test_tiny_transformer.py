@@ -1,6 +1,8 @@
 """The embedded diffusion transformer: its parts, its recipe, and that catome and the studies take it as it is."""
 
 import json
+import shutil
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import catome
 from catome import study, tiny
 from catome.study.run.denoiser import denoiser, topmost_blocks, topmost_downsample, transformer_blocks
 from catome.study.run.store import fingerprint
-from catome.tiny import train_transformer
+from catome.tiny import evaluate_transformer, train_transformer
 from catome.tiny.transformer import LAYERS, build_transformer, refine
 
 
@@ -81,6 +83,44 @@ def test_the_recipe_goes_on_where_it_was(tmp_path):
     once = weights("once", 2)
     again = weights("again", 1, 2)
     assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_a_training_from_other_beginnings_goes_on_from_no_state_of_this_one(tmp_path, monkeypatch):
+    """Whatever a stage begins with is in the name of its state: weights, latents, and texts."""
+    args = train_transformer.parse(["--coarse-steps", "1", "--coarse-batch", "1", "--device", "cpu", "--work", str(tmp_path)])
+    latents, told = torch.zeros(1, 4, 32, 32), (torch.zeros(13, 16, 64), torch.ones(13, 16))
+    states = []
+    monkeypatch.setattr(train_transformer, "Trainer", lambda network, state, *rest, **more: states.append(state) or Trained())
+
+    def begin(seed=0, latents=latents, told=told):
+        torch.manual_seed(seed)
+        train_transformer.train_stage("coarse", args, build_transformer(2), latents, told)
+        return states[-1]
+
+    first = begin()
+    assert begin() == first
+    assert len({first, begin(seed=1), begin(latents=latents + 1), begin(told=(told[0] + 1, told[1]))}) == 4
+
+
+class Trained:
+    """A trainer that has nothing left to do."""
+
+    step, best = 1, torch.nn.Identity()
+
+
+def test_a_transformer_is_judged_with_the_parts_it_was_trained_with(tmp_path, trained, monkeypatch):
+    other = tmp_path / "other"
+    shutil.copytree(tiny.find_model(), other)
+    seen = []
+    own = evaluate_transformer.load_transformer
+    monkeypatch.setattr(
+        evaluate_transformer, "load_transformer", lambda *args, **given: seen.append(given) or own(*args, **given)
+    )
+    monkeypatch.setattr(evaluate_transformer, "figures_of", lambda pipe, judge, *rest: seen.append(judge) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        evaluate_transformer.main(["--transformer", str(trained), "--model", str(other)])
+    assert seen[0]["model"] == other
+    assert seen[1] == other / "judge" / "model.safetensors"
 
 
 @pytest.mark.parametrize("argument", ["--per-class=0", "--coarse-steps=0", "--fine-batch=-1", "--precision=float64"])

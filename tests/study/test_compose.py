@@ -8,7 +8,7 @@ import pytest
 from catome.study import methods
 from catome.study.measure.comparison import QUALITY
 from catome.study.methods import Method
-from catome.study.run.store import RECORDED, Store
+from catome.study.run.store import RECORDED, Store, fingerprint
 from catome.study.studies import compose
 from catome.study.studies.compose import COMPOSED, Tried, chosen, frontier, judged, predicted, promising, report, search
 from helpers.paths import ROOT
@@ -88,7 +88,7 @@ def test_the_search_from_end_to_end(pipe, tmp_path, monkeypatch):
         "merged keys": [methods.merged_keys(0.7)],
         "forecast": [methods.forecast(2, 1, 2)],
     }
-    monkeypatch.setattr(compose, "kinds", lambda: few)
+    monkeypatch.setattr(compose, "kinds", lambda steps: few)
     monkeypatch.setattr(compose, "FLOORS", (5.0,))
     asked = setting(tmp_path, images=2, steps=5, batch_size=2)
     found = search(pipe, asked, recorded=None)
@@ -125,11 +125,11 @@ def test_the_library_page_says_what_was_recorded():
         assert said == found, label
 
 
-def test_what_was_judged_was_judged_on_images_that_nothing_was_chosen_by():
+def test_what_was_judged_was_judged_on_images_that_nothing_was_chosen_by(pipe):
     recorded = Store(COMPOSED, RECORDED, None).find()
     assert set(recorded["seed"]) == {compose.HELD_OUT}
     assert compose.HELD_OUT != compose.SEARCHED
-    rows = Store(QUALITY, RECORDED, None).find(seed=compose.HELD_OUT)
+    rows = Store(QUALITY, RECORDED, None).find(seed=compose.HELD_OUT, model=fingerprint(pipe))
     for row in recorded.itertuples():
         psnr = rows[rows["method"] == row.method].sort_values("image")["psnr"].to_numpy(float)
         assert len(psnr) == row.images

@@ -175,7 +175,7 @@ def test_accelerate_launches_it(tmp_path):
 def test_what_times_itself_needs_the_machine_alone(monkeypatch, capsys):
     monkeypatch.setattr(command, "place", lambda: (0, 2))
     assert command.main(["compose"]) == 2
-    assert "2 processes: compose times while it searches" in capsys.readouterr().err
+    assert "2 processes: the study compose times while it searches" in capsys.readouterr().err
 
 
 def test_a_damaged_file_is_said_in_one_line_and_a_fault_of_the_code_is_not(tmp_path, monkeypatch, capsys):

@@ -576,6 +576,30 @@ def test_a_folder_for_each_class_gives_images_of_the_class(tmp_path):
     assert [int(real.like(i).mean()) for i in range(6)] == [0, 100, 10, 110, 0, 100]
 
 
+def test_a_class_without_a_folder_is_named(tmp_path):
+    """Its neighbours in the alphabet are no stand-in where other folders have the names of classes."""
+    chosen = setting(tmp_path, classes=["desert", "lighthouse"], images=2)
+    files = [tmp_path / "real" / group / "0.png" for group in ("light house", "desert")]
+    with pytest.raises(ValueError, match="none for 'lighthouse'"):
+        files_by_class(chosen, tmp_path / "real", files)
+
+
+def test_real_images_that_are_dealt_out_in_another_way_are_others(tmp_path):
+    folder = tmp_path / "real"
+    for i, group in enumerate(["n01", "n02"]):
+        (folder / group).mkdir(parents=True)
+        Image.fromarray(np.full((128, 128, 3), 100 * i, np.uint8)).save(folder / group / f"{i}.png")
+    net = quality.extractor(embedded=True)
+
+    def name(*classes):
+        return real_images(setting(tmp_path, classes=list(classes), images=2), net, (128, 128), folder).name
+
+    assert name("desert", "lighthouse") == name("volcano", "desert")  # by their place in both
+    (folder / "n01").rename(folder / "desert")
+    (folder / "n02").rename(folder / "lighthouse")
+    assert name("desert", "lighthouse") != name("lighthouse", "desert")
+
+
 def test_folders_are_the_classes_of_their_names(tmp_path):
     """Also where the setting names them in another order, or only some of them."""
     for i, group in enumerate(["desert", "lighthouse", "volcano"]):

@@ -208,6 +208,37 @@ def test_a_kill_between_the_file_and_its_parts_counts_no_run_twice(tmp_path, run
     assert not late.parts.exists()
 
 
+def test_a_kill_between_the_file_and_its_parts_leaves_what_was_computed_again(tmp_path, run):
+    """A row was computed again by another run; both parts are still there, and the file holds the later one alone."""
+    store = Store(TABLE, tmp_path, None)
+    store.add(rows([0]), run, 5.0)
+    again = provenance(setting(tmp_path), "model")
+    store.add(rows([0], value=10.0), again, 3.0)
+    parts = {path: path.read_bytes() for path in store.parts.glob("*.parquet")}
+    assert len(parts) == 2
+    store.finish()
+    store.parts.mkdir(exist_ok=True)
+    for path, data in parts.items():
+        path.write_bytes(data)
+    late = Store(TABLE, tmp_path, None)
+    assert late.find()["value"].tolist() == [10.0]
+    late.finish()
+    found = Store(TABLE, tmp_path, None)
+    assert found.find()["value"].tolist() == [10.0]
+    assert {name: entry["wall_seconds"] for name, entry in found.runs.items()} == {again["id"]: 3.0}
+
+
+def test_rows_of_a_version_with_fewer_keys_are_computed_again(tmp_path, run):
+    """As `find` says nothing of rows of another version, so a file of them is no fault."""
+    keep(tmp_path, rows([0]), run)
+    wider = replace(TABLE, version=2, keys={**TABLE.keys, "prompt": pa.string()})
+    store = Store(wider, tmp_path, None)
+    assert len(store.find()) == 0
+    store.add([{"image": 0, "t": 0.5, "prompt": "a", "value": 2.0}], run, 1.0)
+    store.finish()
+    assert Store(wider, tmp_path, None).find()["value"].tolist() == [2.0]
+
+
 def test_what_another_machine_is_writing_is_left_alone(tmp_path, run):
     keep(tmp_path, rows([0]), run)
     theirs = tmp_path / ".numbers.parquet.0a1b2c3d.deadbeef.999999.partial"
@@ -463,15 +494,16 @@ def test_recorded_files_carry_their_provenance(file, pipe):
     table = pq.read_table(file)
     assert set(table["run"].to_pylist()) == set(runs)
     if "model" in table.column_names:
-        models = {fingerprint(pipe)}
-        assert models <= set(table["model"].to_pylist()) <= models | _short(pipe), "recorded with another model: record anew"
+        own = fingerprint(pipe)
+        known = {own, _short(pipe), fingerprint(tiny.load_transformer())}
+        assert {own} <= set(table["model"].to_pylist()) <= known, "recorded with another model: record anew"
     assert all(run["commit"] and run["date"] and run["device"] for run in runs.values())
 
 
-def _short(pipe) -> set[str]:
+def _short(pipe) -> str:
     """The same model with the sampler of short generations."""
     with short.sampled(pipe, short.Parameters(), 8):
-        return {fingerprint(pipe)}
+        return fingerprint(pipe)
 
 
 @pytest.mark.skipif(not (RECORDED / "drift.parquet").exists(), reason="nothing recorded yet")
@@ -479,7 +511,7 @@ def _short(pipe) -> set[str]:
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
 def test_recorded_drift_agrees_with_a_recomputed_sample(pipe, tmp_path, place):
     """Images of the record, generated again: the same pairs but for rounding."""
-    recorded = Store(DRIFT, tmp_path, RECORDED).find()
+    recorded = Store(DRIFT, tmp_path, RECORDED).find(model=fingerprint(pipe))
     recorded = recorded[recorded["steps"] <= 50]
     row = recorded.iloc[int(place * len(recorded))]
     image = int(row["image"])
@@ -507,10 +539,25 @@ def _row_of(family: str, rows) -> pd.Series:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recorded_quality_agrees_with_a_recomputed_image(pipe, tmp_path, family):
-    row = _row_of(family, Store(QUALITY, tmp_path, RECORDED).find())
+    row = _row_of(family, Store(QUALITY, tmp_path, RECORDED).find(model=fingerprint(pipe)))
+    image = _generated_again(pipe, row, tmp_path)
+    if not row["reference"]:  # it was not compared with real images
+        return
+    real = tiny.render(row["class"], HELD_OUT + int(row["image"]))
+    assert quality.psnr(image, real[None])[0] == pytest.approx(row["psnr_real"], abs=0.2), row["method"]
+
+
+def _generated_again(pipe, row: pd.Series, folder) -> np.ndarray:
+    """The image of a recorded row, alone in its batch; it must be as close to the unmerged one as was recorded."""
     at = int(row["image"])
     chosen = setting(
-        tmp_path, steps=int(row["steps"]), guidance=row["guidance"], images=at + 1, batch_size=1, seed=int(row["seed"])
+        folder,
+        model="tiny" if hasattr(pipe, "unet") else "tiny-pixart",
+        steps=int(row["steps"]),
+        guidance=row["guidance"],
+        images=at + 1,
+        batch_size=1,
+        seed=int(row["seed"]),
     )
     assert chosen.prompts[at] == row["prompt"]
     plain = quality.to_uint8(generate_batch(pipe, chosen, range(at, at + 1)))
@@ -519,10 +566,7 @@ def test_recorded_quality_agrees_with_a_recomputed_image(pipe, tmp_path, family)
     # alone instead of in a batch, and perhaps on another processor: rounding moves a few pairs across the threshold
     assert quality.psnr(image, plain)[0] == pytest.approx(row["psnr"], abs=NEAR), row["method"]
     assert quality.ssim(image, plain)[0] == pytest.approx(row["ssim"], abs=0.02), row["method"]
-    if not row["reference"]:  # it was not compared with real images
-        return
-    real = tiny.render(row["class"], HELD_OUT + at)
-    assert quality.psnr(image, real[None])[0] == pytest.approx(row["psnr_real"], abs=0.2), row["method"]
+    return image
 
 
 NEAR = 0.5
@@ -530,9 +574,17 @@ NEAR = 0.5
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["CA-ToMe", "merged keys", "forecast"])
+def test_recorded_quality_of_the_transformer_agrees_with_a_recomputed_image(tmp_path, family):
+    transformer = tiny.load_transformer()
+    rows = Store(QUALITY, tmp_path, RECORDED).find(model=fingerprint(transformer))
+    _generated_again(transformer, _row_of(family, rows), tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["CA-ToMe", "ToMe", "DeepCache", "ToDo", "unmerged"])
 def test_recorded_flops_are_counted_again(pipe, tmp_path, family):
-    recorded = Store(COST, tmp_path, RECORDED).find(kind="cpu", batch=1)
+    recorded = Store(COST, tmp_path, RECORDED).find(kind="cpu", batch=1, model=fingerprint(pipe))
     own = recorded[recorded["method"].str.split("(").str[0] == family]
     row = own.iloc[len(own) // 2]
     chosen = setting(tmp_path, steps=int(row["steps"]), guidance=row["guidance"], images=1, batch_size=1)

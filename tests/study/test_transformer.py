@@ -1,17 +1,26 @@
 """Similarity, drift and the frontier on a transformer beside a U-Net."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from catome import study
+from catome import study, tiny
+from catome.study import __main__ as command
+from catome.study import methods
 from catome.study.measure import quality
-from catome.study.measure.similarity import short_name
-from catome.study.studies import curves, transformer
+from catome.study.measure.similarity import shares_above, short_name, variance_of_share
+from catome.study.run.generate import generate_batch
+from catome.study.studies import STUDIES, curves, transformer
 from catome.study.studies import jobs as counting
 from catome.study.studies.transformer import BOTH, KINDS, TRANSFORMER, UNET, Parameters
+from helpers.paths import ROOT
 
-GIVEN = dict(images=2, batch_size=2, steps=3, curve_images=1, curve_kinds=["ToDo", "forecast"])
+GIVEN = dict(
+    images=2, batch_size=2, steps=3, curve_images=1, curve_kinds=["ToDo", "fewer steps"], noises=(0.01,), gentle=(0.9,)
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +33,16 @@ def found(params):
     return transformer.run(params, study.load(params), recorded=None)
 
 
-def test_kinds_are_those_of_the_frontier_that_need_no_unet():
-    assert set(KINDS) < set(curves.kinds())
-    assert not any("DeepCache" in kind or kind in ("tomesd", "SiTo", "ToFu") for kind in KINDS)
+def test_a_transformer_generates_by_each_kind(tmp_path):
+    assert len(KINDS) == 8
+    pipe = tiny.load_transformer()
+    asked = Parameters(images=1, batch_size=1, steps=10, output=str(tmp_path))
+    plain = generate_batch(pipe, asked, range(1))
+    for kind in KINDS:
+        method = list(curves.kinds(10)[kind].values())[-1]
+        with method.applied(pipe):
+            image = generate_batch(pipe, asked, range(1))
+        assert 5 < quality.psnr(quality.to_uint8(image), quality.to_uint8(plain))[0] < 60, kind
 
 
 def test_a_kind_that_needs_a_unet_is_refused():
@@ -34,12 +50,47 @@ def test_a_kind_that_needs_a_unet_is_refused():
         Parameters(curve_kinds=["DeepCache"])
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"model": "tiny"}, "model='tiny' must have a transformer: 'tiny-pixart'"),
+        ({"model": str(ROOT / "data/tiny-sd")}, "must have a transformer"),
+        ({"model": str(ROOT)}, "must have a transformer"),
+        ({"beside": "tiny-pixart"}, "beside='tiny-pixart' must have a U-Net: 'tiny'"),
+    ],
+)
+def test_a_model_of_the_other_kind_is_refused(given, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        Parameters(**given)
+
+
+def test_what_the_other_model_cannot_have_is_said_before_anything_is_loaded(tmp_path):
+    tiny.load_transformer().save_pretrained(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"classes=\['tabby cat'\]: the embedded model has no 'tabby cat'"):
+        Parameters.checked({"model": str(tmp_path / "own"), "classes": ["tabby cat"]})
+
+
+@pytest.mark.parametrize("name", ["headline", "short", "compose", "curves"])
+def test_studies_with_methods_for_unets_refuse_a_transformer(name, tmp_path, capsys):
+    given = [name, "--model", "tiny-pixart", "--images", "1", "--steps", "2", "--output", str(tmp_path)]
+    assert command.main(given) == 2
+    assert "model='tiny-pixart' must have a U-Net" in capsys.readouterr().err
+    module = STUDIES[name]
+    with pytest.raises(ValueError, match="must have a U-Net"):
+        module.run(module.Parameters(model="tiny-pixart", images=1, output=str(tmp_path)), tiny.load_transformer())
+
+
+def test_a_transformers_guidance_is_not_rescaled():
+    with pytest.raises(ValueError, match=r"guidance_rescale=1\.0 must be 0 with a transformer"):
+        study.load(Parameters(guidance_rescale=1.0))
+
+
 def test_both_models_make_the_same_images_by_the_same_methods(params):
     knobs = [params.knobs(setting) for setting in (params, params.of_unet)]
     assert [of.model for of in knobs] == ["tiny-pixart", "tiny"]
     assert {of.seed for of in knobs} == {curves.Parameters().seed}
     assert {of.images for of in knobs} == {1}
-    assert [list(of.kinds) for of in knobs] == [["ToDo", "forecast"]] * 2
+    assert [list(of.kinds) for of in knobs] == [["ToDo", "fewer steps"]] * 2
     assert params.knobs(params).recompute is False
     assert Parameters(**GIVEN, recompute=True).knobs(params).recompute is True
 
@@ -52,8 +103,13 @@ def test_fewer_images_are_timed_than_are_judged():
 
 def test_what_there_is_to_generate_is_counted_for_both(params):
     table = counting.table(transformer.jobs(params))
-    methods = [method.label for some in params.knobs(params).kinds.values() for method in some.values()]
-    assert sorted(table["method"]) == sorted(2 * ["unmerged, watched", "unmerged, watched", "unmerged", *methods])
+    held_against = [method.label for method in transformer.controls(params).values()]
+    labels = [method.label for some in params.knobs(params).kinds.values() for method in some.values()]
+    assert sorted(table["method"]) == sorted(
+        2 * ["unmerged, watched", "unmerged, watched", "unmerged", *labels, "unmerged", *held_against]
+    )
+    assert table.groupby("phase")["images"].nunique().eq(1).all()  # pieces of a phase are of as many images
+    assert sorted(table["phase"].unique()) == [*range(1, 9)]
 
 
 def test_layers_have_short_names(found):
@@ -69,6 +125,7 @@ def test_shares_fall_as_the_threshold_rises(found):
     for name in BOTH:
         means = [float(cell.split("%")[0]) for cell in table[name]]
         assert means == sorted(means)
+        assert means[0] < means[-1]
         of = found.models[name]
         exact = (of.seen.best >= 0.95).mean() * of.seen.best.shape[-1] / of.seen.tokens
         assert table.loc["t = 0.95", name].startswith(f"{exact:.0%} (")
@@ -84,10 +141,48 @@ def test_distances_are_those_of_the_drift(found):
     assert list(found.ages().columns) == ["1 step apart", "2 steps apart"]
 
 
+@torch.no_grad()
+def test_noise_has_the_size_asked_for_and_does_not_depend_on_the_batch(pipe):
+    rng = torch.Generator().manual_seed(0)
+    latents, text = torch.randn(2, 4, 32, 32, generator=rng), torch.randn(2, 16, 64, generator=rng)
+
+    def called(timestep, rows=slice(None)):
+        return pipe.unet(latents[rows], timestep, encoder_hidden_states=text[rows]).sample
+
+    plain = called(500)
+    with methods.noise(0.1).applied(pipe):
+        noisy, again, later = called(500), called(500), called(20)
+        alone = called(500, slice(1))
+        in_words = pipe.unet(sample=latents, timestep=torch.tensor(500), encoder_hidden_states=text, return_dict=False)[0]
+    added = noisy - plain
+    ratios = added.flatten(1).std(1) / plain.flatten(1).std(1)
+    assert ratios.tolist() == pytest.approx([0.1, 0.1], rel=0.05)
+    torch.testing.assert_close(noisy, again)
+    torch.testing.assert_close(noisy, in_words)
+    torch.testing.assert_close(noisy[:1], alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(called(500), plain)
+    other = later - called(20)
+    assert abs(torch.corrcoef(torch.stack([added.flatten(), other.flatten()]))[0, 1]) < 0.1
+
+
+def test_controls_stand_beside_the_methods(found):
+    table = found.held_against()
+    assert list(table.index) == ["noise of 1.0%", "merged keys, t = 0.9"]
+    assert list(table.columns) == [(name, what) for name in BOTH for what in ("PSNR (dB)", "merged")]
+    for name in BOTH:
+        made = found.models[name].controls
+        psnr = made.of("noise(share=0.01)")["psnr"].mean()
+        assert table.loc["noise of 1.0%", (name, "PSNR (dB)")].startswith(f"{psnr:.1f} [")
+        assert table.loc["noise of 1.0%", (name, "merged")] == ""
+        assert 0 < float(table.loc["merged keys, t = 0.9", (name, "merged")]) < 0.75
+
+
 def test_variance_is_named_by_model(found):
     table = found.variance()
     assert list(table.columns) == [(name, part) for name in BOTH for part in ("step", "image")]
-    assert all(cell.endswith("%") or cell == "nothing varies" for cell in table.to_numpy().ravel())
+    for name in BOTH:
+        exact = variance_of_share(shares_above(found.models[name].seen, [0.9])).loc[0.9]
+        assert table.loc["t = 0.9", name].tolist() == [f"{exact[part]:.0%}" for part in ("step", "image")]
 
 
 def drifting(own: float, other: float) -> transformer.Result:
@@ -95,7 +190,7 @@ def drifting(own: float, other: float) -> transformer.Result:
 
     def of(distance):
         rows = pd.DataFrame({"neighbour": [np.full(4, distance)] * 2})
-        return transformer.OfModel(None, None, transformer.Drift(rows, rows, 5, {}), None)
+        return transformer.OfModel(None, None, transformer.Drift(rows, rows, 5, {}), None, None)
 
     return transformer.Result(Parameters(**GIVEN), {TRANSFORMER: of(own), UNET: of(other)})
 
@@ -135,9 +230,9 @@ def test_times_are_taken_on_both_models_and_words_are_given(found, params):
     clocks = transformer.timed(found, found.models[TRANSFORMER].pipe, recorded=None)
     records = found.records(clocks)
     assert set(records) == set(BOTH)
-    assert len(records[UNET]) == len(records[TRANSFORMER]) == 6
+    assert len(records[UNET]) == len(records[TRANSFORMER]) == 5
     words = found.words(records)
-    assert words["settings"] == "6"
+    assert words["settings"] == "5"
     assert words["layers"] == "6"
     assert words["tokens"] == "1,024"
     own = records[TRANSFORMER]
@@ -145,7 +240,8 @@ def test_times_are_taken_on_both_models_and_words_are_given(found, params):
     assert all(setting in words["best_in_time"] for setting in best["setting"])
 
 
-def test_the_report_has_both_models(found):
-    report = found.report()
-    assert "ToDo, 2x2" in report
-    assert all(name in report for name in BOTH)
+def test_one_setting_of_each_kind_is_shown(found):
+    shown = found.shown()
+    assert list(shown) == ["unmerged", "ToDo,\n2x2", "fewer steps,\n1 steps"]
+    kinds = curves.kinds(3)
+    assert [way.label for way in shown.values()][1:] == [kinds["ToDo"]["2x2"].label, kinds["fewer steps"]["1 steps"].label]

@@ -116,13 +116,12 @@ class Comparison:
         """One row for each method: means with 95 % intervals over images (columns ``X``, ``X low``, ``X high``).
 
         Args:
-            reference: features ``[n, F]`` of real images, for FID, KID, precision and recall; without them these are left out.
+            reference: features ``[n, F]`` of real images, for FID and KID; without them these are left out.
 
         Returns:
             Columns ``PSNR`` (dB; infinite where every image is unchanged), ``SSIM``, ``distance`` (of features) and ``share``
-            (merged share of all tokens), all against the unmerged images of the same seeds; and FID, FID-infinity, KID (times
-            1000), precision and recall against the reference, and how FID and KID (times 1000) differ from the unmerged
-            images', paired over seeds.
+            (merged share of all tokens), all against the unmerged images of the same seeds; and FID and KID (times 1000)
+            against the reference, and how both differ from the unmerged images', paired over seeds.
         """
         statistics = None if reference is None else quality.fid_statistics(reference)
         table = {}
@@ -403,6 +402,7 @@ def cost(
             if len(fitting):
                 return _with_class(held[held["run"] == fitting[-1]], store, setting)
     run, watch = provenance(setting, keys["model"]) | {"timed": setting.names[: setting.batch_size]}, Stopwatch()
+    quality.let_extractors_go()  # their weights are no part of a method's memory
     rows = []
     with tqdm(total=len(methods) * (repetitions + 1) * setting.calls, desc="cost", unit="step", leave=False) as bar:
         flops = {}

@@ -89,6 +89,11 @@ def _extractor(label: str, name: str, layer: str, device: str, size: int | None 
     return Extractor(label, f"{label} {digest.hexdigest()[:12]}", net, device, size)
 
 
+def let_extractors_go() -> None:
+    """Free the memory of the extractors; they are made again when they are asked for."""
+    _extractor.cache_clear()
+
+
 def fid(features: np.ndarray, reference: np.ndarray | dict) -> float:
     """Fréchet distance of two sets of features ``[n, F]``, by torch-fidelity; lower is better.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -124,8 +125,11 @@ def real_images(
         digest = hashlib.sha256()
         for file in todo:
             digest.update(f"{file.relative_to(folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-        name = f"{len(todo)} images {digest.hexdigest()[:12]}"
         by_class = files_by_class(setting, Path(folder), todo)
+        # which of them an image is compared with is part of what they are: rows of another assignment are other rows
+        in_turn = [len(setting.classes_in_turn), *([str(file.relative_to(folder)) for file in files] for files in by_class)]
+        digest.update(json.dumps(in_turn).encode())
+        name = f"{len(todo)} images {digest.hexdigest()[:12]}"
 
         def read(item: Path) -> np.ndarray:
             return read_image(item, *size)
@@ -141,11 +145,11 @@ def real_images(
 def files_by_class(setting: Setting, folder: Path, files: Sequence[Path]) -> list[list[Path]]:
     """The real images of each class of a setting; empty where some lie in the folder itself, which knows no classes.
 
-    A folder is the class of its name. Where the names do not fit, as with those of WordNet, the folders are the setting's
+    A folder is the class of its name. Where none is named like a class, as with those of WordNet, the folders are the setting's
     classes in their order, or those of ImageNet, whichever are as many.
 
     Raises:
-        ValueError: if neither is so.
+        ValueError: if neither is so, or some classes have a folder of their name and others have none.
     """
     folders = {folder.name: list(group) for folder, group in itertools.groupby(files, key=lambda file: file.parent)}
     names = setting.classes_in_turn
@@ -153,6 +157,12 @@ def files_by_class(setting: Setting, folder: Path, files: Sequence[Path]) -> lis
         return []
     if set(names) <= set(folders):
         return [folders[name] for name in names]
+    without = [name for name in names if name not in folders]
+    if len(without) < len(names):
+        raise ValueError(
+            f"reference={str(folder)!r} has folders that are named like classes, and none for {without[0]!r}: "
+            "give one for each class"
+        )
     in_order = list(folders.values())
     if len(in_order) == len(names):
         return in_order

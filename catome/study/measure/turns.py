@@ -64,7 +64,7 @@ def turns(
     Args:
         pipe: an unpatched pipeline.
         setting: which images.
-        methods: the first of them is what the others are compared with.
+        methods: what takes turns; `faster` compares with `catome.study.methods.unmerged`, which must be among them.
         folder, recorded, recompute: as in `catome.study.compare`.
 
     Returns:

@@ -14,6 +14,20 @@ def part_name(pipe) -> str:
     return "unet" if getattr(pipe, "unet", None) is not None else "transformer"
 
 
+def check_has_unet(pipe, model: str) -> None:
+    """Refuse a transformer where a study has methods that only a U-Net can have.
+
+    Args:
+        pipe: a pipeline.
+        model: the parameter that named it.
+
+    Raises:
+        ValueError: if the pipeline's model is no U-Net.
+    """
+    if part_name(pipe) != "unet":
+        raise ValueError(f"model={model!r} must have a U-Net: some of the methods to compare are made for U-Nets alone")
+
+
 def denoiser(pipe) -> torch.nn.Module:
     """The model of a pipeline that denoises, or the model itself, without wrappers."""
     return find_models(pipe)[0]

@@ -31,7 +31,10 @@ def load(setting: Setting):
 
     Raises:
         OSError: if the model is neither a whole folder nor to be had from the Hub.
+        ValueError: for a transformer and a ``guidance_rescale``, which its pipeline does not have.
     """
+    if setting.guidance_rescale and (setting.model == "tiny-pixart" or (not setting.embedded and is_pixart(setting.model))):
+        raise ValueError(f"guidance_rescale={setting.guidance_rescale!r} must be 0 with a transformer: its pipeline has none")
     if setting.embedded:
         return _LOADERS[setting.model](dtype=DTYPES[setting.dtype], device=setting.device)
     from diffusers import PNDMScheduler
@@ -40,7 +43,7 @@ def load(setting: Setting):
         f"model={setting.model!r} must be {', '.join(map(repr, EMBEDDED))}, a folder with a whole Stable Diffusion or "
         "PixArt-Sigma in safetensors or a name on the Hub"
     )
-    if _is_pixart(setting.model):
+    if is_pixart(setting.model):
         pipe = read_pipeline(setting.model, given, PixArtPipeline, dtype=DTYPES[setting.dtype])
     else:
         no_checker = {"safety_checker": None, "requires_safety_checker": False}
@@ -50,7 +53,7 @@ def load(setting: Setting):
     return pipe.to(setting.device)
 
 
-def _is_pixart(model: str) -> bool:
+def is_pixart(model: str) -> bool:
     """Whether a folder, or a name on the Hub, says that it is a PixArt-Sigma pipeline; False for what says nothing."""
     try:
         config = DiffusionPipeline.load_config(model)

@@ -294,7 +294,7 @@ class Setting:
 
     def common(self, **changes) -> Setting:
         """The parameters that every study has, without those of this one."""
-        return Setting(**{one.name: getattr(self, one.name) for one in fields(Setting)} | changes)
+        return Setting.checked({one.name: getattr(self, one.name) for one in fields(Setting)} | changes)
 
     @property
     def embedded(self) -> bool:

@@ -213,9 +213,10 @@ class Store:
                 for name in names:
                     if name not in self._seen:
                         part = self._read(self.parts / name, own=True, checksum=name.split(".")[0].rpartition("-")[2])
-                        # it may be in the file already: whoever put it there was killed before it could remove the part
-                        if part is not None and not self._holds(part[0]):
-                            self._take(part)
+                        if part is not None:
+                            # it may be in the file already: whoever put it there was killed before it could remove the part.
+                            # Its rows are taken all the same, for it may replace an older part; its hours count once
+                            self._take((part[0], {}) if self._holds(part[0]) else part)
                         self._seen.add(name)
                 return
             except FileNotFoundError:  # a part went into the file just now
@@ -266,7 +267,8 @@ class Store:
             return None
         runs = _runs_of(file, found)
         if not found.schema.equals(self.table.schema):
-            if (found.column_names[: len(self.table.keys)] != list(self.table.keys)) or "version" not in found.column_names:
+            columns = set(found.column_names)
+            if "version" not in columns or not columns & set(self.table.values):
                 raise Damaged(f"{file} holds other columns than {self.table.schema.names}: it belongs to another study")
             return None  # an earlier version's columns: never used again
         _check_keys(f"{file}: rows", found, self.table)

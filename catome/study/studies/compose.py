@@ -29,6 +29,7 @@ from catome.study import methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import compare, cost
 from catome.study.methods import Method, together
+from catome.study.run.denoiser import check_has_unet
 from catome.study.run.parameters import Flag, Seed, Setting, parameters
 from catome.study.run.store import SHARED_KEYS, Stopwatch, Store, Table, prompts_of, provenance, shared_keys
 from catome.study.studies.jobs import Job, of_images
@@ -88,7 +89,7 @@ turns. ``prompt`` holds the prompts of all images, with newlines between."""
 
 def kinds(steps: int = 50) -> dict[str, list[Method]]:
     """The single settings that are searched for generations of so many steps, by the kind of what they save."""
-    fewer = dict.fromkeys(max(1, round(share * steps)) for share in KEPT_STEPS)
+    fewer = dict.fromkeys(methods.kept_steps(share, steps) for share in KEPT_STEPS)
     return {
         "merged keys": [methods.named_configuration(config, "EVEN_13") for config in (RECOMMENDED, FAST)],
         "DeepCache": [methods.deep_cache(interval) for interval in (2, 3, 5)],
@@ -258,8 +259,14 @@ def jobs(params: Parameters) -> Iterator[Job]:
     yield from of_images(3, params, [f"of the frontier, {i}" for i in range(1, 3 * len(FLOORS) + 1)])
 
 
+def check(params: Parameters, pipe) -> None:
+    """Refuse a model that some of the methods cannot have: `catome.study.run.denoiser.check_has_unet`."""
+    check_has_unet(pipe, params.model)
+
+
 def run(params: Parameters, pipe, **kept) -> Result:
     """Search, and judge what was found."""
+    check(params, pipe)
     tried = search(pipe, params.searched, recompute=params.recompute, **kept)
     return Result(tried, judged(pipe, params, chosen(tried), recompute=params.recompute, **kept))
 

@@ -17,6 +17,7 @@ from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison, compare
 from catome.study.measure.turns import faster, turns
 from catome.study.methods import Method, together
+from catome.study.run.denoiser import check_has_unet
 from catome.study.run.parameters import Count, Flag, Seed, Setting, checked_by, names_among, parameters
 from catome.study.studies.compose import HELD_OUT
 from catome.study.studies.jobs import Job, of_images
@@ -86,7 +87,7 @@ def kinds(steps: int = 50) -> dict[str, dict[str, Method]]:
         "growing by 1.3": methods.forecast(1, 1, 5, 1.3),
         "growing by 1.4": methods.forecast(1, 1, 5, 1.4),
     }
-    fewer = dict.fromkeys(max(1, round(share * steps + 1e-9)) for share in KEPT_STEPS)
+    fewer = dict.fromkeys(methods.kept_steps(share, steps) for share in KEPT_STEPS)
     return {
         "merged keys": {"t = 0.8": gentle, "t = 0.7": best, "t = 0.6, 4x4": fast, "t = 0.4, 4x4": strong},
         "CA-ToMe": {f"t = {t:g}": methods.ca_tome(t, "CONFIG_3") for t in (0.9, 0.8, 0.7)},
@@ -104,6 +105,10 @@ def kinds(steps: int = 50) -> dict[str, dict[str, Method]]:
     }
 
 
+OF_UNETS = ("tomesd", "ToFu", "SiTo", "DeepCache", "merged keys + DeepCache")
+"""The kinds that only a U-Net can have."""
+
+
 def _in_which(time: bool, work: bool) -> str:
     """Where nothing beats a setting, for a table."""
     return ", ".join(name for name, best in (("time", time), ("work", work)) if best)
@@ -118,6 +123,12 @@ def jobs(params: Parameters) -> Iterator[Job]:
     yield from of_images(1, params, [method.label for method in _all_of(params.kinds)])
 
 
+def check(params: Parameters, pipe) -> None:
+    """Refuse a model that some of the methods cannot have: `catome.study.run.denoiser.check_has_unet`."""
+    if set(params.kinds) & set(OF_UNETS):
+        check_has_unet(pipe, params.model)
+
+
 def run(params: Parameters, pipe, **kept) -> Result:
     """Generate by every setting of every method.
 
@@ -126,6 +137,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
         pipe: an unpatched pipeline.
         kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
     """
+    check(params, pipe)
     of_kind = params.kinds
     every, plain = [methods.unmerged(), *_all_of(of_kind)], {}
     for some in of_kind.values():  # kind by kind, so that what was made is kept soon

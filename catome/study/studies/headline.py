@@ -13,6 +13,7 @@ from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, speed_ups, timed_alone
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
+from catome.study.run.denoiser import check_has_unet
 from catome.study.run.parameters import Cosine, Count, Flag, Folder, ScheduleName, Setting, Share, parameters
 from catome.study.studies import curves
 from catome.study.studies.jobs import Job, of_images
@@ -81,6 +82,11 @@ def jobs(params: Parameters) -> Iterator[Job]:
     yield from of_images(1, params, [method.label for method in peers_of(params).values()])
 
 
+def check(params: Parameters, pipe) -> None:
+    """Refuse a model that some of the methods cannot have: `catome.study.run.denoiser.check_has_unet`."""
+    check_has_unet(pipe, params.model)
+
+
 def run(params: Parameters, pipe, **kept) -> Result:
     """Generate by all methods.
 
@@ -89,6 +95,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
         pipe: an unpatched pipeline.
         kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
     """
+    check(params, pipe)
     real = real_images.beside(pipe, params, params.reference)
     peers = peers_of(params)
     return Result(params, real, peers, compare(pipe, params, list(peers.values()), real, recompute=params.recompute, **kept))

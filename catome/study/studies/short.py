@@ -15,6 +15,7 @@ from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, speed_ups, timed_alone
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
+from catome.study.run.denoiser import check_has_unet
 from catome.study.run.parameters import (
     Cosine,
     Count,
@@ -116,7 +117,7 @@ def checkpoints_of(params: Parameters, steps: int) -> int:
 def methods_of(params: Parameters, steps: int) -> dict[str, Method]:
     """The methods for a number of steps, by the names that the chapter gives them."""
     t, checkpoints = params.threshold, checkpoints_of(params, steps)
-    kept = max(1, round(params.kept_steps * steps))
+    kept = methods.kept_steps(params.kept_steps, steps)
     return {
         "unmerged": methods.unmerged(),
         f"ToMe, r = {params.ratio:g}": methods.tome(params.ratio),
@@ -137,6 +138,11 @@ def jobs(params: Parameters) -> Iterator[Job]:
         yield from of_images(phase, setting, labels, params.calls_with(steps))
 
 
+def check(params: Parameters, pipe) -> None:
+    """Refuse a model that some of the methods cannot have: `catome.study.run.denoiser.check_has_unet`."""
+    check_has_unet(pipe, params.model)
+
+
 def run(params: Parameters, pipe, **kept) -> Result:
     """Generate by all methods with each number of steps.
 
@@ -145,6 +151,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
         pipe: an unpatched pipeline.
         kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
     """
+    check(params, pipe)
     real = real_images.beside(pipe, params, params.reference)
     made, by_steps = {}, {}
     for steps, setting in params.settings.items():

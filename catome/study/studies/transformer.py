@@ -1,43 +1,54 @@
 """Similarity, drift and the frontier once more, on a diffusion transformer beside a U-Net.
 
-``python -m catome.study transformer`` prints what it found. The U-Net's rows are those of the other chapters.
+The U-Net's rows are those of the other chapters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import model_validator
 from scipy.stats import spearmanr
 
+from catome.study import methods
 from catome.study.measure import quality
+from catome.study.measure.comparison import Comparison, compare
 from catome.study.measure.drift import Drift, amount_name, drift_study, lag_curves
 from catome.study.measure.similarity import Similarities, shares_above, similarity_study, variance_of_share
-from catome.study.run.generate import load
-from catome.study.run.parameters import Cosines, Count, Flag, Setting, Share, Text, checked_by, names_among, parameters
-from catome.study.studies import curves
-from catome.study.studies.jobs import Job, of_drift
-
-NOTEBOOK = None
-
-KINDS = (
-    "merged keys",
-    "CA-ToMe",
-    "ToMe",
-    "ToDo",
-    "average pooling",
-    "forecast",
-    "fewer steps",
-    "merged keys + forecast",
+from catome.study.methods import Method
+from catome.study.run.generate import is_pixart, load
+from catome.study.run.parameters import (
+    Cosines,
+    Count,
+    Distances,
+    Flag,
+    Setting,
+    Share,
+    Text,
+    checked_by,
+    names_among,
+    parameters,
 )
+from catome.study.studies import curves
+from catome.study.studies.jobs import Job, of_drift, of_images
+
+NOTEBOOK = "10_a_transformer"
+
+KINDS = tuple(kind for kind in curves.kinds() if kind not in curves.OF_UNETS)
 """The methods of `catome.study.studies.curves.kinds` that a transformer can have: those that need no U-Net."""
 
 
 Kinds = Annotated[list[str] | None, checked_by(names_among(lambda: KINDS))]
 """Names of `KINDS`; None for all."""
+
+SHOWN = ("CA-ToMe", "merged keys", "ToDo", "forecast", "fewer steps")
+"""Of which an image is shown, where they were tried: the setting in the middle."""
+
 
 TRANSFORMER, UNET = BOTH = ("transformer", "U-Net")
 
@@ -54,6 +65,8 @@ class Parameters(Setting):
         curve_images: images for the comparison of methods, at most; they have a seed by which no setting was chosen.
         curve_kinds: methods to compare, by their names in `KINDS`; None for all of them.
         timed_images: that the methods are timed on, on each model.
+        noises: controls: shares of the standard deviation of what the model gives, as `catome.study.methods.noise`.
+        gentle: thresholds of merged keys beyond those that the comparison has.
         recompute: compute again what was recorded or kept.
     """
 
@@ -63,8 +76,25 @@ class Parameters(Setting):
     ratio: Share = 0.5
     curve_images: Count = 12
     curve_kinds: Kinds = None
-    timed_images: Count = 4
+    timed_images: Count = 3
+    noises: Distances = (0.001, 0.01, 0.03)
+    gentle: Cosines = (0.9, 0.95)
     recompute: Flag = False
+
+    @model_validator(mode="after")
+    def _are_of_two_kinds(self) -> Self:
+        if self.model == "tiny" or (Path(self.model).is_dir() and not is_pixart(self.model)):
+            raise ValueError(
+                f"model={self.model!r} must have a transformer: 'tiny-pixart', a folder with a PixArt-Sigma pipeline, "
+                "or the name of one on the Hub"
+            )
+        if self.beside == "tiny-pixart" or (Path(self.beside).is_dir() and is_pixart(self.beside)):
+            raise ValueError(
+                f"beside={self.beside!r} must have a U-Net: 'tiny', a folder with a Stable Diffusion pipeline, "
+                "or the name of one on the Hub"
+            )
+        _ = self.of_unet  # what is wrong for the other model is said before the first one is loaded
+        return self
 
     @property
     def of_unet(self) -> Setting:
@@ -77,12 +107,22 @@ class Parameters(Setting):
         return curves.beside(of, self.curve_images, asked, self.recompute, self.timed_images)
 
 
+def controls(params: Parameters) -> dict[str, Method]:
+    """What merging is held against on both models, by its name in a table: noise, and merged keys that merge less."""
+    found = {f"noise of {share:.1%}": methods.noise(share) for share in params.noises}
+    for threshold in params.gentle:
+        found[f"merged keys, t = {threshold:g}"] = methods.merged_keys(threshold, schedule="EVEN_13", compare="keys")
+    return found
+
+
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations of both models; those of the U-Net are in other chapters, too."""
-    for setting in (params, params.of_unet):
-        yield Job(1, "similarity", "unmerged, watched", setting, setting.batch_size, setting.calls)
-        yield of_drift(1, setting)
-        yield from curves.jobs(params.knobs(setting))
+    for place, setting in enumerate((params, params.of_unet)):
+        first, knobs = 4 * place + 1, params.knobs(setting)
+        yield Job(first, "similarity", "unmerged, watched", setting, setting.batch_size, setting.calls)
+        yield of_drift(first + 1, setting)
+        yield from (replace(job, phase=first + 2) for job in curves.jobs(knobs))
+        yield from of_images(first + 3, knobs, [method.label for method in controls(params).values()])
 
 
 def run(params: Parameters, pipe, **kept) -> Result:
@@ -101,7 +141,10 @@ def run(params: Parameters, pipe, **kept) -> Result:
 def _of_model(params: Parameters, setting: Setting, pipe, **kept) -> OfModel:
     seen = similarity_study(pipe, setting, recompute=params.recompute, **kept)
     pairs = drift_study(pipe, setting, ratios=[params.ratio], recompute=params.recompute, **kept)
-    return OfModel(pipe, seen, pairs, curves.run(params.knobs(setting), pipe, **kept))
+    knobs = params.knobs(setting)
+    turned = curves.run(knobs, pipe, **kept)
+    held_against = compare(pipe, knobs, list(controls(params).values()), recompute=params.recompute, **kept)
+    return OfModel(pipe, seen, pairs, turned, held_against)
 
 
 def timed(result: Result, pipe, **kept) -> dict[str, pd.DataFrame]:
@@ -118,12 +161,14 @@ class OfModel:
         seen: best similarities of all src tokens.
         drift: distances between the pairs of all steps.
         curves: the methods, each over its own knob.
+        controls: the rows of `controls`.
     """
 
     pipe: object
     seen: Similarities
     drift: Drift
     curves: curves.Result
+    controls: Comparison
 
 
 @dataclass(frozen=True)
@@ -201,20 +246,49 @@ class Result:
         first = next(iter(records.values()))
         return pd.DataFrame(columns, index=pd.MultiIndex.from_frame(first[["kind", "setting"]], names=[None, None]))
 
+    def held_against(self) -> pd.DataFrame:
+        """PSNR of the controls on both models, and the share of the tokens that was merged, to be read."""
+        columns = {}
+        for name, of in self.models.items():
+            summary = of.controls.summary().loc[[method.label for method in controls(self.params).values()]]
+            columns[name, "PSNR (dB)"] = quality.with_interval(summary, "PSNR", 1).to_list()
+            columns[name, "merged"] = summary["share"].map("{:.2f}".format).replace("nan", "").to_list()
+        return pd.DataFrame(columns, index=list(controls(self.params)))
+
     def agreement(self, records: dict[str, pd.DataFrame]) -> float:
         """Spearman's rank correlation of the settings' PSNR on the two models; NaN for fewer than three settings."""
         both = [rows["PSNR"].to_numpy(float) for rows in records.values()]
         return float(spearmanr(*both).statistic) if len(both[0]) > 2 else float("nan")
+
+    def farther(self, records: dict[str, pd.DataFrame]) -> str:
+        """In how many settings the transformer's images are farther from the unmerged ones than the U-Net's: ``20 of 24``."""
+        own, other = (records[name]["PSNR"].to_numpy(float) for name in BOTH)
+        return f"{(own < other).sum()} of {len(own)}"
+
+    def psnr_of(self, records: dict[str, pd.DataFrame], kind: str, setting: str) -> dict[str, str]:
+        """PSNR (dB) of one setting on each model, with its interval; "not tried" where the parameters left it out."""
+        found = {}
+        for name, rows in records.items():
+            row = rows[(rows["kind"] == kind) & (rows["setting"] == setting)]
+            found[name] = quality.with_interval(row, "PSNR", 1).iloc[0] if len(row) else "not tried"
+        return found
 
     def words(self, records: dict[str, pd.DataFrame]) -> dict[str, str]:
         """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of `records`."""
         own = records[TRANSFORMER]
         curve = self.models[TRANSFORMER].curves
         agreement = self.agreement(records)
-        return {
+        fewer = f"{methods.kept_steps(0.75, self.params.steps)} steps"
+        named = {"paper": ("CA-ToMe", "t = 0.9"), "keys": ("merged keys", "t = 0.8"), "fewer": ("fewer steps", fewer)}
+        psnr = {}
+        for name, (kind, setting) in named.items():
+            found = self.psnr_of(records, kind, setting)
+            psnr[f"{name}_transformer"], psnr[f"{name}_unet"] = found[TRANSFORMER], found[UNET]
+        return psnr | {
             "images": str(self.params.images),
             "curve_images": str(curve.params.images),
             "settings": str(len(own)),
+            "farther": self.farther(records),
             "tokens": f"{self.models[TRANSFORMER].seen.tokens:,}",
             "ratio": f"{self.params.ratio:g}",
             "drifts": self.drifts(),
@@ -228,19 +302,12 @@ class Result:
             "own_place": curve.place_of(own, "merged keys"),
         }
 
-    def report(self) -> str:
-        """Shares, their variance and distances on both models, and the PSNR of every setting; the times are in `records`."""
-        psnr = {}
-        for name, of in self.models.items():
-            summary = of.curves.made.summary()
-            for kind, some in of.curves.kinds.items():
-                for setting, method in some.items():
-                    mean, low, high = summary.loc[method.label, ["PSNR", "PSNR low", "PSNR high"]]
-                    psnr.setdefault(f"{kind}, {setting}", {})[name] = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
-        tables = {
-            f"Merged share, {self.params.images} images": self.shares(),
-            "Variance of the merged share": self.variance(),
-            "Jaccard distance of pairs": self.ages(),
-            f"PSNR against unmerged (dB), {self.models[TRANSFORMER].curves.params.images} images": pd.DataFrame(psnr).T,
-        }
-        return "\n\n".join(f"{title}\n{table.to_string()}" for title, table in tables.items())
+    def shown(self) -> dict[str, Method]:
+        """The methods whose images of the transformer are shown, by their titles; the first is no merging."""
+        tried = self.models[TRANSFORMER].curves.kinds
+        found = {"unmerged": methods.unmerged()}
+        for kind in SHOWN:
+            if some := tried.get(kind):
+                setting = list(some)[len(some) // 2]
+                found[f"{kind},\n{setting}"] = some[setting]
+        return found
