@@ -452,9 +452,23 @@ MUTATIONS = (
     Mutation(
         "a run counts twice after a kill",
         "study/run/store.py",
-        "if part is not None and not self._holds(part[0]):",
-        "if part is not None:",
+        "self._take((part[0], {}) if self._holds(part[0]) else part)",
+        "self._take(part)",
         "study/test_results.py -k counts_no_run_twice",
+    ),
+    Mutation(
+        "rows that were computed again go back to the first ones after a kill",
+        "study/run/store.py",
+        "self._take((part[0], {}) if self._holds(part[0]) else part)",
+        "self._take(None if self._holds(part[0]) else part)",
+        "study/test_results.py -k leaves_what_was_computed_again",
+    ),
+    Mutation(
+        "the noise of a batch goes by its first row",
+        "study/methods.py",
+        "sample.float().std(dim=tuple(range(1, sample.ndim)), keepdim=True)",
+        "sample[:1].float().std(dim=tuple(range(1, sample.ndim)), keepdim=True)",
+        "study/test_transformer.py -k noise_has_the_size",
     ),
     Mutation(
         "real images by the order of their folders, whatever these are called",

@@ -16,12 +16,13 @@ from functools import partial
 import numpy as np
 import torch
 
+from catome.merge_keys import merge_keys
 from catome.patch import applied_patch, patched
 from catome.policy.forecast import Forecast
 from catome.policy.schedule import Auto, Schedule, parse_schedule
 from catome.runtime.config import PAPER, RECOMMENDED, TOME, Compare, MergeConfig
 from catome.runtime.install import install, uninstall
-from catome.study.run.denoiser import denoiser, topmost_downsample, transformer_blocks
+from catome.study.run.denoiser import denoiser, topmost_blocks, topmost_downsample, transformer_blocks
 from catome.tensors.matching import Matches, Measure
 from catome.tensors.plan import MergePlan, make_plan
 
@@ -331,6 +332,41 @@ def fewer_steps(steps: int) -> Method:
             del scheduler.set_timesteps
 
     return Method(f"fewer steps(steps={steps})", "fewer steps", applied)
+
+
+def keys_in_layer(layer: int, ratio: float = 0.5) -> Method:
+    """Keys merged in one layer alone, a fixed share, with pairs found at every call: how much the model needs that layer.
+
+    Args:
+        layer: the place of its block among those around the topmost self-attentions, from 0 in the order in which they run.
+        ratio: the share of its tokens that is merged.
+    """
+
+    @contextmanager
+    def applied(pipe) -> Iterator:
+        model = denoiser(pipe)
+        block = list(topmost_blocks(model).values())[layer]
+        grid, merging = [], ExitStack()
+
+        def see_grid(module, args, given):
+            latents = args[0] if args else given.get("sample", given.get("hidden_states"))
+            grid[:] = [size // topmost_downsample(model) for size in latents.shape[-2:]]
+
+        def begin(module, args):
+            merging.enter_context(merge_keys(tuple(grid), threshold=None, ratio=ratio))
+
+        hooks = [
+            model.register_forward_pre_hook(see_grid, with_kwargs=True),
+            block.register_forward_pre_hook(begin),
+            block.register_forward_hook(lambda *_: merging.close(), always_call=True),
+        ]
+        try:
+            yield pipe
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return Method(f"keys in one layer(layer={layer}, ratio={ratio:g})", "keys in one layer", applied)
 
 
 def noise(share: float) -> Method:

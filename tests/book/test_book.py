@@ -54,7 +54,7 @@ pytestmark = pytest.mark.book
         (
             "10_a_transformer",
             "-p model tiny-pixart -p images 2 -p batch_size 2 -p steps 3 -p ratio 0.3 -p curve_images 1 -p curve_kinds ToDo -p timed_images 1 "
-            "-y noises:\\n-\\n0.05 -y gentle:\\n-\\n0.95 "
+            "-p single_layers 2 -y noises:\\n-\\n0.05 -y gentle:\\n-\\n0.95 "
             "-y thresholds:\\n-\\n0.8",
         ),
         ("cover", "-p classes desert -p threshold 0.8 -p schedule CONFIG_FIVE -p seed 3 -p faster 0.5"),

@@ -30,6 +30,7 @@ _MAKERS = {
     "fewer steps": methods.fewer_steps,
     "forecast": methods.forecast,
     "noise": methods.noise,
+    "keys in one layer": methods.keys_in_layer,
 }
 
 

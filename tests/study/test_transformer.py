@@ -1,5 +1,6 @@
 """Similarity, drift and the frontier on a transformer beside a U-Net."""
 
+import json
 import re
 
 import numpy as np
@@ -12,6 +13,7 @@ from catome.study import __main__ as command
 from catome.study import methods
 from catome.study.measure import quality
 from catome.study.measure.similarity import shares_above, short_name, variance_of_share
+from catome.study.run.denoiser import topmost_blocks
 from catome.study.run.generate import generate_batch
 from catome.study.studies import STUDIES, curves, transformer
 from catome.study.studies import jobs as counting
@@ -104,10 +106,10 @@ def test_fewer_images_are_timed_than_are_judged():
 def test_what_there_is_to_generate_is_counted_for_both(params):
     table = counting.table(transformer.jobs(params))
     held_against = [method.label for method in transformer.controls(params).values()]
+    alone = [method.label for method in transformer.one_by_one(params, 6).values()]
     labels = [method.label for some in params.knobs(params).kinds.values() for method in some.values()]
-    assert sorted(table["method"]) == sorted(
-        2 * ["unmerged, watched", "unmerged, watched", "unmerged", *labels, "unmerged", *held_against]
-    )
+    of_both = 2 * ["unmerged, watched", "unmerged, watched", "unmerged", *labels, "unmerged", *held_against]
+    assert sorted(table["method"]) == sorted([*of_both, *alone, *alone[:5]])
     assert table.groupby("phase")["images"].nunique().eq(1).all()  # pieces of a phase are of as many images
     assert sorted(table["phase"].unique()) == [*range(1, 9)]
 
@@ -163,6 +165,51 @@ def test_noise_has_the_size_asked_for_and_does_not_depend_on_the_batch(pipe):
     torch.testing.assert_close(called(500), plain)
     other = later - called(20)
     assert abs(torch.corrcoef(torch.stack([added.flatten(), other.flatten()]))[0, 1]) < 0.1
+
+
+def test_each_layer_is_merged_alone(found):
+    tables = found.layers()
+    assert list(tables[TRANSFORMER].index) == [f"layer {i}" for i in range(6)]
+    assert len(tables[UNET]) == 5
+    for name in BOTH:
+        made = found.models[name].controls
+        for layer, said in enumerate(tables[name]["PSNR (dB), merged in this layer alone"]):
+            psnr = made.of(f"keys in one layer(layer={layer}, ratio=0.5)")["psnr"].mean()
+            assert said.startswith(f"{psnr:.1f} [")
+            assert psnr < 80
+    spread = json.loads((ROOT / "data/tiny-pixart/figures.json").read_text())["attention_exp_entropy_over_n"]
+    assert tables[TRANSFORMER]["exp(entropy)/N of its attention"].tolist() == [f"{value:.2f}" for value in spread]
+    assert transformer.selectivity("somebody/something") is None
+
+
+def test_layers_that_are_merged_alone_are_evenly_spaced():
+    assert list(transformer.one_by_one(Parameters(single_layers=6), 6)) == [0, 1, 2, 3, 4, 5]
+    assert list(transformer.one_by_one(Parameters(single_layers=6), 5)) == [0, 1, 2, 3, 4]
+    assert list(transformer.one_by_one(Parameters(single_layers=4), 28)) == [0, 9, 18, 27]
+    assert list(transformer.one_by_one(Parameters(single_layers=1), 28)) == [0]
+
+
+@torch.no_grad()
+def test_keys_are_merged_in_the_layer_that_is_named_and_in_no_other(pipe):
+    rng = torch.Generator().manual_seed(0)
+    latents, text = torch.randn(1, 4, 32, 32, generator=rng), torch.randn(1, 16, 64, generator=rng)
+    blocks = list(topmost_blocks(pipe.unet).values())
+    seen = []
+    handles = [block.attn1.register_forward_hook(lambda module, args, out: seen.append(out)) for block in blocks]
+
+    def outputs():
+        seen.clear()
+        pipe.unet(latents, 500, encoder_hidden_states=text)
+        return list(seen)
+
+    plain = outputs()
+    with methods.keys_in_layer(2).applied(pipe):
+        merged = outputs()
+    again = outputs()
+    for handle in handles:
+        handle.remove()
+    assert [torch.equal(a, b) for a, b in zip(plain, merged, strict=True)] == [True, True, False, False, False]
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
 def test_controls_stand_beside_the_methods(found):

@@ -5,6 +5,7 @@ The U-Net's rows are those of the other chapters.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pandas as pd
 from pydantic import model_validator
 from scipy.stats import spearmanr
 
+from catome import tiny
 from catome.study import methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison, compare
@@ -38,6 +40,9 @@ from catome.study.studies import curves
 from catome.study.studies.jobs import Job, of_drift, of_images
 
 NOTEBOOK = "10_a_transformer"
+
+TOPMOST_OF_UNETS = 5
+"""Blocks around the topmost self-attentions of Stable Diffusion 1 and 2, and of the embedded U-Net."""
 
 KINDS = tuple(kind for kind in curves.kinds() if kind not in curves.OF_UNETS)
 """The methods of `catome.study.studies.curves.kinds` that a transformer can have: those that need no U-Net."""
@@ -67,6 +72,7 @@ class Parameters(Setting):
         timed_images: that the methods are timed on, on each model.
         noises: controls: shares of the standard deviation of what the model gives, as `catome.study.methods.noise`.
         gentle: thresholds of merged keys beyond those that the comparison has.
+        single_layers: how many layers of each model, evenly spaced, have their keys merged while no other one has.
         recompute: compute again what was recorded or kept.
     """
 
@@ -79,6 +85,7 @@ class Parameters(Setting):
     timed_images: Count = 3
     noises: Distances = (0.001, 0.01, 0.03)
     gentle: Cosines = (0.9, 0.95)
+    single_layers: Count = 6
     recompute: Flag = False
 
     @model_validator(mode="after")
@@ -115,14 +122,30 @@ def controls(params: Parameters) -> dict[str, Method]:
     return found
 
 
+def one_by_one(params: Parameters, layers: int) -> dict[int, Method]:
+    """Keys merged in one layer alone, by the layer: a few of so many, evenly spaced; the share is that of the watched pairs."""
+    places = np.linspace(0, layers - 1, min(layers, params.single_layers)).round().astype(int)
+    return {int(layer): methods.keys_in_layer(int(layer), params.ratio) for layer in places}
+
+
+def selectivity(model: str) -> list[float] | None:
+    """exp(entropy)/N of each self-attention of an embedded model, as its card has it; None for other models."""
+    folders = {"tiny": tiny.find_model, "tiny-pixart": tiny.find_transformer}
+    if model not in folders:
+        return None
+    return json.loads((folders[model]() / "figures.json").read_text())["attention_exp_entropy_over_n"]
+
+
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations of both models; those of the U-Net are in other chapters, too."""
-    for place, setting in enumerate((params, params.of_unet)):
+    most = params.single_layers
+    for place, (setting, layers) in enumerate(((params, most), (params.of_unet, min(most, TOPMOST_OF_UNETS)))):
         first, knobs = 4 * place + 1, params.knobs(setting)
         yield Job(first, "similarity", "unmerged, watched", setting, setting.batch_size, setting.calls)
         yield of_drift(first + 1, setting)
         yield from (replace(job, phase=first + 2) for job in curves.jobs(knobs))
-        yield from of_images(first + 3, knobs, [method.label for method in controls(params).values()])
+        others = [*controls(params).values(), *one_by_one(params, layers).values()]
+        yield from of_images(first + 3, knobs, [method.label for method in others])
 
 
 def run(params: Parameters, pipe, **kept) -> Result:
@@ -143,8 +166,8 @@ def _of_model(params: Parameters, setting: Setting, pipe, **kept) -> OfModel:
     pairs = drift_study(pipe, setting, ratios=[params.ratio], recompute=params.recompute, **kept)
     knobs = params.knobs(setting)
     turned = curves.run(knobs, pipe, **kept)
-    held_against = compare(pipe, knobs, list(controls(params).values()), recompute=params.recompute, **kept)
-    return OfModel(pipe, seen, pairs, turned, held_against)
+    others = [*controls(params).values(), *one_by_one(params, len(seen.blocks)).values()]
+    return OfModel(pipe, seen, pairs, turned, compare(pipe, knobs, others, recompute=params.recompute, **kept))
 
 
 def timed(result: Result, pipe, **kept) -> dict[str, pd.DataFrame]:
@@ -161,7 +184,7 @@ class OfModel:
         seen: best similarities of all src tokens.
         drift: distances between the pairs of all steps.
         curves: the methods, each over its own knob.
-        controls: the rows of `controls`.
+        controls: the rows of `controls` and of `one_by_one`.
     """
 
     pipe: object
@@ -254,6 +277,19 @@ class Result:
             columns[name, "PSNR (dB)"] = quality.with_interval(summary, "PSNR", 1).to_list()
             columns[name, "merged"] = summary["share"].map("{:.2f}".format).replace("nan", "").to_list()
         return pd.DataFrame(columns, index=list(controls(self.params)))
+
+    def layers(self) -> dict[str, pd.DataFrame]:
+        """By model, PSNR where keys are merged in one layer alone, beside how selective its self-attention is, to be read."""
+        found = {}
+        for name, of in self.models.items():
+            alone = one_by_one(self.params, len(of.seen.blocks))
+            summary = of.controls.summary().loc[[method.label for method in alone.values()]]
+            columns = {"PSNR (dB), merged in this layer alone": quality.with_interval(summary, "PSNR", 1).to_list()}
+            spread = selectivity(of.curves.params.model)
+            if spread is not None:
+                columns["exp(entropy)/N of its attention"] = [f"{spread[layer]:.2f}" for layer in alone]
+            found[name] = pd.DataFrame(columns, index=[of.seen.blocks[layer] for layer in alone])
+        return found
 
     def agreement(self, records: dict[str, pd.DataFrame]) -> float:
         """Spearman's rank correlation of the settings' PSNR on the two models; NaN for fewer than three settings."""
