@@ -8,15 +8,19 @@ import pandas as pd
 import pytest
 import torch
 
+import catome
 from catome import study, tiny
 from catome.study import __main__ as command
 from catome.study import methods
 from catome.study.measure import quality
+from catome.study.measure.comparison import QUALITY
 from catome.study.measure.similarity import shares_above, short_name, variance_of_share
 from catome.study.run.denoiser import topmost_blocks
 from catome.study.run.generate import generate_batch
+from catome.study.run.store import RECORDED, Store, fingerprint
 from catome.study.studies import STUDIES, curves, transformer
 from catome.study.studies import jobs as counting
+from catome.study.studies.compose import HELD_OUT
 from catome.study.studies.transformer import BOTH, KINDS, TRANSFORMER, UNET, Parameters
 from helpers.paths import ROOT
 
@@ -292,3 +296,17 @@ def test_one_setting_of_each_kind_is_shown(found):
     assert list(shown) == ["unmerged", "ToDo,\n2x2", "fewer steps,\n1 steps"]
     kinds = curves.kinds(3)
     assert [way.label for way in shown.values()][1:] == [kinds["ToDo"]["2x2"].label, kinds["fewer steps"]["1 steps"].label]
+
+
+def test_the_readme_says_how_much_the_transformers_images_change():
+    said = re.search(
+        r"the first row comes to ([\d.]+) dB \(([\d.]+) to ([\d.]+)\) and ToDo with every second column to ([\d.]+) dB "
+        r"\(([\d.]+) to ([\d.]+)\), over (\d+) images",
+        " ".join((ROOT / "README.md").read_text().split()),
+    )
+    model = fingerprint(tiny.load_transformer())
+    found = []
+    for method in (methods.named_configuration(catome.RECOMMENDED, "EVEN_13"), methods.todo(2, rows=1)):
+        rows = Store(QUALITY, RECORDED, None).find(model=model, seed=HELD_OUT, steps=50, method=method.label)
+        found += [f"{value:.1f}" for value in quality.mean_interval(rows.sort_values("image")["psnr"].to_numpy(float))]
+    assert list(said.groups()) == [*found, str(len(rows))]
