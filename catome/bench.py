@@ -42,7 +42,7 @@ def _checked(check: Callable, *arguments):
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _parser(bench) -> argparse.ArgumentParser:
+def _parser(points) -> argparse.ArgumentParser:
     from catome.study.run.parameters import DTYPES, usable_device
 
     def device(text: str) -> str:
@@ -58,9 +58,9 @@ def _parser(bench) -> argparse.ArgumentParser:
     several = dict(nargs="+", metavar="X")
     parser.add_argument("--device", type=device, default="cpu", help="cpu (default) or cuda")
     parser.add_argument(
-        "--suite", nargs="+", choices=bench.SUITES, help="default: all that the device has (memory: cuda only), but compiled"
+        "--suite", nargs="+", choices=points.SUITES, help="default: all that the device has (memory: cuda only), but compiled"
     )
-    parser.add_argument("--architecture", nargs="+", choices=[*bench.ARCHITECTURES], default=["sd15"], help="default: sd15")
+    parser.add_argument("--architecture", nargs="+", choices=[*points.ARCHITECTURES], default=["sd15"], help="default: sd15")
     parser.add_argument("--dtype", nargs="+", choices=[*DTYPES], help="default: float32 on cpu; the half precisions on cuda")
     parser.add_argument(
         "--batch", **several, type=_whole("batch", 1), help="images, each two rows by guidance; default: 1 on cpu"
@@ -86,19 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (by default the process's); exits with 2 where they are wrong or something is
     missing."""
     try:
-        from catome.study.bench import suites as bench
+        from catome.study.bench import points, suites
+        from catome.study.bench.table import BENCH
         from catome.study.run.parameters import writable_folder
-        from catome.study.run.store import RECORDED
+        from catome.study.run.store import RECORDED, Store
     except ModuleNotFoundError as error:
         print(f"{error.name} is missing: pip install 'catome[study,peers]'", file=sys.stderr)
         return 2
-    parser = _parser(bench)
+    parser = _parser(points)
     given = parser.parse_args(arguments)
 
     def each(values):
         return values and tuple(dict.fromkeys(values))
 
-    options = bench.Options(
+    options = points.Options(
         device=given.device,
         suites=each(given.suite),
         architectures=each(given.architecture),
@@ -114,12 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         writable_folder("output", options.output)
-        bench.points(options)
-        bench.Store(bench.BENCH, options.output, None)
+        points.points(options)
+        Store(BENCH, options.output, None)
         Path(options.output).mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    bench.run(options, progress=lambda line: print(line, file=sys.stderr, flush=True))
+    suites.run(options, progress=lambda line: print(line, file=sys.stderr, flush=True))
     return 0
 
 

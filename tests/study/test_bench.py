@@ -16,9 +16,13 @@ from catome.bench import main
 from catome.policy import rates
 from catome.runtime import state
 from catome.study import methods
+from catome.study.bench import contenders as taking_part
 from catome.study.bench import layers as bench_layers
 from catome.study.bench import suites as bench
-from catome.study.bench.suites import BENCH, Call, Contender, Options, Point, ratio, summary, take_turns, targets
+from catome.study.bench.points import Options, Point
+from catome.study.bench.rounds import Call, Contender, take_turns
+from catome.study.bench.table import BENCH, CACHED, COPY, FRESH, ratio, report, summary
+from catome.study.bench.targets import targets
 from catome.study.run.store import Store
 
 SMALL = dict(
@@ -59,11 +63,11 @@ QUICK = [
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setitem(bench.ARCHITECTURES, "small", SMALL)
-    monkeypatch.setitem(bench.ARCHITECTURES, "small xl", SMALL | XL)
-    bench.random_unet.cache_clear()
+    monkeypatch.setitem(taking_part.ARCHITECTURES, "small", SMALL)
+    monkeypatch.setitem(taking_part.ARCHITECTURES, "small xl", SMALL | XL)
+    taking_part.random_unet.cache_clear()
     yield
-    bench.random_unet.cache_clear()
+    taking_part.random_unet.cache_clear()
 
 
 @pytest.fixture
@@ -174,7 +178,7 @@ def test_a_bug_is_no_note():
 
 def test_after_the_deadline_only_the_first_round_is_finished(monkeypatch):
     now = iter(range(100))
-    monkeypatch.setattr("catome.study.bench.suites.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("catome.study.bench.rounds.time.monotonic", lambda: next(now))
     samples, _ = take_turns(logging([], "a", "b"), 10, second, deadline=2)
     assert [len(own) for own in samples.values()] == [4, 4]
     samples, _ = take_turns(logging([], "a", "b"), 10, second, deadline=-1)
@@ -184,30 +188,30 @@ def test_after_the_deadline_only_the_first_round_is_finished(monkeypatch):
 def test_operations_do_the_same_work_and_the_copy_moves_as_many_bytes(monkeypatch):
     moved = []
     real = torch.Tensor.copy_
-    contenders = {c.method: c for c in bench.operations(TOKENS, "cpu")}
+    contenders = {c.method: c for c in taking_part.operations(TOKENS, "cpu")}
     assert all(c.least_s == 0.01 for c in contenders.values())
     given = {name: c.calls[0].run() for name, c in contenders.items()}
-    for work in (bench.CACHED, bench.FRESH):
+    for work in (CACHED, FRESH):
         ours, theirs = given[f"catome {work}"], given[f"tomesd {work}"]
         assert ours.shape == (2, 144, 8)
         assert torch.allclose(ours, theirs, atol=1e-5)
         assert len({tuple(token) for token in ours[0].tolist()}) == 72  # merged they were
     monkeypatch.setattr(torch.Tensor, "copy_", lambda self, other: moved.extend([self, other]) or real(self, other))
-    contenders[bench.COPY].calls[0].run()
+    contenders[COPY].calls[0].run()
     merging = (2 * 144 + 2 * 72) * 8 * 4  # what merge reads and writes, in bytes; unmerge does the reverse
     assert sum(tensor.numel() * tensor.element_size() for tensor in moved) == 2 * merging
 
 
 def test_only_a_checkpoint_step_matches(monkeypatch):
-    contenders = {c.method: c.calls[0].run for c in bench.operations(TOKENS, "cpu")}
+    contenders = {c.method: c.calls[0].run for c in taking_part.operations(TOKENS, "cpu")}
     matched = []
-    real = bench.match
-    monkeypatch.setattr("catome.study.bench.suites.match", lambda *a, **k: matched.append(1) or real(*a, **k))
+    real = taking_part.match
+    monkeypatch.setattr("catome.study.bench.contenders.match", lambda *a, **k: matched.append(1) or real(*a, **k))
     monkeypatch.setattr("tomesd.merge.bipartite_soft_matching_random2d", lambda *a, **k: matched.append(2))
-    contenders[f"catome {bench.CACHED}"]()
-    contenders[f"tomesd {bench.CACHED}"]()
+    contenders[f"catome {CACHED}"]()
+    contenders[f"tomesd {CACHED}"]()
     assert matched == []
-    contenders[f"catome {bench.FRESH}"]()
+    contenders[f"catome {FRESH}"]()
     assert matched == [1]
 
 
@@ -249,8 +253,8 @@ def test_catome_steps_aside_where_merging_cannot_pay_and_is_timed_all_the_same(e
 
 
 def test_every_method_does_something_at_the_given_share_and_leaves_nothing(merging_pays):
-    contenders = bench.unet_calls(UNET, "cpu")
-    unet = bench.random_unet("small", "float32", "cpu")
+    contenders = taking_part.unet_calls(UNET, "cpu")
+    unet = taking_part.random_unet("small", "float32", "cpu")
     state = {name: set(vars(module)) - {"_tome_info"} for name, module in unet.named_modules()}
     outputs = {}
     with torch.no_grad():
@@ -276,7 +280,7 @@ def test_every_method_does_something_at_the_given_share_and_leaves_nothing(mergi
 
 def test_who_reduces_nothing_is_left_out(monkeypatch):
     idle = methods.Method("idle", "idle", lambda pipe: nullcontext(pipe))
-    monkeypatch.setattr("catome.study.bench.suites.methods.todo", lambda: idle)
+    monkeypatch.setattr("catome.study.bench.contenders.methods.todo", lambda: idle)
     rows = pd.DataFrame(bench.measure(UNET, "cpu", second)).set_index("method")
     assert rows.loc["ToDo", "note"] == "reduces no tokens here"
     assert math.isnan(rows.loc["ToDo", "seconds"])
@@ -286,7 +290,7 @@ def test_who_reduces_nothing_is_left_out(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["small", "small xl"])
 def test_random_weights_give_finite_outputs(name, dtype):
-    _, call = bench._caller(Point("unet", name, dtype, 1, 64, 64, 16, 0.5, 1), "cpu")
+    _, call = taking_part._caller(Point("unet", name, dtype, 1, 64, 64, 16, 0.5, 1), "cpu")
     with torch.no_grad():
         output = call(1).float()
     assert output.shape == (2, 4, 8, 8)
@@ -296,7 +300,7 @@ def test_random_weights_give_finite_outputs(name, dtype):
 
 def test_peak_memory_is_of_a_checkpoint_and_a_cached_call_with_fused_and_unfused_attention(monkeypatch):
     seen = []
-    real = bench._caller
+    real = taking_part._caller
 
     def caller(point, device):
         unet, call = real(point, device)
@@ -308,8 +312,8 @@ def test_peak_memory_is_of_a_checkpoint_and_a_cached_call_with_fused_and_unfused
 
         return unet, noted
 
-    monkeypatch.setattr(bench, "_caller", caller)
-    monkeypatch.setattr("catome.study.bench.suites.memory_since", lambda device: lambda: len(seen))
+    monkeypatch.setattr(taking_part, "_caller", caller)
+    monkeypatch.setattr("catome.study.bench.contenders.memory_since", lambda device: lambda: len(seen))
     rows = bench.measure(Point("memory", "small", "float32", 1, 64, 64, 16, 0.5, 1), "cpu", second)
     fused = "AttnProcessor2_0"
     order = [(False, fused), (True, fused), (False, "AttnProcessor"), (True, "AttnProcessor")]
@@ -320,7 +324,7 @@ def test_peak_memory_is_of_a_checkpoint_and_a_cached_call_with_fused_and_unfused
         "unmerged, unfused attention": 6,
         "catome, unfused attention": 8,
     }
-    assert bench.random_unet("small", "float32", "cpu").attn_processors.popitem()[1].__class__.__name__ == fused
+    assert taking_part.random_unet("small", "float32", "cpu").attn_processors.popitem()[1].__class__.__name__ == fused
 
 
 def test_a_ratio_is_paired_and_its_interval_is_of_order_statistics():
@@ -455,7 +459,7 @@ def test_the_report_names_what_was_left_out_and_what_could_not_run(tmp_path, cap
     assert "  unet small float32, batch 1, 64x64 px, share 0.5" in out
     assert out.count("not measured") == 13
     assert list(tmp_path.iterdir()) == []
-    lines = bench.report(summary(pd.DataFrame(made_up(SD15, unmerged=8.0, catome=7.0, tomesd=None))))
+    lines = report(summary(pd.DataFrame(made_up(SD15, unmerged=8.0, catome=7.0, tomesd=None))))
     (tomesd,) = [line for line in lines if line.startswith("  tomesd")]
     assert tomesd.split() == ["tomesd", "-", "out", "of", "memory"]
     (catome,) = [line for line in lines if line.startswith("  catome")]
@@ -591,11 +595,11 @@ def test_free_merging_computes_the_attention_of_the_tokens_left_and_nothing_more
     from torch.utils.flop_counter import FlopCounterMode
 
     counted = {}
-    contenders = {contender.method: contender for contender in bench.unet_calls(UNET, "cpu")}
+    contenders = {contender.method: contender for contender in taking_part.unet_calls(UNET, "cpu")}
     with torch.no_grad():
-        unet = bench.random_unet("small", "float32", "cpu")
+        unet = taking_part.random_unet("small", "float32", "cpu")
         applied = {name: contenders[name].applied for name in ("unmerged", "free merging")}
-        applied["quarter"] = lambda: bench.free_merging(0.25).applied(unet)
+        applied["quarter"] = lambda: taking_part.free_merging(0.25).applied(unet)
         for name, context in applied.items():
             with context(), FlopCounterMode(display=False) as counter:
                 contenders["unmerged"].calls[0].run()
@@ -614,14 +618,14 @@ def test_attention_is_timed_in_turns_as_it_is_and_merged(estimates):
         log.append(run().shape)
         return 3.0 if len(log) % 2 else 2.0
 
-    table = bench.attention_turns(edges=(4, 8), shares=(0.25, 0.5), channels=16, heads=2, rounds=6, clock=clock)
+    table = taking_part.attention_turns(edges=(4, 8), shares=(0.25, 0.5), channels=16, heads=2, rounds=6, clock=clock)
     assert table["tokens"].tolist() == [16, 16, 64, 64]
     assert table["share"].tolist() == [0.25, 0.5] * 2
     assert set(log) == {(1, 16, 16), (1, 64, 16)}
     assert len(log) == 4 * (2 + 2 * 6)
     assert set(table["speedup"]) <= {1.0, 1.5, 2 / 3, (1.5 + 2 / 3) / 2}
     assert (table["expected"] < 0).all()
-    table = bench.attention_turns(edges=(32,), shares=(0.75,), channels=320, rounds=1)
+    table = taking_part.attention_turns(edges=(32,), shares=(0.75,), channels=320, rounds=1)
     assert (table["expected"] > 0).all()
     assert (table["speedup"] > 1).all()
 
@@ -679,7 +683,7 @@ def test_merged_keys_of_a_layer_are_those_of_the_library():
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_a_block_merges_the_given_share_and_leaves_nothing(name, small_models):
     point = Point("block", name, "float32", 1, 256, 256, 16, 0.7, 2)
-    plain, merged = bench.block_calls(point, "cpu")
+    plain, merged = taking_part.block_calls(point, "cpu")
     with torch.no_grad():
         before = plain.calls[0].run()
         with merged.applied() as model:

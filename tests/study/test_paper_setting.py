@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from catome.study.bench.suites import random_unet
+from catome.study.bench.contenders import random_unet
 from catome.study.run.parameters import imagenet_classes
 from helpers.processes import papermill
 from slides import glued

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from catome.study.bench.suites import Call, Clock, Contender, cpu_clock, cuda_clock, take_turns
+from catome.study.bench.rounds import Call, Clock, Contender, cpu_clock, cuda_clock, take_turns
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 ROUNDS = 10

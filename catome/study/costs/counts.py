@@ -349,7 +349,7 @@ def turns_words(turns: pd.DataFrame) -> dict[str, str]:
     """Whether the model of savings and costs foretold what was timed, by the names in the chapter's text, with _ for -.
 
     Args:
-        turns: of `catome.study.bench.suites.attention_turns`.
+        turns: of `catome.study.bench.contenders.attention_turns`.
     """
 
     def agreeing(rows: pd.DataFrame) -> int:

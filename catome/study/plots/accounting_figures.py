@@ -245,7 +245,7 @@ def worth_merging(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], me
 
     Args:
         lines: by name, numbers of tokens and the least share at each (infinite where none pays).
-        measured: of `catome.study.bench.suites.attention_turns`; a dot at each point, filled where merging was faster.
+        measured: of `catome.study.bench.contenders.attention_turns`; a dot at each point, filled where merging was faster.
     """
     figure, ax = plt.subplots(figsize=(WIDTH * 0.72, 3.4))
     for (name, (tokens, least)), colour in zip(lines.items(), (PALETTE[0], PALETTE[3], PALETTE[2]), strict=False):

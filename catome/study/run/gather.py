@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from catome.study.bench.suites import BENCH
+from catome.study.bench.table import BENCH
 from catome.study.measure.comparison import COST, QUALITY
 from catome.study.measure.drift import DRIFT, STALENESS
 from catome.study.measure.pictures import PICTURES
