@@ -268,7 +268,8 @@ class Store:
         runs = _runs_of(file, found)
         if not found.schema.equals(self.table.schema):
             columns = set(found.column_names)
-            if "version" not in columns or not columns & set(self.table.values):
+            shuffled = found.column_names != self.table.schema.names and columns == set(self.table.schema.names)
+            if "version" not in columns or not columns & set(self.table.values) or shuffled:
                 raise Damaged(f"{file} holds other columns than {self.table.schema.names}: it belongs to another study")
             return None  # an earlier version's columns: never used again
         _check_keys(f"{file}: rows", found, self.table)
