@@ -258,6 +258,32 @@ def test_the_model_whose_pairs_last_longer_is_named(own, other, said):
     assert said in drifting(own, other).drifts()
 
 
+@pytest.mark.parametrize(
+    ("shares", "distances", "said"),
+    [
+        ((0.6, 0.3), (0.1, 0.2), "By both measures, merging should cost less on the transformer."),
+        ((0.3, 0.6), (0.2, 0.1), "By both measures, merging should cost less on the U-Net."),
+        ((0.6, 0.3), (0.2, 0.1), "less on the transformer, by the second on the U-Net."),
+        ((0.3, 0.6), (0.1, 0.2), "less on the U-Net, by the second on the transformer."),
+    ],
+)
+def test_what_the_papers_arguments_lead_to_expect(shares, distances, said, monkeypatch):
+    class Drifting:
+        def __init__(self, distance):
+            self.distance = distance
+
+        def by_lag(self, amount):
+            return {1: self.distance}
+
+    result = transformer.Result(
+        Parameters(**GIVEN),
+        {name: transformer.OfModel(None, None, Drifting(d), None, None) for name, d in zip(BOTH, distances, strict=True)},
+    )
+    own = dict(zip(BOTH, shares, strict=True))
+    monkeypatch.setattr(transformer.Result, "_shares_of_layers", lambda self, name: pd.DataFrame([[own[name]]]))
+    assert said in result.expected()
+
+
 def points(psnr) -> pd.DataFrame:
     names = {"kind": ["ToMe"] * len(psnr), "setting": [f"r = {i}" for i in range(len(psnr))]}
     return pd.DataFrame(names | {"PSNR": psnr, "flops": 0.5, "speed-up": 1.25, "PSNR low": psnr, "PSNR high": psnr})

@@ -212,13 +212,15 @@ class Result:
 
         Similarity is that of what enters a layer. A U-Net merges by it with `catome.PAPER`; a transformer, by its keys."""
         columns = {}
-        for name, of in self.models.items():
-            by_layer = shares_above(of.seen, self.params.thresholds).groupby(["threshold", "block"])["share"].mean().unstack()
-            columns[name] = [
-                f"{row.mean():.0%} ({row.min():.0%} to {row.max():.0%})"
-                for _, row in by_layer.loc[list(self.merged_at)].iterrows()
-            ]
+        for name in self.models:
+            by_layer = self._shares_of_layers(name)
+            columns[name] = [f"{row.mean():.0%} ({row.min():.0%} to {row.max():.0%})" for _, row in by_layer.iterrows()]
         return pd.DataFrame(columns, index=[f"t = {t:g}" for t in self.merged_at])
+
+    def _shares_of_layers(self, model: str) -> pd.DataFrame:
+        """The mean share above each threshold (rows, the highest first) in each layer (columns)."""
+        shares = shares_above(self.models[model].seen, self.params.thresholds)
+        return shares.groupby(["threshold", "block"])["share"].mean().unstack().loc[self.merged_at]
 
     @property
     def merged_at(self) -> list[float]:
@@ -254,6 +256,15 @@ class Result:
             return "So pairs can be reused for about as long on both."
         longer, shorter = (TRANSFORMER, UNET) if own < other else (UNET, TRANSFORMER)
         return f"So pairs can be reused for longer on the {longer} than on the {shorter}."
+
+    def expected(self) -> str:
+        """On which model merging should cost less, by what the paper argues with: similar tokens, and pairs that last."""
+        similar = {name: float(self._shares_of_layers(name).to_numpy().mean()) for name in BOTH}
+        lasting = {name: self.models[name].drift.by_lag(self.amount)[1] for name in BOTH}
+        by_similarity, by_drift = max(similar, key=similar.get), min(lasting, key=lasting.get)
+        if by_similarity != by_drift:
+            return f"By the first measure merging should cost less on the {by_similarity}, by the second on the {by_drift}."
+        return f"By both measures, merging should cost less on the {by_similarity}."
 
     def records(self, clocks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         """`catome.study.studies.curves.Result.records` of each model; ``clocks`` of `timed`."""
@@ -313,6 +324,7 @@ class Result:
         """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of `records`."""
         own = records[TRANSFORMER]
         curve = self.models[TRANSFORMER].curves
+        at = self.merged_at[min(1, len(self.merged_at) - 1)]
         agreement = self.agreement(records)
         fewer = f"{methods.kept_steps(0.75, self.params.steps)} steps"
         named = {"paper": ("CA-ToMe", "t = 0.9"), "keys": ("merged keys", "t = 0.8"), "fewer": ("fewer steps", fewer)}
@@ -328,6 +340,10 @@ class Result:
             "tokens": f"{self.models[TRANSFORMER].seen.tokens:,}",
             "ratio": f"{self.params.ratio:g}",
             "drifts": self.drifts(),
+            "expected": self.expected(),
+            "share_at": f"{at:g}",
+            "share_transformer": f"{self._shares_of_layers(TRANSFORMER).loc[at].mean():.0%}",
+            "share_unet": f"{self._shares_of_layers(UNET).loc[at].mean():.0%}",
             "layers": str(len(self.models[TRANSFORMER].seen.blocks)),
             "next_transformer": f"{self.models[TRANSFORMER].drift.by_lag(self.amount)[1]:.2f}",
             "next_unet": f"{self.models[UNET].drift.by_lag(self.amount)[1]:.2f}",
