@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 
 import numpy as np
 import pandas as pd
@@ -191,6 +192,63 @@ def test_layers_that_are_merged_alone_are_evenly_spaced():
     assert list(transformer.one_by_one(Parameters(single_layers=6), 5)) == [0, 1, 2, 3, 4]
     assert list(transformer.one_by_one(Parameters(single_layers=4), 28)) == [0, 9, 18, 27]
     assert list(transformer.one_by_one(Parameters(single_layers=1), 28)) == [0]
+
+
+class Made:
+    """Rows of a comparison, each with its mean PSNR."""
+
+    def __init__(self, psnr: dict[str, float]):
+        self.psnr = psnr
+
+    def of(self, method):
+        return pd.DataFrame({"psnr": [self.psnr[method.label]]})
+
+
+def with_controls(own: dict, other: dict, **given) -> transformer.Result:
+    seen = types.SimpleNamespace(blocks=[f"layer {i}" for i in range(6)])
+    models = {
+        name: transformer.OfModel(None, seen, None, None, Made(psnr)) for name, psnr in zip(BOTH, (own, other), strict=True)
+    }
+    return transformer.Result(Parameters(**GIVEN | given), models)
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        (
+            [45, 32, 31, 33, 41, 42],
+            "Layers that attend to fewer tokens lose more: the rank correlation of the two columns is 0.",
+        ),
+        ([31, 45, 44, 43, 32, 33], "The order of the two columns differs: the rank correlation of the two columns is -0."),
+    ],
+)
+def test_selective_layers_are_held_against_what_they_lose(own, says):
+    psnr = {f"keys in one layer(layer={layer}, ratio=0.5)": float(value) for layer, value in enumerate(own)}
+    assert with_controls(psnr, psnr).by_selectivity().startswith(says)
+    assert "not known" in with_controls(psnr, psnr, single_layers=2).by_selectivity()
+
+
+@pytest.mark.parametrize(
+    ("noise", "merged", "says"),
+    [
+        (
+            (50.0, 52.0),
+            (20.0, 40.0),
+            "a gap of 2.0 dB. The median gap of the settings that merge is 20.0 dB. So it is the merging",
+        ),
+        ((40.0, 50.0), (20.0, 40.0), "So both have a part in it."),
+        ((30.0, 48.0), (20.0, 40.0), "So it is the model, not the merging."),
+        ((30.0, 48.0), (40.0, 20.0), "So there is no loss to explain."),
+    ],
+)
+def test_noise_tells_the_model_from_the_merging(noise, merged, says):
+    result = with_controls({"noise(share=0.01)": noise[0]}, {"noise(share=0.01)": noise[1]})
+    records = {
+        name: pd.DataFrame({"kind": ["ToDo", "fewer steps"], "setting": "", "PSNR": [psnr, 30.0]})
+        for name, psnr in zip(BOTH, merged, strict=True)
+    }
+    assert says in result.sensitivity(records)
+    assert "Noise of 1.0%" in result.sensitivity(records)
 
 
 @torch.no_grad()

@@ -302,6 +302,44 @@ class Result:
             found[name] = pd.DataFrame(columns, index=[of.seen.blocks[layer] for layer in alone])
         return found
 
+    def psnr_of_layers(self, model: str) -> dict[int, float]:
+        """Mean PSNR (dB) by the layer that alone is merged."""
+        of = self.models[model]
+        alone = one_by_one(self.params, len(of.seen.blocks))
+        return {layer: float(of.controls.of(method)["psnr"].mean()) for layer, method in alone.items()}
+
+    def by_selectivity(self) -> str:
+        """Whether the transformer's layers lose more the fewer tokens their attention rests on, as a sentence."""
+        found, spread = self.psnr_of_layers(TRANSFORMER), selectivity(self.params.model)
+        if spread is None or len(found) < 3:
+            return "How selective these layers are is not known here."
+        agreement = spearmanr([spread[layer] for layer in found], list(found.values())).statistic
+        verdict = "Layers that attend to fewer tokens lose more" if agreement > 0.5 else "The order of the two columns differs"
+        return f"{verdict}: the rank correlation of the two columns is {agreement:.2f}."
+
+    def sensitivity(self, records: dict[str, pd.DataFrame]) -> str:
+        """How much of the transformer's larger loss by merging comes with noise as well, as sentences.
+
+        The loss by merging is the median, over all settings that merge, of the U-Net's PSNR minus the transformer's."""
+        gap = records[UNET]["PSNR"].to_numpy(float) - records[TRANSFORMER]["PSNR"].to_numpy(float)
+        merges = ~records[TRANSFORMER]["kind"].isin(["forecast", "fewer steps"]).to_numpy()
+        if not merges.any() or not self.params.noises:
+            return ""
+        by_merging = float(np.median(gap[merges]))
+        noise = methods.noise(max(self.params.noises))
+        own, other = (float(self.models[name].controls.of(noise)["psnr"].mean()) for name in BOTH)
+        said = (
+            f"Noise of {max(self.params.noises):.1%} leaves {own:.1f} dB on the transformer and {other:.1f} dB on the U-Net, "
+        )
+        said += f"a gap of {other - own:.1f} dB. The median gap of the settings that merge is {by_merging:.1f} dB. "
+        if by_merging <= 0:
+            return said + "So there is no loss to explain."
+        if other - own < by_merging / 3:
+            return said + "So it is the merging, not the model."
+        return said + (
+            "So both have a part in it." if other - own < 2 * by_merging / 3 else "So it is the model, not the merging."
+        )
+
     def agreement(self, records: dict[str, pd.DataFrame]) -> float:
         """Spearman's rank correlation of the settings' PSNR on the two models; NaN for fewer than three settings."""
         both = [rows["PSNR"].to_numpy(float) for rows in records.values()]
@@ -337,6 +375,8 @@ class Result:
             "curve_images": str(curve.params.images),
             "settings": str(len(own)),
             "farther": self.farther(records),
+            "sensitivity": self.sensitivity(records),
+            "by_selectivity": self.by_selectivity(),
             "tokens": f"{self.models[TRANSFORMER].seen.tokens:,}",
             "ratio": f"{self.params.ratio:g}",
             "drifts": self.drifts(),
