@@ -236,24 +236,24 @@ def group_sizes__keeps_zeros(target):
     return torch.bincount(target, minlength=len(target))
 
 
-def weighed_attention__multiplied_after_the_softmax(query, key, value, size):
+def weighted_attention__multiplied_after_the_softmax(query, key, value, size):
     return ((query @ key.T / math.sqrt(query.shape[1])).softmax(1) * size) @ value
 
 
-def weighed_attention__size_instead_of_its_logarithm(query, key, value, size):
+def weighted_attention__size_instead_of_its_logarithm(query, key, value, size):
     return (query @ key.T / math.sqrt(query.shape[1]) + size).softmax(1) @ value
 
 
-def weighed_attention__divides_the_logarithm(query, key, value, size):
+def weighted_attention__divides_the_logarithm(query, key, value, size):
     return ((query @ key.T + size.log()) / math.sqrt(query.shape[1])).softmax(1) @ value
 
 
-def weighed_attention__divides_twice(query, key, value, size):
+def weighted_attention__divides_twice(query, key, value, size):
     query = query / math.sqrt(query.shape[1])
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=size.log()[None])
 
 
-def weighed_attention__weighs_the_values_too(query, key, value, size):
+def weighted_attention__weighs_the_values_too(query, key, value, size):
     return (query @ key.T / math.sqrt(query.shape[1]) + size.log()).softmax(1) @ (size[:, None] * value)
 
 
@@ -309,12 +309,12 @@ def change_by_share__from_the_first_map(targets, attend):
     return [float((t != own).float().mean()) for t in targets], *off
 
 
-def change_by_share__weighed_against_once(targets, attend):
+def change_by_share__weighted_against_once(targets, attend):
     own = torch.arange(len(targets[0]))
     plain = attend(own, True)
     once = [float((attend(t, False) - plain).norm() / plain.norm()) for t in targets]
-    weighed = [float((attend(t, True) - attend(t, False)).norm() / attend(t, False).norm()) for t in targets]
-    return [float((t != own).float().mean()) for t in targets], once, weighed
+    weighted = [float((attend(t, True) - attend(t, False)).norm() / attend(t, False).norm()) for t in targets]
+    return [float((t != own).float().mean()) for t in targets], once, weighted
 
 
 def change_by_share__weighs_both(targets, attend):
@@ -379,11 +379,11 @@ SAID = {
     "group_sizes__of_src_alone": "You counted the src tokens alone",
     "group_sizes__of_every_token": "You give every token the size of its group",
     "group_sizes__keeps_zeros": "you keep zeros for them",
-    "weighed_attention__multiplied_after_the_softmax": "weights after the softmax",
-    "weighed_attention__size_instead_of_its_logarithm": "add log 3",
-    "weighed_attention__divides_the_logarithm": "Only the product of query and key is divided",
-    "weighed_attention__divides_twice": "Were they divided twice?",
-    "weighed_attention__weighs_the_values_too": "values that were multiplied by their sizes as well",
+    "weighted_attention__multiplied_after_the_softmax": "weights after the softmax",
+    "weighted_attention__size_instead_of_its_logarithm": "add log 3",
+    "weighted_attention__divides_the_logarithm": "Only the product of query and key is divided",
+    "weighted_attention__divides_twice": "Were they divided twice?",
+    "weighted_attention__weighs_the_values_too": "values that were multiplied by their sizes as well",
     "attend_merged__merges_the_queries": "You merged the queries",
     "attend_merged__weights_of_src": "looked up at a src token",
     "attend_merged__divides_twice": "divided by the sizes twice?",
@@ -391,8 +391,8 @@ SAID = {
     "attend_merged__without_weights": "every group has one vote",
     "change_by_share__share_of_src": "the share is of all tokens",
     "change_by_share__from_the_first_map": "Do you compare with the first map",
-    "change_by_share__weighed_against_once": "not the two with each other",
-    "change_by_share__weighs_both": "are your groups weighed in this curve, too?",
+    "change_by_share__weighted_against_once": "not the two with each other",
+    "change_by_share__weighs_both": "are your groups weighted in this curve, too?",
     "fair_threshold__keeps_the_queries_of_tome": "You let ToMe keep its queries",
     "fair_threshold__squares_both": "You squared what is left",
     "fair_threshold__share_of_src": "3 of 6 would be the share of src",

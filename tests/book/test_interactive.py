@@ -181,7 +181,7 @@ def test_buttons_set_known_methods_and_the_curve_is_drawn(shown, frames, block):
         assert float(page.input_value(f"[data-part={preset['by']}]")) == preset["amount"]
         assert page.get_by_role("button", name=name).get_attribute("aria-pressed") == "true"
     page.click("[data-part=sweep]")
-    page.wait_for_function("document.querySelector('figure').dataset.swept === '3'")  # queries kept, groups weighed
+    page.wait_for_function("document.querySelector('figure').dataset.swept === '3'")  # queries kept, groups weighted
     drawn = [dot.get_attribute("fill") for dot in page.locator("[data-part=trace] circle").all()]
     colours = list(interactive.WAYS.values())
     assert drawn.count(colours[3]) >= 21

@@ -15,7 +15,7 @@ from catome.study import methods
 from catome.study.measure.comparison import Comparison
 from catome.study.run.store import CHECKOUT
 from catome.study.studies import weights
-from catome.study.studies.weights import BOTH, KEPT, MERGED, WEIGHED, Parameters, Result
+from catome.study.studies.weights import BOTH, KEPT, MERGED, WEIGHTED, Parameters, Result
 from helpers.labels import from_label
 
 
@@ -36,11 +36,11 @@ def result(psnr: dict, share: float = 0.5, images: int = 12, **params) -> Result
     return Result(asked, weights.sweep_of(asked), weights.changes_of(asked), weights.peers_of(asked), made)
 
 
-FLAT = {(way, t): 30.0 for way in (MERGED, WEIGHED, KEPT, BOTH) for t in (0.4, 0.7, 0.9)}
+FLAT = {(way, t): 30.0 for way in (MERGED, WEIGHTED, KEPT, BOTH) for t in (0.4, 0.7, 0.9)}
 
 
 @pytest.mark.parametrize(
-    ("dip", "weighed", "said"),
+    ("dip", "weighted", "said"),
     [
         (
             2.0,
@@ -52,9 +52,9 @@ FLAT = {(way, t): 30.0 for way in (MERGED, WEIGHED, KEPT, BOTH) for t in (0.4, 0
         (-1.0, -2.0, "This sweep has no dip that can be told from chance."),
     ],
 )
-def test_what_is_said_of_the_dip_follows_from_the_intervals(dip, weighed, said):
+def test_what_is_said_of_the_dip_follows_from_the_intervals(dip, weighted, said):
     """``dip``: how much closer the lowest threshold is than the one above it."""
-    psnr = FLAT | {(MERGED, 0.7): 30 - dip, (MERGED, 0.9): 40, (WEIGHED, 0.7): 30 - weighed, (WEIGHED, 0.9): 40}
+    psnr = FLAT | {(MERGED, 0.7): 30 - dip, (MERGED, 0.9): 40, (WEIGHTED, 0.7): 30 - weighted, (WEIGHTED, 0.9): 40}
     found = result(psnr)
     worst, (mean, low, high) = found.dip(MERGED)
     assert worst == 0.7
@@ -78,7 +78,7 @@ def test_a_factor_that_no_share_of_tokens_stands_beside(factor):
 
 def test_the_scores_left_count_queries_where_they_are_merged():
     found = result(FLAT, share=0.5)  # 0.5 and 0.25 at two steps
-    assert found.scores_left(found.sweep[WEIGHED, 0.7]) == pytest.approx((0.5**2 + 0.75**2) / 2)
+    assert found.scores_left(found.sweep[WEIGHTED, 0.7]) == pytest.approx((0.5**2 + 0.75**2) / 2)
     assert found.scores_left(found.sweep[BOTH, 0.7]) == pytest.approx((0.5 + 0.75) / 2)
     assert found.scores_left(found.peers["ToDo, factor 2"]) == 0.25
 
@@ -115,7 +115,7 @@ def test_the_way_leads_from_the_papers_configuration_to_the_librarys(pipe):
     assert changes["evenly spaced checkpoints"].label == ours.label
     with changes["CA-ToMe"].applied(pipe):
         assert applied_patch(pipe).config == catome.PAPER
-    with changes["groups weighed"].applied(pipe):
+    with changes["groups weighted"].applied(pipe):
         assert applied_patch(pipe).config == catome.PAPER.changed(weighted=True)
     with changes["queries kept"].applied(pipe):
         assert applied_patch(pipe).config == catome.PAPER.changed(weighted=True, keep_queries=True)
@@ -144,6 +144,6 @@ def test_words_are_glued_without_quotation_marks(monkeypatch):
 
 
 def test_images_that_nothing_changes_are_no_difference():
-    unchanged = result(FLAT | {(MERGED, 0.9): float("inf"), (WEIGHED, 0.9): float("inf")})
+    unchanged = result(FLAT | {(MERGED, 0.9): float("inf"), (WEIGHTED, 0.9): float("inf")})
     assert (unchanged._gained(0.9) == 0).all()
     assert "nan" not in unchanged.filled()

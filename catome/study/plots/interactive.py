@@ -33,15 +33,15 @@ MOST_NUMBERS = 2**17
 PRESETS = {
     "ToMe, r = 0.5": {"by": "share", "amount": 0.5, "window": 2, "keep": False, "weigh": False},
     "CA-ToMe, t = 0.7": {"by": "threshold", "amount": 0.7, "window": 2, "keep": False, "weigh": False},
-    "keys merged and weighed": {"by": "threshold", "amount": 0.7, "window": 2, "keep": True, "weigh": True},
+    "keys merged and weighted": {"by": "threshold", "amount": 0.7, "window": 2, "keep": True, "weigh": True},
 }
 """What the buttons of `merging` set."""
 
 WAYS = {
     "as ToMe: everything merged": "#0173b2",
-    "everything merged, groups weighed": "#029e73",
+    "everything merged, groups weighted": "#029e73",
     "queries kept": "#de8f05",
-    "queries kept, groups weighed": "#cc3311",
+    "queries kept, groups weighted": "#cc3311",
 }
 """How `merging` can merge, and the colour of each, in the order in which its script counts them."""
 

@@ -17,7 +17,7 @@ from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = "08_weigh_the_keys"
 
-MERGED, WEIGHED, KEPT, BOTH = "as ToMe does it", "groups weighed", "queries kept", "both"
+MERGED, WEIGHTED, KEPT, BOTH = "as ToMe does it", "groups weighted", "queries kept", "both"
 """The four ways to merge: what the paper does, one change each, and both."""
 
 
@@ -50,7 +50,7 @@ def sweep_of(params: Parameters) -> dict[tuple[str, float], Method]:
     found = {}
     for t in sorted(set(params.thresholds)):
         found[MERGED, t] = methods.ca_tome(t, None)
-        found[WEIGHED, t] = methods.ca_tome(t, None, weighted=True)
+        found[WEIGHTED, t] = methods.ca_tome(t, None, weighted=True)
         found[KEPT, t] = methods.merged_keys(t, weighted=False, **as_the_paper)
         found[BOTH, t] = methods.merged_keys(t, **as_the_paper)
     return found
@@ -61,7 +61,7 @@ def changes_of(params: Parameters) -> dict[str, Method]:
     t, theirs, ours = params.threshold, params.schedule, params.even
     return {
         "CA-ToMe": methods.ca_tome(t, theirs),
-        "groups weighed": methods.ca_tome(t, theirs, weighted=True),
+        "groups weighted": methods.ca_tome(t, theirs, weighted=True),
         "queries kept": methods.merged_keys(t, schedule=theirs, measure="cosine", compare="input"),
         "similar by distance": methods.merged_keys(t, schedule=theirs, measure="distance", compare="input"),
         "keys compared, not the input": methods.merged_keys(t, schedule=theirs, compare="keys"),
@@ -170,7 +170,7 @@ class Result:
         """What each way gains over the paper's at each threshold, paired over seeds, as a table to be read."""
         thresholds = sorted({t for _, t in self.sweep})
         columns = {}
-        for way in (WEIGHED, KEPT, BOTH):
+        for way in (WEIGHTED, KEPT, BOTH):
             rows = {f"t = {t:g}": self.gain(way, t) for t in thresholds}
             columns[f"{way} (dB)"] = quality.paired_table(rows)["difference (dB)"]
         return pd.DataFrame(columns)
@@ -202,9 +202,9 @@ class Result:
             "middle": f"{t:g}",
             "filled": self.filled(),
             "dip_merged": quality.spoken(self.dip(MERGED)[1]),
-            "dip_weighed": quality.spoken(self.dip(WEIGHED)[1]),
+            "dip_weighted": quality.spoken(self.dip(WEIGHTED)[1]),
             "dip_both": quality.spoken(self.dip(BOTH)[1]),
-            "gain_weighed": quality.spoken(self.gain(WEIGHED, t)),
+            "gain_weighted": quality.spoken(self.gain(WEIGHTED, t)),
             "gain_kept": quality.spoken(self.gain(KEPT, t)),
             "gain_both": quality.spoken(self.gain(BOTH, t)),
             "scores_merged": f"{self.scores_left(self.sweep[MERGED, t]):.2f}",
@@ -228,15 +228,15 @@ class Result:
 
     def _gained(self, threshold: float) -> np.ndarray:
         """PSNR of the paper's way with weights minus that without, by image, in dB."""
-        return self.made.differences("psnr", self.sweep[WEIGHED, threshold], self.sweep[MERGED, threshold])
+        return self.made.differences("psnr", self.sweep[WEIGHTED, threshold], self.sweep[MERGED, threshold])
 
     def filled(self) -> str:
         """What the intervals say of the dip, and of what weights do to it, as a sentence."""
         _, (_, low, _) = self.dip(MERGED)
-        _, (_, low_weighed, _) = self.dip(WEIGHED)
+        _, (_, low_weighted, _) = self.dip(WEIGHTED)
         if low <= 0:
             return "This sweep has no dip that can be told from chance."
-        if low_weighed > 0:
+        if low_weighted > 0:
             return "Weights do not remove the dip."
         mean, low, high = self.filling()
         if low <= 0:
@@ -248,7 +248,7 @@ class Result:
         """`dip` of every way to merge, as a table to be read."""
         lowest = min(t for _, t in self.sweep)
         rows = {}
-        for way in (MERGED, WEIGHED, KEPT, BOTH):
+        for way in (MERGED, WEIGHTED, KEPT, BOTH):
             worst, found = self.dip(way)
             rows[f"{way}: t = {lowest:g} - t = {worst:g}"] = found
         return quality.paired_table(rows, "PSNR (dB)", better="merging more is closer", worse="merging less is closer")
@@ -273,12 +273,12 @@ class Result:
         return pd.DataFrame(table).T
 
     def against_peers(self) -> pd.DataFrame:
-        """For each peer, the highest threshold of each weighed way that leaves no more scores than it, to two decimals; paired
+        """For each peer, the highest threshold of each weighted way that leaves no more scores than it, to two decimals; paired
         over seeds."""
         pairs, columns = {}, {}
         for name, peer in self.peers.items():
             most = round(self.scores_left(peer), 2)
-            for way in (WEIGHED, BOTH):
+            for way in (WEIGHTED, BOTH):
                 fitting = [t for w, t in self.sweep if w == way and round(self.scores_left(self.sweep[way, t]), 2) <= most]
                 if not fitting:
                     continue

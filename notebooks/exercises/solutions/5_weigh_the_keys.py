@@ -13,7 +13,7 @@ def group_sizes(target):
     return members[target == torch.arange(len(target))]
 
 
-def weighed_attention(query, key, value, size):
+def weighted_attention(query, key, value, size):
     """Attention ``[Q, d]`` over L keys, each of which counts ``size`` ``[L]`` times."""
     scores = query @ key.T / math.sqrt(query.shape[1])
     # after the division: votes are not scaled
@@ -21,7 +21,7 @@ def weighed_attention(query, key, value, size):
 
 
 def attend_merged(query, key, value, target):
-    """Attention of all queries ``[N, d]`` over merged keys, weighed by group size."""
+    """Attention of all queries ``[N, d]`` over merged keys, weighted by group size."""
     kept = target == torch.arange(len(target))
     slot = (kept.cumsum(0) - 1)[target]  # for every token the row of its group
     size = torch.bincount(slot)
@@ -39,13 +39,13 @@ def change_by_share(targets, attend):
     """Merged shares, and how far the result is off without and with weights: [M]."""
     own = torch.arange(len(targets[0]))
     plain = attend(own, True)  # nothing is merged, so weights make no difference
-    share, once, weighed = [], [], []
+    share, once, weighted = [], [], []
     for target in targets:
         share.append(float((target != own).sum()) / len(own))
-        for weights, curve in ((False, once), (True, weighed)):
+        for weights, curve in ((False, once), (True, weighted)):
             change = attend(target, weights) - plain
             curve.append(float(change.norm() / plain.norm()))
-    return share, once, weighed
+    return share, once, weighted
 
 
 def fair_threshold(similarity, tokens, thresholds, ratio):
