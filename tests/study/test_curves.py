@@ -11,6 +11,7 @@ import pytest
 from catome.runtime.config import FAST, RECOMMENDED
 from catome.study import methods
 from catome.study.measure import turns as timing
+from catome.study.measure.clock import method_set
 from catome.study.measure.comparison import Comparison
 from catome.study.measure.quality import is_best
 from catome.study.measure.turns import faster, turns, turns_on
@@ -216,7 +217,8 @@ def test_the_readme_says_how_fast_merging_is(pipe):
         r"are ([\d.]+) times as fast \(([\d.]+) to ([\d.]+)\) with the first row, and ([\d.]+) times \(([\d.]+) to ([\d.]+)\)",
         README,
     )
-    rows = Store(timing.TURNS, RECORDED, None).find(steps=50, model=fingerprint(pipe))
+    every = [methods.unmerged(), *(method for some in curves.kinds().values() for method in some.values())]
+    rows = Store(timing.TURNS, RECORDED, None).find(steps=50, model=fingerprint(pipe), method_set=method_set(every))
     table = faster(rows)
     found = []
     for config in (RECOMMENDED, FAST):

@@ -396,5 +396,7 @@ def test_the_readme_says_how_much_the_transformers_images_change():
     assert list(said.groups()) == [*found, str(len(rows))]
     gentle = methods.merged_keys(0.95, schedule="EVEN_13", compare="keys")
     psnr = Store(QUALITY, RECORDED, None).find(model=model, seed=HELD_OUT, steps=50, method=gentle.label)["psnr"].mean()
-    said = re.search(r"threshold of 0\.7 gives ([\d.]+) dB there, and 0\.95 gives ([\d.]+) dB", (ROOT / "book/library.md").read_text())
+    said = re.search(
+        r"threshold of 0\.7 gives ([\d.]+) dB there, and 0\.95 gives ([\d.]+) dB", (ROOT / "book/library.md").read_text()
+    )
     assert list(said.groups()) == [found[0], f"{psnr:.1f}"]
