@@ -314,8 +314,8 @@ class Result:
         if spread is None or len(found) < 3:
             return "How selective these layers are is not known here."
         agreement = spearmanr([spread[layer] for layer in found], list(found.values())).statistic
-        verdict = "Layers that attend to fewer tokens lose more" if agreement > 0.5 else "The order of the two columns differs"
-        return f"{verdict}: the rank correlation of the two columns is {agreement:.2f}."
+        verdict = "Layers that attend to fewer tokens lose more" if agreement > 0.5 else "It is not these layers that lose most"
+        return f"{verdict}: over the layers, the rank correlation of PSNR and exp(entropy)/N is {agreement:.2f}."
 
     def sensitivity(self, records: dict[str, pd.DataFrame]) -> str:
         """How much of the transformer's larger loss by merging comes with noise as well, as sentences.
