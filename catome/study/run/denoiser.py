@@ -14,18 +14,18 @@ def part_name(pipe) -> str:
     return "unet" if getattr(pipe, "unet", None) is not None else "transformer"
 
 
-def check_has_unet(pipe, model: str) -> None:
+def check_has_unet(params, pipe) -> None:
     """Refuse a transformer where a study has methods that only a U-Net can have.
 
     Args:
+        params: the study's, whose ``model`` named the pipeline.
         pipe: a pipeline.
-        model: the parameter that named it.
 
     Raises:
         ValueError: if the pipeline's model is no U-Net.
     """
     if part_name(pipe) != "unet":
-        raise ValueError(f"model={model!r} must have a U-Net: some of the methods to compare are made for U-Nets alone")
+        raise ValueError(f"model={params.model!r} must have a U-Net: some of the methods to compare are made for U-Nets alone")
 
 
 def denoiser(pipe) -> torch.nn.Module:

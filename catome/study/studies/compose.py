@@ -29,7 +29,7 @@ from catome.study import methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import compare, cost
 from catome.study.methods import Method, together
-from catome.study.run.denoiser import check_has_unet
+from catome.study.run.denoiser import check_has_unet as check
 from catome.study.run.parameters import Flag, Seed, Setting, parameters
 from catome.study.run.store import SHARED_KEYS, Stopwatch, Store, Table, prompts_of, provenance, shared_keys
 from catome.study.studies.jobs import Job, of_images
@@ -257,11 +257,6 @@ def jobs(params: Parameters) -> Iterator[Job]:
     yield from of_images(1, params.searched, singles)
     yield from of_images(2, params.searched, [f"combination {i}" for i in range(1, MOST_TRIED * len(FLOORS) + 1)])
     yield from of_images(3, params, [f"of the frontier, {i}" for i in range(1, 3 * len(FLOORS) + 1)])
-
-
-def check(params: Parameters, pipe) -> None:
-    """Refuse a model that some of the methods cannot have: `catome.study.run.denoiser.check_has_unet`."""
-    check_has_unet(pipe, params.model)
 
 
 def run(params: Parameters, pipe, **kept) -> Result:

@@ -126,7 +126,7 @@ def jobs(params: Parameters) -> Iterator[Job]:
 def check(params: Parameters, pipe) -> None:
     """Refuse a model that some of the methods cannot have: `catome.study.run.denoiser.check_has_unet`."""
     if set(params.kinds) & set(OF_UNETS):
-        check_has_unet(pipe, params.model)
+        check_has_unet(params, pipe)
 
 
 def run(params: Parameters, pipe, **kept) -> Result:

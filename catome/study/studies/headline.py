@@ -13,7 +13,7 @@ from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, speed_ups, timed_alone
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
-from catome.study.run.denoiser import check_has_unet
+from catome.study.run.denoiser import check_has_unet as check
 from catome.study.run.parameters import Cosine, Count, Flag, Folder, ScheduleName, Setting, Share, parameters
 from catome.study.studies import curves
 from catome.study.studies.jobs import Job, of_images
@@ -80,11 +80,6 @@ def peers_of(params: Parameters) -> dict[str, Method]:
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations."""
     yield from of_images(1, params, [method.label for method in peers_of(params).values()])
-
-
-def check(params: Parameters, pipe) -> None:
-    """Refuse a model that some of the methods cannot have: `catome.study.run.denoiser.check_has_unet`."""
-    check_has_unet(pipe, params.model)
 
 
 def run(params: Parameters, pipe, **kept) -> Result:

@@ -15,7 +15,7 @@ from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, speed_ups, timed_alone
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
-from catome.study.run.denoiser import check_has_unet
+from catome.study.run.denoiser import check_has_unet as check
 from catome.study.run.parameters import (
     Cosine,
     Count,
@@ -136,11 +136,6 @@ def jobs(params: Parameters) -> Iterator[Job]:
     for phase, (steps, setting) in enumerate(params.settings.items(), 1):
         labels = [method.label for method in methods_of(params, steps).values()]
         yield from of_images(phase, setting, labels, params.calls_with(steps))
-
-
-def check(params: Parameters, pipe) -> None:
-    """Refuse a model that some of the methods cannot have: `catome.study.run.denoiser.check_has_unet`."""
-    check_has_unet(pipe, params.model)
 
 
 def run(params: Parameters, pipe, **kept) -> Result:
