@@ -20,6 +20,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from click import ClickException
 from PIL import Image
@@ -286,6 +287,20 @@ def test_the_numbers_of_the_gpu_page(capsys):
     assert "must print 5000" in text
 
 
+def test_the_size_of_pixart_sigma():
+    """Of its published configuration, counted without weights; the VAE's 84 million are those of Stable Diffusion."""
+    from diffusers import PixArtTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
+    with torch.device("meta"):
+        text_encoder = T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu"))
+        transformer = PixArtTransformer2DModel(sample_size=64, cross_attention_dim=1152, caption_channels=4096)
+    numbers = 84e6 + sum(weight.numel() for model in (text_encoder, transformer) for weight in model.parameters())
+    said = f"about {numbers / 1e9:.1f} billion numbers, which take {2 * numbers / 1e9:.0f} GB in float16"
+    assert said in re.sub(r"\s+", " ", TEXT["gpu"])
+
+
 def test_the_files_that_are_downloaded_are_those_that_are_read(tmp_path):
     words = next(words for page, words in TYPED if page == "gpu" and words[0].endswith("hf"))
     patterns = [word for before, word in pairwise(words) if before == "--include"]
@@ -326,8 +341,6 @@ def test_the_refusals_of_the_walk_are_those_of_the_notebook():
 
 
 def test_the_pinned_torch_knows_the_gpus_that_the_page_names():
-    import torch
-
     built_for = torch._C._cuda_getArchFlags() if torch.version.cuda else ""
     if not built_for:
         pytest.skip("this torch is built without CUDA")
