@@ -12,7 +12,7 @@ from catome.runtime.config import FAST, RECOMMENDED
 from catome.study import methods
 from catome.study.measure import turns as timing
 from catome.study.measure.clock import method_set
-from catome.study.measure.comparison import Comparison
+from catome.study.measure.comparison import QUALITY, Comparison
 from catome.study.measure.quality import is_best
 from catome.study.measure.turns import faster, turns, turns_on
 from catome.study.plots.frontier_figures import frontier
@@ -36,6 +36,25 @@ def test_fewer_steps_are_shares_of_the_steps_that_there_are():
     assert list(curves.kinds()["fewer steps"]) == ["38 steps", "30 steps", "25 steps", "20 steps"]
     assert list(curves.kinds(5)["fewer steps"]) == ["4 steps", "3 steps", "2 steps"]
     assert list(curves.kinds(1)["fewer steps"]) == ["1 steps"]
+
+
+def test_few_steps_have_settings_that_fit_them():
+    params = curves.Parameters(steps=20, sampler="DPM++")
+    labels = [method.label for method in curves._all_of(params.kinds)]
+    assert len(set(labels)) == len(labels)
+    assert "EVEN_5" in params.kinds["merged keys"]["t = 0.7, kept for 4 calls"].label
+    assert params.kinds["forecast"]["growing by 1.15"].label == "forecast(interval=1, order=1, first=2, growth=1.15)"
+    assert list(curves.kinds(20, few=True)["forecast"])[-2:] == ["every 2", "every 3"]
+    assert {job.calls for job in curves.jobs(params)} == {20}
+    assert {job.calls for job in curves.jobs(curves.Parameters(steps=20))} == {21}
+    unlike = {name for name, some in curves.kinds(20, few=True).items() if list(some) != list(curves.kinds(20)[name])}
+    assert unlike == {"merged keys", "forecast"}
+
+
+@pytest.mark.parametrize("given", ["PLMS", 3, ""])
+def test_an_unknown_sampler_is_refused(given):
+    with pytest.raises(ValueError, match=r"sampler=.*'DPM\+\+', 'Euler', None"):
+        curves.Parameters.checked({"sampler": given})
 
 
 def test_images_have_a_seed_by_which_nothing_was_chosen():
@@ -206,6 +225,23 @@ def test_speed_ups_are_ratios_of_each_turn():
     assert table.loc["unmerged", "flops"] == 1
 
 
+def test_generations_of_few_steps_have_their_sampler(loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "kinds", lambda steps, few: {"ToDo": {"2x2": methods.todo(2)}})
+    own = loaded.scheduler
+    asked = {"images": 1, "steps": 2, "output": str(tmp_path)}
+    few, long = (curves.Parameters(**asked, sampler=sampler) for sampler in ("DPM++", None))
+    clocks = {}
+    for params in (few, long):
+        found = curves.run(params, loaded, recorded=None)
+        clocks[params.sampler] = curves.timed(found, loaded, recorded=None)
+        assert loaded.scheduler is own
+    assert set(clocks["DPM++"]["sampler"]) == {"DPMSolverMultistepScheduler"}
+    assert set(clocks[None]["sampler"]) == {type(own).__name__}
+    rows = Store(QUALITY, tmp_path, None).find()
+    assert rows["model"].nunique() == 2  # the name of a model covers its sampler
+    assert rows.groupby("model")["psnr"].first().nunique() == 2
+
+
 @pytest.fixture
 def ways():
     return [methods.unmerged(), methods.todo(2), methods.ca_tome(0.9, None)]
@@ -274,7 +310,7 @@ def test_other_methods_take_turns_of_their_own(loaded, tmp_path, ways):
 
 def test_unmerged_images_are_made_once_for_all_kinds(loaded, tmp_path, monkeypatch):
     kinds = {"ToDo": {"2x2": methods.todo(2)}, "ToMe": {"r = 0.5": methods.tome(0.5)}}
-    monkeypatch.setattr(curves, "kinds", lambda steps: kinds)
+    monkeypatch.setattr(curves, "kinds", lambda steps, few: kinds)
     made = []
     from catome.study.measure import comparison
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, PixArtSigmaPipeline
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PixArtSigmaPipeline
 from tqdm import tqdm
 
 from catome import tiny
@@ -21,6 +22,7 @@ from catome.tiny.transformer import PixArtPipeline
 
 T = TypeVar("T")
 
+_SAMPLERS = {"DPM++": DPMSolverMultistepScheduler, "Euler": EulerDiscreteScheduler}
 _LOADERS = {"tiny": tiny.load_pipeline, "tiny-pixart": tiny.load_transformer}
 
 
@@ -61,6 +63,18 @@ def is_pixart(model: str) -> bool:
         return False  # what it is instead is said where it is read
     named = config.get("_class_name") if isinstance(config, dict) else None
     return named in (PixArtSigmaPipeline.__name__, PixArtPipeline.__name__)
+
+
+@contextmanager
+def with_sampler(pipe, name: str | None) -> Iterator:
+    """The pipeline with another sampler, "DPM++" or "Euler" (None: its own); afterwards its own again."""
+    own = pipe.scheduler
+    if name is not None:
+        pipe.scheduler = _SAMPLERS[name].from_config(own.config)
+    try:
+        yield pipe
+    finally:
+        pipe.scheduler = own
 
 
 def batches(setting: Setting) -> list[range]:

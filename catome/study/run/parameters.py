@@ -182,6 +182,7 @@ OtherStepCounts = Annotated[tuple, checked_by(_step_counts(empty=True))]
 Part = Annotated[float, checked_by(_number(0, 1))]
 Distances = Annotated[tuple, checked_by(_numbers(0, 1))]
 Sampler = Annotated[str, checked_by(_one_of("DPM++", "Euler"))]
+OwnSampler = Annotated[str | None, checked_by(_one_of("DPM++", "Euler", None))]
 Guidances = Annotated[tuple, checked_by(_numbers(0, 100, empty=True))]
 ScheduleName = Annotated[object, checked_by(_schedule)]
 

@@ -18,7 +18,8 @@ from catome.study.measure.comparison import Comparison, compare
 from catome.study.measure.turns import faster, turns
 from catome.study.methods import Method, together
 from catome.study.run.denoiser import check_has_unet
-from catome.study.run.parameters import Count, Flag, Seed, Setting, checked_by, names_among, parameters
+from catome.study.run.generate import with_sampler
+from catome.study.run.parameters import Count, Flag, OwnSampler, Seed, Setting, checked_by, names_among, parameters
 from catome.study.studies.compose import HELD_OUT
 from catome.study.studies.jobs import Job, of_images
 
@@ -38,12 +39,14 @@ class Parameters(Setting):
 
     Attributes:
         seed: of the images, by which no setting was chosen.
+        sampler: "DPM++" or "Euler", as diffusers has them, for generations of few steps; None for the pipeline's own.
         only: kinds of methods, by their names in `kinds`; None for all.
         timed_images: that the methods are timed on: of the embedded model, one of each class.
         recompute: generate everything again, whatever is kept.
     """
 
     seed: Seed = HELD_OUT
+    sampler: OwnSampler = None
     only: Kinds = None
     timed_images: Count = TIMED_IMAGES
     recompute: Flag = False
@@ -56,7 +59,8 @@ class Parameters(Setting):
     @property
     def kinds(self) -> dict[str, dict[str, Method]]:
         """`kinds`, as far as they are asked for."""
-        return {name: some for name, some in kinds(self.steps).items() if self.only is None or name in self.only}
+        every = kinds(self.steps, few=self.sampler is not None)
+        return {name: some for name, some in every.items() if self.only is None or name in self.only}
 
 
 def beside(
@@ -71,25 +75,36 @@ SHARES = (0.25, 0.5, 0.75)
 """Of tokens, for the methods that are given one."""
 
 
+GROWING = ((6, 1.15), (5, 1.3), (5, 1.4))
+"""Forecasts: the calls that are computed at first in 50 steps, and by what each interval is longer than the one before."""
+
 KEPT_STEPS = (0.75, 0.6, 0.5, 0.4)
 """Shares of the steps, for generations of fewer steps."""
 
 
-def kinds(steps: int = 50) -> dict[str, dict[str, Method]]:
-    """The settings of each kind of method for a generation of so many steps, gentle ones first, by what a table calls them."""
+def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
+    """The settings of each kind of method for a generation of so many steps, gentle ones first, by what a table calls them.
+
+    Args:
+        steps: of the generation.
+        few: for a sampler that makes images in few steps. Then the checkpoints of the library's configurations are at nearly
+            every call, so merged keys are tried with pairs kept for four calls, too; and forecasts begin as much earlier as the
+            generation is shorter, and at equal intervals, too.
+    """
     keys = methods.merged_keys
     best, fast = (methods.named_configuration(config, "EVEN_13") for config in (RECOMMENDED, FAST))
     gentle = keys(0.8, schedule="EVEN_13", compare="keys")
     strong = keys(0.4, stride=(4, 4), schedule="EVEN_13", compare="keys")
     deep = {interval: methods.deep_cache(interval) for interval in (2, 3, 5)}
-    skipped = {
-        "growing by 1.15": methods.forecast(1, 1, 6, 1.15),
-        "growing by 1.3": methods.forecast(1, 1, 5, 1.3),
-        "growing by 1.4": methods.forecast(1, 1, 5, 1.4),
-    }
+    skipped = {f"growing by {growth:g}": _growing(first, growth, steps, few) for first, growth in GROWING}
     fewer = dict.fromkeys(methods.kept_steps(share, steps) for share in KEPT_STEPS)
+    own = {"t = 0.8": gentle, "t = 0.7": best, "t = 0.6, 4x4": fast, "t = 0.4, 4x4": strong}
+    alone = dict(skipped)
+    if few:
+        own["t = 0.7, kept for 4 calls"] = keys(0.7, schedule=f"EVEN_{max(1, round(steps / 4))}", compare="keys")
+        alone |= {f"every {interval}": methods.forecast(interval, 1, 2) for interval in (2, 3)}
     return {
-        "merged keys": {"t = 0.8": gentle, "t = 0.7": best, "t = 0.6, 4x4": fast, "t = 0.4, 4x4": strong},
+        "merged keys": own,
         "CA-ToMe": {f"t = {t:g}": methods.ca_tome(t, "CONFIG_3") for t in (0.9, 0.8, 0.7)},
         "ToMe": {f"r = {r:g}": methods.tome(r) for r in SHARES},
         "tomesd": {f"r = {r:g}": methods.tomesd(r) for r in SHARES},
@@ -98,11 +113,16 @@ def kinds(steps: int = 50) -> dict[str, dict[str, Method]]:
         "ToDo": {"1x2": methods.todo(2, rows=1), "2x2": methods.todo(2), "4x4": methods.todo(4)},
         "average pooling": {"2x2": from_papers.average_pooling(2), "4x4": from_papers.average_pooling(4)},
         "DeepCache": {f"every {interval}": method for interval, method in deep.items()},
-        "forecast": skipped,
+        "forecast": alone,
         "fewer steps": {f"{kept} steps": methods.fewer_steps(kept) for kept in fewer},
         "merged keys + DeepCache": {f"every {interval}": together(best, deep[interval]) for interval in (2, 3)},
         "merged keys + forecast": {name: together(best, skipped[name]) for name in ("growing by 1.15", "growing by 1.3")},
     }
+
+
+def _growing(first: int, growth: float, steps: int, few: bool) -> Method:
+    """A forecast whose intervals grow; in a generation of few steps it begins earlier."""
+    return methods.forecast(1, 1, max(2, round(first * steps / 50)) if few else first, growth)
 
 
 OF_UNETS = ("tomesd", "ToFu", "SiTo", "DeepCache", "merged keys + DeepCache")
@@ -120,7 +140,8 @@ def _all_of(of_kind: dict[str, dict[str, Method]]) -> list[Method]:
 
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations."""
-    yield from of_images(1, params, [method.label for method in _all_of(params.kinds)])
+    calls = None if params.sampler is None else params.steps
+    yield from of_images(1, params, [method.label for method in _all_of(params.kinds)], calls)
 
 
 def check(params: Parameters, pipe) -> None:
@@ -140,9 +161,10 @@ def run(params: Parameters, pipe, **kept) -> Result:
     check(params, pipe)
     of_kind = params.kinds
     every, plain = [methods.unmerged(), *_all_of(of_kind)], {}
-    for some in of_kind.values():  # kind by kind, so that what was made is kept soon
-        compare(pipe, params, list(some.values()), recompute=params.recompute, plain=plain, **kept)
-    made = compare(pipe, params, every, plain=plain, **kept)
+    with with_sampler(pipe, params.sampler):
+        for some in of_kind.values():  # kind by kind, so that what was made is kept soon
+            compare(pipe, params, list(some.values()), recompute=params.recompute, plain=plain, **kept)
+        made = compare(pipe, params, every, plain=plain, **kept)
     return Result(params, of_kind, made)
 
 
@@ -150,7 +172,8 @@ def timed(result: Result, pipe, **kept) -> pd.DataFrame:
     """Rows of `catome.study.measure.turns.TURNS`: every setting, over images of several classes."""
     asked = replace(result.params.timed, batch_size=1)
     every = [methods.unmerged(), *_all_of(result.kinds)]
-    return turns(pipe, asked, every, recompute=result.params.recompute, **kept)
+    with with_sampler(pipe, result.params.sampler):
+        return turns(pipe, asked, every, recompute=result.params.recompute, **kept)
 
 
 @dataclass(frozen=True)

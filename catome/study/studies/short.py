@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from catome.study.measure.comparison import Comparison, compare, speed_ups, time
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.denoiser import check_has_unet as check
+from catome.study.run.generate import with_sampler
 from catome.study.run.parameters import (
     Cosine,
     Count,
@@ -90,23 +91,9 @@ class Parameters(Setting):
         return len(parsed.at(calls)) if isinstance(parsed, Schedule) else calls
 
 
-@contextmanager
-def sampled(pipe, params: Parameters, steps: int) -> Iterator:
+def sampled(pipe, params: Parameters, steps: int) -> AbstractContextManager:
     """The pipeline with the sampler of short generations, but for the long one; afterwards its own again."""
-    own = pipe.scheduler
-    if steps != params.steps:
-        pipe.scheduler = _sampler(params.sampler, own)
-    try:
-        yield pipe
-    finally:
-        pipe.scheduler = own
-
-
-def _sampler(name: str, own):
-    from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
-
-    kinds = {"DPM++": DPMSolverMultistepScheduler, "Euler": EulerDiscreteScheduler}
-    return kinds[name].from_config(own.config)
+    return with_sampler(pipe, params.sampler if steps != params.steps else None)
 
 
 def checkpoints_of(params: Parameters, steps: int) -> int:
