@@ -73,8 +73,10 @@ record: $(STAMP) ## compute what is missing from data/results (hours; go on any 
 	    $(BIN)/python -m catome.study $$study -f data/presets/tiny.yaml -f data/presets/record/$$notebook.yaml \
 	        --output data/results $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH)) || exit 1; \
 	done
-	$(BIN)/python -m catome.study curves --timed --images 120 --output data/results \
-	    $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH))
+	for length in "" "--steps 8 --sampler DPM++" "--steps 20 --sampler DPM++"; do \
+	    $(BIN)/python -m catome.study curves --timed --images 120 $$length --output data/results \
+	        $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH)) || exit 1; \
+	done
 	$(BIN)/python -m catome.study transformer --timed -f data/presets/tiny.yaml -f data/presets/record/10_a_transformer.yaml \
 	    --output data/results $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH))
 

@@ -155,7 +155,7 @@ def swept() -> sweep.Result:
     params = sweep.Parameters(images=IMAGES, thresholds=(0.7, 1.0), finer=(0.7,), compared=(0.7,))
     methods = sweep.sweep_of(params)
     made = compared([sweep.methods.unmerged(), *methods.values()])
-    return sweep.Result(params, REAL, methods, {}, made, made, made, None)
+    return sweep.Result(params, REAL, methods, {}, made, made, {}, None)
 
 
 def test_the_sweep_says_how_far_its_speed_ups_spread(swept):

@@ -15,7 +15,7 @@ from catome.study.measure.clock import method_set
 from catome.study.measure.comparison import QUALITY, Comparison
 from catome.study.measure.quality import is_best
 from catome.study.measure.turns import faster, turns, turns_on
-from catome.study.plots.frontier_figures import frontier
+from catome.study.plots.frontier_figures import frontier, frontiers
 from catome.study.run.store import CHECKOUT, RECORDED, Store, fingerprint
 from catome.study.studies import curves, headline
 from catome.study.studies import jobs as counting
@@ -168,6 +168,49 @@ def test_chapter_6_is_given_the_words_of_the_curves_that_its_text_takes_up():
         assert f"{{glue:text}}`{name.replace('_', '-')}`" in notebook, name
     taken = set(re.findall(r"\{glue:text\}`((?:curve-|best-in-)[\w-]+|[\w]+-curve)`", notebook))
     assert taken == {name.replace("_", "-") for name in [*found.words(records), "curve_clock"]}
+
+
+def lengths() -> curves.Lengths:
+    """Fewer steps win in 50 steps, and ToMe in 8."""
+    found, clocks = {}, {}
+    for steps, psnr in ((8, (35.0, 28.0, 20.0)), (50, (25.0, 28.0, 30.0))):
+        found[steps] = result(dict(zip(NAMES, psnr, strict=True)))
+        times = (dict(zip(NAMES, values, strict=True)) for values in ((3.0, 2.0, 1.0), (4.0, 2.0, 1.0)))
+        clocks[steps] = clock(found[steps], *times).assign(device="cpu", threads=2, **{"class": "desert"})
+    return curves.Lengths(found, clocks)
+
+
+def test_each_number_of_steps_has_a_frontier():
+    several = lengths()
+    table = several.unbeaten()
+    assert table["unbeaten in time"].to_dict() == {
+        "8 steps": "ToMe (r = 0.25 and r = 0.5); fewer steps (30 steps)",
+        "50 steps": "fewer steps (30 steps)",
+    }
+    assert list(several.shown().index.get_level_values(0)) == ["8 steps"] * 3 + ["50 steps"] * 3
+    leads = several.rivals("ToMe")["its lead in time (dB)"]
+    assert leads["8 steps", "ToMe, r = 0.25"] == "-7.0 [-7.0, -7.0]"
+    assert leads["50 steps", "ToMe, r = 0.25"] == "+5.0 [+5.0, +5.0]"
+    assert several.words()["papers_curve_few"] == "No setting of CA-ToMe was tried."
+
+
+def test_the_figure_has_a_column_for_each_number_of_steps():
+    records = lengths().records
+    unchanged = records[8].iloc[:1].assign(kind="forecast", PSNR=np.inf)
+    figure = frontiers({8: pd.concat([records[8], unchanged]), 50: records[50]})
+    assert [ax.get_title() for ax in figure.axes] == ["8 steps", "50 steps"] * 2
+    for ax, column in zip(figure.axes[::2], ("speed-up", "flops"), strict=True):
+        x = [value for line in ax.lines if line.get_marker() not in ("None", "") for value in line.get_xdata()]
+        assert sorted(x) == sorted(records[8][column])
+        assert ax.xaxis_inverted() == (column == "flops")
+    assert figure.legends[0].get_texts()
+    plt.close(figure)
+
+
+def test_chapter_9_is_given_the_words_of_the_curves_that_its_text_takes_up():
+    notebook = (CHECKOUT / "notebooks/09_short_generations.ipynb").read_text()
+    taken = set(re.findall(r"\{glue:text\}`([\w-]*curve[\w-]*)`", notebook))
+    assert taken == {name.replace("_", "-") for name in lengths().words()}
 
 
 @pytest.mark.parametrize("given", [["ToDo", "CA-ToMe"], "ToDo, CA-ToMe"])

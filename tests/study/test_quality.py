@@ -301,6 +301,7 @@ def test_the_images_that_are_needed_stand_beside_those_that_there_are():
         "on how much their differences vary from seed to seed; there are 3."
     )
     assert "need 8 images" in quality.power_words([[0.0, 1.0, 2.0]])
+    assert quality.power_words([[0.0, 1.0], [0.0, 1.0, 2.0]]).endswith("there are from 2 to 3.")
     assert quality.power_words([[1.0]]).startswith("With so few images nobody can say")
 
 

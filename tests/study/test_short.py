@@ -13,6 +13,7 @@ from catome.study.measure.comparison import Comparison
 from catome.study.run.store import fingerprint
 from catome.study.studies import jobs as counting
 from catome.study.studies import short
+from catome.study.studies.compose import HELD_OUT
 from catome.study.studies.short import AFRESH, CACHED, FEWER, PAPER_AFRESH, PAPER_CACHED, Parameters, Result
 from helpers.settings import setting
 
@@ -76,6 +77,13 @@ def test_the_sampler_is_that_of_short_generations_and_is_put_back(pipe):
     assert pipe.scheduler is own
 
 
+def test_the_knobs_of_each_length_have_its_sampler_and_the_held_out_seed():
+    knobs = Parameters(images=30, curve_images=5, curve_kinds=["ToDo"], seed=7).knobs
+    assert {steps: own.sampler for steps, own in knobs.items()} == {8: "DPM++", 20: "DPM++", 50: None}
+    assert {(own.images, own.seed, *own.kinds) for own in knobs.values()} == {(5, HELD_OUT, "ToDo")}
+    assert [own.steps for own in knobs.values()] == [8, 20, 50]
+
+
 def test_rows_of_samplers_are_told_apart(pipe):
     names = {fingerprint(pipe)}
     for sampler in ("DPM++", "Euler"):
@@ -117,7 +125,7 @@ def test_records_hold_every_method_of_every_length():
     [
         (28.0, "In 8 steps, reusing the pairs of merged keys costs at least 1.9 dB."),
         (32.0, "In 8 steps reusing pairs even brings the images closer."),
-        (30.0, "In 8 steps, reusing the pairs of merged keys costs at most 0.1 dB, and no cost can be told from chance."),
+        (30.0, "In 8 steps, reusing the pairs of merged keys costs at most 0.1 dB, and no cost is detectable."),
     ],
 )
 def test_what_is_said_of_the_cache_follows_from_the_interval(cached, says):

@@ -12,6 +12,7 @@ from catome.study import methods
 from catome.study.measure import quality, wrapping
 from catome.study.measure.comparison import Comparison
 from catome.study.studies import allocation, sweep
+from catome.study.studies import jobs as counting
 from helpers.paths import ROOT
 
 IMAGES = 12
@@ -58,7 +59,7 @@ def result(psnr: dict[float, float], control=None, **params) -> sweep.Result:
     asked = sweep.Parameters(images=IMAGES, thresholds=tuple(psnr), finer=tuple(psnr), compared=tuple(psnr), **params)
     ways = {t: methods.ca_tome(t, None) for t in psnr}
     made = comparison({"unmerged": np.inf} | {way.label: psnr[t] for t, way in ways.items()})
-    return sweep.Result(asked, REAL, ways, {}, made, None, None, control or controlled({}))
+    return sweep.Result(asked, REAL, ways, {}, made, None, {}, control or controlled({}))
 
 
 def clock(found: sweep.Result, slow: tuple[float, ...] = ()) -> pd.DataFrame:
@@ -86,6 +87,48 @@ def test_a_dip_is_told_with_its_interval():
     assert re.search(r"changes by \+2\.\d\d \[\+1\.\d\d, \+2\.\d\d\] dB from t = 0.7 to t = 0.5", said)
     assert "lowest where most is merged" in result({0.5: 28.0, 0.7: 29.0}).dip()
     assert "lowest where most is merged" in result({0.5: np.inf, 1.0: np.inf}).dip()
+
+
+def test_a_comparison_may_have_more_images_than_the_sweep(monkeypatch):
+    asked = []
+
+    def made(pipe, setting, ways, real=None, recompute=False, **kept):
+        asked.append((setting.images, recompute, [way.family for way in ways]))
+        scatter = np.random.default_rng(len(asked)).normal(size=(len(ways), setting.images))
+        rows = [
+            {
+                "method": way.label,
+                "image": image,
+                "psnr": 30 + scatter[at, image],
+                "feature_distance": 1.0,
+                "merged_share": np.array([0.25]),
+            }
+            for at, way in enumerate(ways)
+            for image in range(setting.images)
+        ]
+        some = pd.DataFrame(rows).assign(ssim=0.9, psnr_real=9.0, ssim_real=0.1, **{"class": "desert"})
+        return Comparison(some, [way.label for way in ways], "scene", {})
+
+    monkeypatch.setattr(sweep, "compare", made)
+    monkeypatch.setattr(sweep.real_images, "beside", lambda *given: REAL)
+    monkeypatch.setattr(sweep.allocation, "run", lambda *given, **kept: None)
+    given = {"images": 5, "thresholds": [0.8, 0.9], "finer": [0.9], "compared": [0.8, 0.9]}
+    params = sweep.Parameters.checked(given | {"compared_images": [5, 9], "recompute": True})
+    found = sweep.run(params, None)
+    assert [(images, again) for images, again, _ in asked[-2:]] == [(5, False), (9, True)]
+    assert {t: len(one) for t, one in found.differences().items()} == {0.8: 5, 0.9: 9}
+    assert found.adapting_table()["images"].tolist() == [5, 9]
+    counted = counting.table(sweep.jobs(params))
+    of_twin = counted[counted["method"].str.contains("as much as t = 0.9")]
+    assert of_twin["images"].tolist() == [9]
+    equal = sweep.run(sweep.Parameters.checked(given), None)
+    assert equal.adapting_table()["images"].tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("given", [[5], [5, 6, 7]])
+def test_images_are_given_for_each_comparison_or_none(given):
+    with pytest.raises(ValueError, match=r"compared_images=.* must hold a number for each of compared=\[0.8, 0.9\], or none"):
+        sweep.Parameters.checked({"compared_images": given})
 
 
 def test_thresholds_that_are_slower_than_unmerged_are_named():

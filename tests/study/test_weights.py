@@ -14,6 +14,7 @@ from catome.patch import applied_patch
 from catome.study import methods
 from catome.study.measure.comparison import Comparison
 from catome.study.run.store import CHECKOUT
+from catome.study.studies import jobs as counting
 from catome.study.studies import weights
 from catome.study.studies.weights import BOTH, KEPT, MERGED, WEIGHTED, Parameters, Result
 from helpers.labels import from_label
@@ -33,7 +34,7 @@ def result(psnr: dict, share: float = 0.5, images: int = 12, **params) -> Result
             values = {"method": method.label, "image": image, "psnr": at.get(method.label, 30.0) + order[image]}
             rows.append(values | {"merged_share": np.array(merged)})
     made = Comparison(pd.DataFrame(rows), [method.label for method in weights._all_of(asked)], "scene", {})
-    return Result(asked, weights.sweep_of(asked), weights.changes_of(asked), weights.peers_of(asked), made)
+    return Result(asked, weights.sweep_of(asked), weights.changes_of(asked), weights.peers_of(asked), made, made)
 
 
 FLAT = {(way, t): 30.0 for way in (MERGED, WEIGHTED, KEPT, BOTH) for t in (0.4, 0.7, 0.9)}
@@ -48,25 +49,74 @@ FLAT = {(way, t): 30.0 for way in (MERGED, WEIGHTED, KEPT, BOTH) for t in (0.4, 
             "Weights remove the dip: they bring 3.0 dB [2.9, 3.1] more at its lowest point than at the lowest threshold.",
         ),
         (2.0, 1.0, "Weights do not remove the dip."),
-        (0.08, 0.03, "With weights no dip can be told from chance."),
-        (-1.0, -2.0, "This sweep has no dip that can be told from chance."),
+        (0.08, 0.03, "With weights no dip is detectable, but whether weights change it is not detectable, either."),
+        (-1.0, -2.0, "This sweep has no detectable dip."),
     ],
 )
 def test_what_is_said_of_the_dip_follows_from_the_intervals(dip, weighted, said):
     """``dip``: how much closer the lowest threshold is than the one above it."""
     psnr = FLAT | {(MERGED, 0.7): 30 - dip, (MERGED, 0.9): 40, (WEIGHTED, 0.7): 30 - weighted, (WEIGHTED, 0.9): 40}
     found = result(psnr)
-    worst, (mean, low, high) = found.dip(MERGED)
-    assert worst == 0.7
-    assert low < mean < high
-    assert mean == pytest.approx(dip, abs=1e-6)
+    assert weights.dip_at(found.made, found.sweep) == (0.4, 0.7)
+    assert found.dip(MERGED).mean() == pytest.approx(dip, abs=1e-6)
+    assert found.dip(WEIGHTED).mean() == pytest.approx(weighted, abs=1e-6)
+    assert found.filling().mean() == pytest.approx(dip - weighted, abs=1e-6)
     assert found.filled() == said
+
+
+def test_the_dip_may_be_judged_over_more_images_than_the_rest():
+    psnr = FLAT | {(MERGED, 0.7): 28.0, (MERGED, 0.9): 40, (WEIGHTED, 0.9): 40}
+    few, many = result(psnr, images=6), result(psnr, images=12)
+    found = Result(**{**vars(few), "more": many.made})
+    assert found.dips()["images"].tolist() == [12, 12, 6, 6]
+    assert found.words()["dip_images"] == "12"
+    assert found.dips().index[0] == f"{MERGED}: t = 0.4 - t = 0.7"
+    assert found.dips()["verdict"].iloc[0] == "merging more is closer"
+    assert "Weights remove the dip" in found.filled()
+
+
+@pytest.mark.parametrize(("images", "given", "over"), [(12, None, 12), (12, 120, 120), (500, 120, 500)])
+def test_the_dip_has_at_least_as_many_images_as_the_rest(images, given, over):
+    params = Parameters(images=images, dip_images=given)
+    assert params.of_dip.images == over
+    counted = counting.table(weights.jobs(params))
+    more = counted[counted["phase"] == 2]
+    assert len(more) == (5 if over > images else 0)  # two thresholds in two ways, and unmerged
+    assert set(more["images"]) <= {over}
+
+
+def test_queries_are_compared_where_equally_many_scores_are_left():
+    """Kept queries are 2 dB closer at each threshold, where they leave more scores; PSNR is 40 dB times the scores left."""
+    thresholds = (0.4, 0.7, 0.9)
+    shares = dict(zip(thresholds, (0.75, 0.5, 0.25), strict=True))
+    psnr = {}
+    for t, share in shares.items():
+        for way in (MERGED, WEIGHTED, KEPT, BOTH):
+            left = 1 - share if way in (KEPT, BOTH) else (1 - share) ** 2
+            psnr[way, t] = 40 * left + 2 * (way in (KEPT, BOTH))
+    found = result(psnr, images=8)
+    rows = found.made.rows
+    for (_, t), method in found.sweep.items():
+        at = rows["method"] == method.label
+        rows.loc[at, "merged_share"] = rows.loc[at, "merged_share"].map(lambda _, t=t: np.array([shares[t]]))
+    assert found.scores_of_all() == pytest.approx(np.linspace(0.25, 0.5625, 5))
+    for values in found.at_equal_scores().values():
+        assert values.mean() == pytest.approx(2, abs=0.05)
+    table = found.at_equal_scores_table()
+    assert len(table) == 10
+    assert set(table["verdict"]) == {"closer"}
+    said = found.queries_told()
+    assert said.startswith("Without weights, kept queries are detectably closer at 5 of 5 points and farther at 0")
+    assert "With weights, kept queries" in said
+    unlike = result({key: value for key, value in FLAT.items() if key[1] == 0.7})
+    assert unlike.at_equal_scores() == {}
+    assert unlike.queries_told() == "The four ways leave no share of scores in common here."
 
 
 def test_one_threshold_has_no_dip():
     found = result({key: value for key, value in FLAT.items() if key[1] == 0.7})
-    assert found.dip(MERGED) == (0.7, (0.0, 0.0, 0.0))
-    assert found.filled() == "This sweep has no dip that can be told from chance."
+    assert (found.dip(MERGED) == 0).all()
+    assert found.filled() == "This sweep has no detectable dip."
     assert found.words()["middle"] == "0.7"
 
 
@@ -145,5 +195,5 @@ def test_words_are_glued_without_quotation_marks(monkeypatch):
 
 def test_images_that_nothing_changes_are_no_difference():
     unchanged = result(FLAT | {(MERGED, 0.9): float("inf"), (WEIGHTED, 0.9): float("inf")})
-    assert (unchanged._gained(0.9) == 0).all()
+    assert (unchanged.made.differences("psnr", *(unchanged.sweep[way, 0.9] for way in (MERGED, WEIGHTED))) == 0).all()
     assert "nan" not in unchanged.filled()

@@ -333,9 +333,11 @@ def power_words(differences: Iterable[Sequence[float]], effect: float = 1.0) -> 
         return "With so few images nobody can say how many would be enough."
     least, most = min(needed), max(needed)
     span = f"{least:,}" if least == most else f"from {least:,} to {most:,}"
+    fewest, largest = min(map(len, given)), max(map(len, given))
+    there = f"{fewest:,}" if fewest == largest else f"from {fewest:,} to {largest:,}"
     return (
         f"To find a difference of {effect:g} dB in four studies out of five, these comparisons need {span} images, depending "
-        f"on how much their differences vary from seed to seed; there are {max(map(len, given)):,}."
+        f"on how much their differences vary from seed to seed; there are {there}."
     )
 
 

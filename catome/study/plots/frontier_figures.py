@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from catome.study.plots.figures import PALETTE, WIDTH
@@ -38,6 +39,13 @@ def line_of(kind: str) -> str:
     return next((line for line, kinds in GROUPS.values() if kind in kinds), "-")
 
 
+PANELS = {
+    "speed-up": ("best in time", "times as fast as unmerged"),
+    "flops": ("best in work", "share of the work left"),
+}
+"""For each cost: the column that says which settings no other one beats, and a name for the axis."""
+
+
 def frontier(records: pd.DataFrame):
     """PSNR over the speed-up, and over the work that is left; what no other setting beats is filled.
 
@@ -45,24 +53,51 @@ def frontier(records: pd.DataFrame):
         records: of `catome.study.studies.curves.Result.records`.
     """
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.6), sharey=True)
-    panels = (("speed-up", "best in time", "times as fast as unmerged"), ("flops", "best in work", "share of the work left"))
-    for ax, (column, best, label) in zip(axes, panels, strict=True):
-        for kind, rows in records.groupby("kind", sort=False):
-            place, marker = LOOKS.get(kind, (7, "o"))
-            colour = PALETTE[place]
-            along = [rows[column] - rows[f"{column} low"], rows[f"{column} high"] - rows[column]]
-            up = [rows["PSNR"] - rows["PSNR low"], rows["PSNR high"] - rows["PSNR"]]
-            ax.errorbar(rows[column], rows["PSNR"], up, along, fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.45)
-            ax.plot(rows[column], rows["PSNR"], line_of(kind), color=colour, lw=1.1)
-            size = 9 if marker == "*" else 5
-            for filled, points in rows.groupby(best):
-                face = colour if filled else "white"
-                ax.plot(points[column], points["PSNR"], marker, ms=size, mfc=face, mec=colour, mew=1.1, zorder=3)
-            ax.plot([], [], f"{marker}", ls=line_of(kind), ms=size, color=colour, label=kind)
-        ax.set(xlabel=label)
+    for ax, column in zip(axes, PANELS, strict=True):
+        _panel(ax, records, column)
     axes[0].set_ylabel("PSNR against unmerged (dB)")
-    axes[0].axvline(1, color="0.6", lw=0.8)
-    axes[1].invert_xaxis()  # to the right is better in both
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    _legend(figure, axes[0])
     return figure
+
+
+def frontiers(by_steps: dict[int, pd.DataFrame]):
+    """`frontier` for each number of steps, a column for each.
+
+    Args:
+        by_steps: records of `catome.study.studies.curves.Result.records`, by the number of steps.
+    """
+    figure, axes = plt.subplots(2, len(by_steps), figsize=(WIDTH, 7.4), sharey=True, sharex="row", squeeze=False)
+    for row, column in zip(axes, PANELS, strict=True):
+        for ax, (steps, records) in zip(row, by_steps.items(), strict=True):
+            _panel(ax, records, column)
+            ax.set_title(f"{steps} steps")
+        row[0].set_ylabel("PSNR against unmerged (dB)")
+    _legend(figure, axes[0, 0])
+    return figure
+
+
+def _panel(ax, records: pd.DataFrame, column: str) -> None:
+    """Each kind's line over one cost. Settings that change no image have no finite PSNR, and are left out."""
+    best, label = PANELS[column]
+    for kind, rows in records[np.isfinite(records["PSNR"].astype(float))].groupby("kind", sort=False):
+        place, marker = LOOKS.get(kind, (7, "o"))
+        colour = PALETTE[place]
+        along = [rows[column] - rows[f"{column} low"], rows[f"{column} high"] - rows[column]]
+        up = [rows["PSNR"] - rows["PSNR low"], rows["PSNR high"] - rows["PSNR"]]
+        ax.errorbar(rows[column], rows["PSNR"], up, along, fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.45)
+        ax.plot(rows[column], rows["PSNR"], line_of(kind), color=colour, lw=1.1)
+        size = 9 if marker == "*" else 5
+        for filled, points in rows.groupby(best):
+            face = colour if filled else "white"
+            ax.plot(points[column], points["PSNR"], marker, ms=size, mfc=face, mec=colour, mew=1.1, zorder=3)
+        ax.plot([], [], f"{marker}", ls=line_of(kind), ms=size, color=colour, label=kind)
+    ax.set(xlabel=label)
+    if column == "speed-up":
+        ax.axvline(1, color="0.6", lw=0.8)
+    elif not ax.xaxis_inverted():
+        ax.invert_xaxis()  # to the right is better in both
+
+
+def _legend(figure, ax) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize="small")

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Annotated
 
 import pandas as pd
@@ -15,7 +16,7 @@ from catome.runtime.config import FAST, RECOMMENDED
 from catome.study import from_papers, methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison, compare
-from catome.study.measure.turns import faster, turns
+from catome.study.measure.turns import faster, turns, turns_on
 from catome.study.methods import Method, together
 from catome.study.run.denoiser import check_has_unet
 from catome.study.run.generate import with_sampler
@@ -63,12 +64,11 @@ class Parameters(Setting):
         return {name: some for name, some in every.items() if self.only is None or name in self.only}
 
 
-def beside(
-    setting: Setting, images: int, only: list[str] | None, recompute: bool, timed_images: int = TIMED_IMAGES
-) -> Parameters:
-    """The parameters for as many images, at most, as another study has, under the seed that is held out."""
+def beside(setting: Setting, images: int, **own) -> Parameters:
+    """The parameters for as many images, at most, as another study has, under the seed that is held out; ``own`` are others of
+    `Parameters`."""
     common = setting.common(images=min(images, setting.images), seed=HELD_OUT)
-    return Parameters(**asdict(common), only=only, timed_images=timed_images, recompute=recompute)
+    return Parameters(**asdict(common), **own)
 
 
 SHARES = (0.25, 0.5, 0.75)
@@ -307,3 +307,61 @@ class Result:
                 mean, low, high = summary.loc[method.label, ["PSNR", "PSNR low", "PSNR high"]]
                 lines.append(f"{kind:24} {setting:16} {mean:5.1f} [{low:5.1f}, {high:5.1f}]")
         return "\n".join(lines)
+
+
+def of_lengths(params: Mapping[int, Parameters], pipe, **kept) -> Lengths:
+    """Generate and time by every setting of every method, for several numbers of steps; ``params`` by that number."""
+    results = {steps: run(own, pipe, **kept) for steps, own in params.items()}
+    clocks = {steps: timed(result, pipe, **kept) for steps, result in results.items()}
+    return Lengths(results, clocks)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The frontier for several numbers of steps.
+
+    Attributes:
+        results: by the number of steps.
+        clocks: rows of `timed`, likewise.
+    """
+
+    results: dict[int, Result]
+    clocks: dict[int, pd.DataFrame]
+
+    @cached_property
+    def records(self) -> dict[int, pd.DataFrame]:
+        """`Result.records` by the number of steps."""
+        return {steps: result.records(self.clocks[steps]) for steps, result in self.results.items()}
+
+    def _joined(self, tables: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+        return pd.concat({f"{steps} steps": table for steps, table in tables.items()})
+
+    def unbeaten(self) -> pd.DataFrame:
+        """The settings that no other one beats, for each number of steps, to be read."""
+        rows = {
+            f"{steps} steps": {
+                f"unbeaten in {kind}": self.results[steps].best(records, f"best in {kind}") for kind in ("time", "work")
+            }
+            for steps, records in self.records.items()
+        }
+        return pd.DataFrame(rows).T
+
+    def rivals(self, kind: str) -> pd.DataFrame:
+        """`Result.rivals` of a kind, for each number of steps."""
+        return self._joined({steps: self.results[steps].rivals(records, kind) for steps, records in self.records.items()})
+
+    def shown(self) -> pd.DataFrame:
+        """`Result.shown` for each number of steps."""
+        return self._joined({steps: self.results[steps].shown(records) for steps, records in self.records.items()})
+
+    def words(self) -> dict[str, str]:
+        """The numbers that the chapter's text takes up, by their names there, with _ for -."""
+        few = min(self.results)
+        settings = sorted({len(records) for records in self.records.values()})
+        return {
+            "curve_images": str(self.results[few].params.images),
+            "curve_settings": quality.listed([str(count) for count in settings]),
+            "curve_clock": turns_on(self.clocks[few]),
+            "papers_curve_few": self.results[few].place_of(self.records[few], "CA-ToMe"),
+            "own_curve_few": self.results[few].place_of(self.records[few], "merged keys"),
+        }

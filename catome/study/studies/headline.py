@@ -52,7 +52,7 @@ class Parameters(Setting):
     @property
     def knobs(self) -> curves.Parameters:
         """The study of all methods at several settings, which the chapter shows, too."""
-        return curves.beside(self, self.curve_images, self.curve_kinds, self.recompute)
+        return curves.beside(self, self.curve_images, only=self.curve_kinds, recompute=self.recompute)
 
 
 def peers_of(params: Parameters) -> dict[str, Method]:

@@ -31,6 +31,7 @@ from catome.study.run.parameters import (
     StepCounts,
     parameters,
 )
+from catome.study.studies import curves
 from catome.study.studies.jobs import Job, of_images
 from catome.study.studies.weights import closeness
 
@@ -60,6 +61,8 @@ class Parameters(Setting):
         kept_steps: the share of its steps that a generation keeps as the simplest way to be faster.
         repetitions: timed generations of each method.
         reference: a folder of real images; None for held-out scenes (embedded model only).
+        curve_images: that every method is tried on at several settings.
+        curve_kinds: methods that are, by their names in `catome.study.studies.curves.kinds`; None for all.
         recompute: compute again what was recorded or kept.
     """
 
@@ -74,12 +77,24 @@ class Parameters(Setting):
     kept_steps: Part = 0.75
     repetitions: Count = 3
     reference: Folder = None
+    curve_images: Count = 12
+    curve_kinds: curves.Kinds = None
     recompute: Flag = False
 
     @property
     def settings(self) -> dict[int, Parameters]:
         """The parameters for each number of steps, from few to many."""
         return {steps: replace(self, steps=steps) for steps in sorted({*self.step_counts, self.steps})}
+
+    @property
+    def knobs(self) -> dict[int, curves.Parameters]:
+        """The study of all methods at several settings, for each number of steps."""
+        own = {"only": self.curve_kinds, "recompute": self.recompute}
+        found = {}
+        for steps, setting in self.settings.items():
+            sampler = None if steps == self.steps else self.sampler
+            found[steps] = curves.beside(setting, self.curve_images, sampler=sampler, **own)
+        return found
 
     def calls_with(self, steps: int) -> int:
         """Calls of the model in a generation: PLMS takes one more than its steps."""
@@ -233,4 +248,4 @@ class Result:
         if low > 0:
             return f"In {few} steps reusing pairs even brings the images closer."
         costs = f"In {few} steps, reusing the pairs of merged keys costs at most {-low:.1f} dB"
-        return f"{costs}, and no cost can be told from chance."
+        return f"{costs}, and no cost is detectable."

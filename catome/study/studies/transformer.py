@@ -111,7 +111,7 @@ class Parameters(Setting):
     def knobs(self, of: Setting) -> curves.Parameters:
         """The parameters of the comparison of methods on one of the two models; ``of`` says on which."""
         asked = list(KINDS if self.curve_kinds is None else self.curve_kinds)
-        return curves.beside(of, self.curve_images, asked, self.recompute, self.timed_images)
+        return curves.beside(of, self.curve_images, only=asked, recompute=self.recompute, timed_images=self.timed_images)
 
 
 def controls(params: Parameters) -> dict[str, Method]:

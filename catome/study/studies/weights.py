@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from catome.study import methods
 from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare
 from catome.study.methods import Method
-from catome.study.run.parameters import Cosine, Cosines, Factor, Flag, Folder, ScheduleName, Setting, parameters
+from catome.study.run.parameters import AllOr, Cosine, Cosines, Factor, Flag, Folder, ScheduleName, Setting, parameters
 from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = "08_weigh_the_keys"
@@ -30,6 +30,7 @@ class Parameters(Setting):
         threshold: of the second comparison, which goes from the paper's configuration to the library's, change by change.
         schedule: the paper's checkpoints there.
         even: the library's.
+        dip_images: over which the dip is judged, as ToMe merges and with groups weighted; None for as many as of all others.
         factor: ToDo keeps every so many-th key each way, 2 to 4; ToMe's share is such that it leaves as many scores.
         reference: a folder of real images; None for held-out scenes (embedded model only).
         recompute: compute again what was recorded or kept.
@@ -39,9 +40,15 @@ class Parameters(Setting):
     threshold: Cosine = 0.7
     schedule: ScheduleName = "CONFIG_3"
     even: ScheduleName = "EVEN_13"
+    dip_images: AllOr = None
     factor: Factor = 2
     reference: Folder = None
     recompute: Flag = False
+
+    @property
+    def of_dip(self) -> Setting:
+        """The images over which the dip is judged: at least as many as there are of all others."""
+        return replace(self, images=max(self.images, self.dip_images or 0))
 
 
 def sweep_of(params: Parameters) -> dict[tuple[str, float], Method]:
@@ -84,6 +91,14 @@ def _all_of(params: Parameters) -> list[Method]:
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations."""
     yield from of_images(1, params, [method.label for method in _all_of(params)])
+    if params.of_dip.images > params.images:
+        sweep = sweep_of(params)
+        lowest, highest = (
+            min(params.thresholds),
+            max(params.thresholds),
+        )  # the latter stands for the worst, which is not known yet
+        labels = [sweep[way, t].label for way in (MERGED, WEIGHTED) for t in dict.fromkeys((lowest, highest))]
+        yield from of_images(2, params.of_dip, labels)
 
 
 def run(params: Parameters, pipe, **kept) -> Result:
@@ -95,8 +110,19 @@ def run(params: Parameters, pipe, **kept) -> Result:
         kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
     """
     real = real_images.beside(pipe, params, params.reference)
+    sweep = sweep_of(params)
     made = compare(pipe, params, _all_of(params), real, recompute=params.recompute, **kept)
-    return Result(params, sweep_of(params), changes_of(params), peers_of(params), made)
+    ways = [sweep[way, t] for way in (MERGED, WEIGHTED) for t in dict.fromkeys(dip_at(made, sweep))]
+    again = params.recompute and params.of_dip.images > params.images  # the others have just been computed
+    more = compare(pipe, params.of_dip, ways, real, recompute=again, **kept)
+    return Result(params, sweep, changes_of(params), peers_of(params), made, more)
+
+
+def dip_at(made: Comparison, sweep: dict[tuple[str, float], Method]) -> tuple[float, float]:
+    """The lowest threshold, and the one above it at which merging as ToMe does it changes the images most."""
+    lowest, *above = sorted({t for _, t in sweep})
+    worst = {t: made.paired("psnr", sweep[MERGED, lowest], sweep[MERGED, t])[0] for t in above}
+    return lowest, max(worst, key=worst.get, default=lowest)
 
 
 def scores_left(made: Comparison, method: Method, factor: int) -> float:
@@ -138,6 +164,7 @@ class Result:
         changes: the methods from the paper's configuration to the library's, by what each changes.
         peers: what they are compared with, by name.
         made: the rows of all of them.
+        more: the rows of the two thresholds of `dip_at`, as ToMe does it and with groups weighted, over more images.
     """
 
     params: Parameters
@@ -145,6 +172,7 @@ class Result:
     changes: dict[str, Method]
     peers: dict[str, Method]
     made: Comparison
+    more: Comparison
 
     def scores_left(self, method: Method) -> float:
         """The share of attention scores that a method leaves, as `scores_left`."""
@@ -175,17 +203,14 @@ class Result:
             columns[f"{way} (dB)"] = quality.paired_table(rows)["difference (dB)"]
         return pd.DataFrame(columns)
 
-    def dip(self, way: str) -> tuple[float, tuple[float, float, float]]:
-        """How much better the lowest threshold is than the worst of those above it: that threshold, and ``(mean, low, high)``.
+    def dip(self, way: str) -> np.ndarray:
+        """By how much the lowest threshold is closer than the one at which merging as ToMe does it is worst, in dB, by image.
 
         A sweep that only gets closer to the unmerged images as less is merged has no dip: the mean is below zero. A sweep of
-        one threshold has none, either: the mean is zero."""
-        lowest, *above = sorted({t for _, t in self.sweep})
-        if not above:
-            return lowest, (0.0, 0.0, 0.0)
-        found = {t: self.made.paired("psnr", self.sweep[way, lowest], self.sweep[way, t]) for t in above}
-        worst = max(found, key=lambda t: found[t][0])
-        return worst, found[worst]
+        one threshold has none, either: all are zero."""
+        lowest, worst = dip_at(self.made, self.sweep)
+        rows = self.more if way in (MERGED, WEIGHTED) else self.made
+        return rows.differences("psnr", self.sweep[way, lowest], self.sweep[way, worst])
 
     def middle(self) -> float:
         """The threshold in the middle of the sweep, the upper of two."""
@@ -201,9 +226,11 @@ class Result:
             "images": str(self.made.rows["image"].nunique()),
             "middle": f"{t:g}",
             "filled": self.filled(),
-            "dip_merged": quality.spoken(self.dip(MERGED)[1]),
-            "dip_weighted": quality.spoken(self.dip(WEIGHTED)[1]),
-            "dip_both": quality.spoken(self.dip(BOTH)[1]),
+            "dip_merged": quality.spoken(quality.mean_interval(self.dip(MERGED))),
+            "dip_weighted": quality.spoken(quality.mean_interval(self.dip(WEIGHTED))),
+            "dip_images": str(len(self.dip(MERGED))),
+            "dip_needed": quality.power_words([self.dip(MERGED), self.filling()]),
+            "queries_told": self.queries_told(),
             "gain_weighted": quality.spoken(self.gain(WEIGHTED, t)),
             "gain_kept": quality.spoken(self.gain(KEPT, t)),
             "gain_both": quality.spoken(self.gain(BOTH, t)),
@@ -220,38 +247,85 @@ class Result:
             ),
         }
 
-    def filling(self) -> tuple[float, float, float]:
-        """By how much more weights raise the PSNR where the paper's way is worst than at the lowest threshold, in dB:
-        ``(mean, low, high)``, 95 %, paired over seeds."""
-        lowest, worst = min(t for _, t in self.sweep), self.dip(MERGED)[0]
-        return quality.mean_interval(self._gained(worst) - self._gained(lowest))
-
-    def _gained(self, threshold: float) -> np.ndarray:
-        """PSNR of the paper's way with weights minus that without, by image, in dB."""
-        return self.made.differences("psnr", self.sweep[WEIGHTED, threshold], self.sweep[MERGED, threshold])
+    def filling(self) -> np.ndarray:
+        """By how much more weights raise the PSNR where ToMe's way is worst than at the lowest threshold, in dB, by image."""
+        return self.dip(MERGED) - self.dip(WEIGHTED)
 
     def filled(self) -> str:
         """What the intervals say of the dip, and of what weights do to it, as a sentence."""
-        _, (_, low, _) = self.dip(MERGED)
-        _, (_, low_weighted, _) = self.dip(WEIGHTED)
+        _, low, _ = quality.mean_interval(self.dip(MERGED))
+        _, low_weighted, _ = quality.mean_interval(self.dip(WEIGHTED))
         if low <= 0:
-            return "This sweep has no dip that can be told from chance."
+            return "This sweep has no detectable dip."
         if low_weighted > 0:
             return "Weights do not remove the dip."
-        mean, low, high = self.filling()
+        mean, low, high = quality.mean_interval(self.filling())
         if low <= 0:
-            return "With weights no dip can be told from chance."
+            return "With weights no dip is detectable, but whether weights change it is not detectable, either."
         more = f"{mean:.1f} dB [{low:.1f}, {high:.1f}]"
         return f"Weights remove the dip: they bring {more} more at its lowest point than at the lowest threshold."
 
     def dips(self) -> pd.DataFrame:
-        """`dip` of every way to merge, as a table to be read."""
-        lowest = min(t for _, t in self.sweep)
-        rows = {}
-        for way in (MERGED, WEIGHTED, KEPT, BOTH):
-            worst, found = self.dip(way)
-            rows[f"{way}: t = {lowest:g} - t = {worst:g}"] = found
-        return quality.paired_table(rows, "PSNR (dB)", better="merging more is closer", worse="merging less is closer")
+        """`dip` of every way to merge, and over how many images, as a table to be read."""
+        lowest, worst = dip_at(self.made, self.sweep)
+        found = {f"{way}: t = {lowest:g} - t = {worst:g}": self.dip(way) for way in (MERGED, WEIGHTED, KEPT, BOTH)}
+        table = quality.difference_table(found, "PSNR (dB)", better="merging more is closer", worse="merging less is closer")
+        table.insert(0, "images", [len(one) for one in found.values()])
+        return table
+
+    def _known(self, way: str) -> tuple[np.ndarray, np.ndarray]:
+        """The scores left at the thresholds of a way to merge ``[thresholds]``, in rising order, and the PSNR ``[thresholds,
+        images]``, in dB; without thresholds that leave some image unchanged."""
+        rows = []
+        for (own, _), method in self.sweep.items():
+            psnr = self.made.of(method)["psnr"].to_numpy(float)
+            if own == way and np.isfinite(psnr).all():
+                rows.append((self.scores_left(method), psnr))
+        rows.sort(key=lambda row: row[0])
+        return np.array([left for left, _ in rows]), np.array([psnr for _, psnr in rows])
+
+    def _at_scores(self, way: str, scores: Sequence[float]) -> np.ndarray:
+        """PSNR of a way by image, at shares of scores left between those of its thresholds: ``[scores, images]``, in dB."""
+        left, psnr = self._known(way)
+        return np.stack([np.interp(scores, left, image) for image in psnr.T], axis=1)
+
+    def scores_of_all(self, count: int = 5) -> np.ndarray:
+        """Shares of scores left, evenly spaced, that every way to merge has between its thresholds; empty if there are none."""
+        known = [self._known(way)[0] for way in (MERGED, WEIGHTED, KEPT, BOTH)]
+        if not all(map(len, known)):
+            return np.zeros(0)
+        low, high = max(left[0] for left in known), min(left[-1] for left in known)
+        return np.linspace(low, high, count) if low < high else np.zeros(0)
+
+    def at_equal_scores(self) -> dict[tuple[str, str], np.ndarray]:
+        """PSNR of kept queries minus that of merged ones where both leave equally many scores, in dB, by image: without weights
+        on either side, and with weights on both. PSNR between two thresholds is interpolated."""
+        scores = self.scores_of_all()
+        found = {}
+        for kept, merged in ((KEPT, MERGED), (BOTH, WEIGHTED)):
+            differences = self._at_scores(kept, scores) - self._at_scores(merged, scores) if len(scores) else []
+            for share, values in zip(scores, differences, strict=True):
+                found[f"{kept} - {merged}", f"{share:.2f} of the scores"] = values
+        return found
+
+    def at_equal_scores_table(self) -> pd.DataFrame:
+        """`at_equal_scores` to be read."""
+        return quality.difference_table(self.at_equal_scores())
+
+    def queries_told(self) -> str:
+        """At how many of the points of `at_equal_scores` kept queries are closer, as a sentence."""
+        of_pair: dict[str, list[tuple[float, float, float]]] = {}
+        for (pair, _), values in self.at_equal_scores().items():
+            of_pair.setdefault(pair, []).append(quality.mean_interval(values))
+        if not of_pair:
+            return "The four ways leave no share of scores in common here."
+        said = []
+        for found, weights in zip(of_pair.values(), ("Without weights", "With weights"), strict=True):
+            closer, farther = sum(low > 0 for _, low, _ in found), sum(high < 0 for _, _, high in found)
+            span = f"from {min(mean for mean, _, _ in found):+.1f} to {max(mean for mean, _, _ in found):+.1f} dB"
+            verdict = f"closer at {closer} of {len(found)} points and farther at {farther}"
+            said.append(f"{weights}, kept queries are detectably {verdict}, by interval; the differences go {span}.")
+        return " ".join(said)
 
     def steps(self) -> pd.DataFrame:
         """From the paper's configuration to the library's: the scores left, the PSNR, and what each change adds to it."""
