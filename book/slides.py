@@ -66,7 +66,7 @@ class Figure:
 
 @dataclass
 class Slide:
-    """What one slide shows, as Markdown and HTML, and what its speaker reads."""
+    """The content of one slide, as Markdown and HTML, and the notes that its speaker reads."""
 
     heading: str
     text: str = ""
@@ -215,7 +215,7 @@ def _show(slide: Slide, cell, chapter: str, files: dict[str, bytes]) -> None:
     for output in cell.outputs:
         table, words = output.get("data", {}).get("text/html"), _words(output)
         if "slide-output" in tags and table:
-            slide.blocks.append(re.sub(r"<style.*?</style>", "", table, flags=re.DOTALL))
+            slide.blocks.append(re.sub(r"<(style|caption).*?</\1>", "", table, flags=re.DOTALL))
         elif "slide-output" in tags and words:
             slide.blocks.append(html(prose(words)))
         elif words and output.output_type != "stream":
@@ -223,7 +223,7 @@ def _show(slide: Slide, cell, chapter: str, files: dict[str, bytes]) -> None:
 
 
 def glued(notebook) -> dict[str, str]:
-    """What an executed notebook gives to its text, by name: see `catome.study.figures.glue`."""
+    """The words that an executed notebook gives to its text, by name: see `catome.study.figures.glue`."""
     found = {}
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         name = output.get("metadata", {}).get("scrapbook", {}).get("name")

@@ -1,4 +1,4 @@
-"""How fast catome is on this machine, against its peers: ``python -m catome.bench``, with ``--help`` for what it takes."""
+"""Time catome against its peers on this machine: ``python -m catome.bench``, with ``--help`` for what it takes."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from catome.tensors.plan import make_plan
 
 @dataclass
 class MergedKeys:
-    """What `merge_keys` saw.
+    """The counts that `merge_keys` keeps.
 
     Attributes:
         calls: how many calls of the attention there were.

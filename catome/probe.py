@@ -50,7 +50,7 @@ class Observation:
 
 @dataclass
 class Record:
-    """What `probe` saw: one list of `Observation` for each generation, in the order in which things happened."""
+    """The record of `probe`: one list of `Observation` for each generation, in the order in which things happened."""
 
     generations: list[list[Observation]] = field(default_factory=list)
 
@@ -226,7 +226,7 @@ def probe(
 
 @dataclass
 class _Watching:
-    """What the probe keeps with a generation: its observations, and its random numbers."""
+    """The state that the probe keeps with a generation: its observations, and its random numbers."""
 
     seen: list[Observation]
     generator: torch.Generator

@@ -1,4 +1,4 @@
-"""What was merged: `catome.summary(pipe)` after a generation."""
+"""Sum up what was merged: `catome.summary(pipe)` after a generation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EVERYTHING = 1 << 16
 
 @dataclass(frozen=True)
 class AttentionSummary:
-    """What one self-attention did in the last generation.
+    """The summary of one self-attention in the last generation.
 
     Attributes:
         name: the module's path in the model.
@@ -36,7 +36,7 @@ class AttentionSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a patched pipeline did in its last generation; printed, it is a table.
+    """The summary of a patched pipeline's last generation; printed, it is a table.
 
     Attributes:
         attentions: of the patched self-attentions, in running order.
@@ -130,7 +130,7 @@ def _left(left: int, scores: int) -> float:
 
 
 def _remarks(report: Report, config, names: list[str]) -> list[str]:
-    """What a user should know of one model's generation."""
+    """The remarks on one model's generation that a user should know."""
     if not report.calls:
         return ["nothing has been generated since the patch was put on"]
     remarks = []

@@ -80,7 +80,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest begins first; what runs notebooks or reads the book is slow, and so is what `slow.txt` lists."""
+    """Begin with what takes longest, and mark as slow what runs notebooks or reads the book, and what `slow.txt` lists."""
     listed = listed_as_slow()
     for item in items:
         file = item.path.relative_to(Path(__file__).parent).as_posix()

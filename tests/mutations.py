@@ -513,7 +513,7 @@ def mutated(text: str, mutation: Mutation) -> str:
 
 
 def caught(mutation: Mutation, copy: Path) -> bool:
-    """Whether the tests notice a mutation of a copy of the repository, which is as before afterwards."""
+    """Return True if the tests notice a mutation of a copy of the repository, which is as before afterwards."""
     file = copy / "catome" / mutation.file
     whole = file.read_text()
     file.write_text(mutated(whole, mutation))

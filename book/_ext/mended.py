@@ -34,7 +34,7 @@ def link_back(app, pagename, templatename, context, doctree):
 
 
 def as_it_is(text: str, fmt_spec: str) -> str:
-    """What a cell glues into the text. MyST-NB evaluates it first, so that 1,200 became (1, 200), and 1.250 became 1.25."""
+    """Return a glued text as it is. MyST-NB evaluates it first, so that 1,200 became (1, 200), and 1.250 became 1.25."""
     return text
 
 

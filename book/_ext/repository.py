@@ -1,4 +1,4 @@
-"""What only the place of publication knows comes from the environment; whatever is not set stays off.
+"""The settings that only the place of publication knows, taken from the environment. Whatever is not set stays off.
 
 ``BASE_URL`` is the site's address, for the canonical links. ``GITHUB_REPOSITORY`` (``owner/name``, set by Actions) gives every
 page links to its source and to the issues. With it, ``BINDERHUB_URL`` or ``JUPYTERHUB_URL`` add buttons that open a notebook

@@ -18,7 +18,7 @@ FOLDED = {"slide", "remove-cell", "remove-input", "hide-input"}
 
 
 def is_folded(cell: dict) -> bool:
-    """Whether the input of a cell is to be folded, by its tags."""
+    """Return True if the input of a cell is to be folded, by its tags."""
     tags = set(cell["metadata"].get("tags", []))
     return bool(tags & FOLDED) and "parameters" not in tags
 

@@ -1,4 +1,4 @@
-"""What catome uses of torch that torch does not promise to keep; a test names each (`tests/models/test_private_names.py`)."""
+"""The parts of torch that catome uses and torch does not promise to keep. `tests/models/test_private_names.py` names each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HOOK_TABLES = (
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
-"""Where a module keeps its hooks: the first two have them, the others say how they are called."""
+"""The tables in which a module keeps its hooks: the first two have them, the others say how they are called."""
 
 
 def original(model):
@@ -79,7 +79,7 @@ def _show(module: torch.nn.Module) -> None:
 
 
 def _is_shown(module: torch.nn.Module) -> bool:
-    """Whether a module has the attribute of `show_to_compiler`; copies of a module have it, too."""
+    """Return True if a module has the attribute of `show_to_compiler`; copies of a module have it, too."""
     own = vars(module).get("forward")
     if not isinstance(own, MethodType):
         return False
@@ -127,7 +127,7 @@ class ReplacedForward:
         return self.inner(*args, **kwargs)
 
     def inner(self, *args, **kwargs):
-        """What stood there before."""
+        """Call the forward that stood there before."""
         if self.before is not None:
             return self.before(*args, **kwargs)
         return type(self.model).forward(self.model, *args, **kwargs)
@@ -169,13 +169,13 @@ def _row(model: torch.nn.Module) -> list[ReplacedForward]:
 
 
 def _last(model: torch.nn.Module):
-    """What stands behind all of them: None, or a forward that somebody else put there."""
+    """The forward behind all of them: None, or one that somebody else put there."""
     row = _row(model)
     return row[-1].before if row else vars(model).get("forward")
 
 
 def has_own_forward(module: torch.nn.Module) -> bool:
-    """Whether somebody has put a ``forward`` on a module in place of its class's, as accelerate and diffusers' hooks do."""
+    """Return True if somebody put a ``forward`` on a module in place of its class's, as accelerate and diffusers' hooks do."""
     return "forward" in vars(module) and not _is_shown(module)
 
 
@@ -252,7 +252,7 @@ class AttentionMode(SdpaMode):
 
     @in_eager
     def _under_way(self) -> bool:
-        """Whether the call of the module that the mode was entered in goes on."""
+        """Return True while the call of the module in which the mode was entered goes on."""
         frame = sys._getframe(1)
         while frame is not None and frame is not self._call:
             frame = frame.f_back

@@ -17,7 +17,7 @@ import torch
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the image tokens lie among the keys of a self-attention.
+    """The place of the image tokens among the keys of a self-attention.
 
     They are the ``frames * height * width`` keys from ``first`` on, frame by frame and row by row; what lies before and behind
     them (text, registers, reference images) is never merged.

@@ -1,4 +1,4 @@
-"""What the declarations of the diffusion transformers share: how attentions and image tokens are found.
+"""The code that the declarations of the diffusion transformers share: it finds attentions and image tokens.
 
 A declaration names the lists of blocks that the model runs one after another, and for each of them a layout
 function. Where the tokens lie is told from shapes and from Python's numbers. Some models say it in a tensor
@@ -153,7 +153,7 @@ def latent_video(name: str = "hidden_states", axes: tuple[int, int, int] = (2, 3
 
 
 def patch_size(model: torch.nn.Module) -> tuple[int, int, int]:
-    """How many frames, rows and columns of latents are one token, from the model's configuration."""
+    """The numbers of frames, rows and columns of latents that are one token, from the model's configuration."""
     size = getattr(model.config, "patch_size", None) or 1
     if isinstance(size, int):
         frames = getattr(model.config, "patch_size_t", None) or 1
@@ -163,7 +163,7 @@ def patch_size(model: torch.nn.Module) -> tuple[int, int, int]:
 
 
 def length(call: ModelCall, name: str) -> int:
-    """How many tokens the argument ``name`` has, ``[B, tokens, ...]``; 0 if it was not passed."""
+    """The number of tokens that the argument ``name`` has, ``[B, tokens, ...]``; 0 if it was not passed."""
     tokens = call.arguments.get(name)
     return tokens.shape[1] if isinstance(tokens, torch.Tensor) else 0
 
@@ -215,5 +215,5 @@ def _grid(positions: torch.Tensor) -> tuple[int, int, int] | None:
 
 
 def _run(values: torch.Tensor) -> int:
-    """How many values at the beginning are the same."""
+    """The number of values at the beginning that are the same."""
     return int((values == values[0]).long().cumprod(0).sum())

@@ -107,7 +107,7 @@ def _ideogram4(call: ModelCall, queries: int, keys: int) -> Layout | None:
 
 
 def _last_run(rows: torch.Tensor) -> int | None:
-    """Where the last run of equal values begins, the same in all rows; None if it is not."""
+    """The place where the last run of equal values begins, the same in all rows; None if it is not."""
     same = rows == rows[0, -1]
     run = same.flip(1).long().cumprod(1).sum(1)
     return rows.shape[1] - int(run[0]) if bool((run == run[0]).all()) else None
@@ -198,7 +198,7 @@ def _hunyuan(call: ModelCall) -> tuple[int, int, int] | None:
 
 
 def _lengths(mask: torch.Tensor) -> set[int]:
-    """How long the prompts are whose mask this is."""
+    """The lengths of the prompts whose mask this is."""
     return {int(count) for count in mask.sum(dim=1)}
 
 
@@ -258,7 +258,7 @@ def _fibo2_references(call: ModelCall) -> int:
 
 
 def _glm(call: ModelCall, queries: int, keys: int) -> Layout | None:
-    """What the cache holds of reference images, text, the image.
+    """Reference images and text, as far as the cache holds them, then the image.
 
     The calls that fill the cache have a reference image in the image's place.
     """

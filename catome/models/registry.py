@@ -1,4 +1,4 @@
-"""Which family a model belongs to, and which models of a pipeline are patched."""
+"""Find the family that a model belongs to, and the models of a pipeline that are patched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFUSED: dict[str, str] = {
     **getattr(mmdit, "REFUSED", {}),
     **getattr(video, "REFUSED", {}),
 }
-"""Why a class of diffusers cannot be patched, by its name."""
+"""The reason why a class of diffusers cannot be patched, by its name."""
 
 ON_REQUEST = ("ControlNet",)
 """Families that are patched where they are given themselves, and left alone in a pipeline."""

@@ -28,7 +28,7 @@ def transformer_blocks(unet: UNet2DConditionModel) -> dict[str, BasicTransformer
 
 
 def topmost_downsample(unet: UNet2DConditionModel) -> int:
-    """How much the topmost transformer blocks are downsampled: 1 in Stable Diffusion 1 and 2, 2 in SDXL.
+    """The factor by which the topmost transformer blocks are downsampled: 1 in Stable Diffusion 1 and 2, 2 in SDXL.
 
     Raises:
         TypeError: if the U-Net has no transformer block.
@@ -136,7 +136,7 @@ def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _halvings(model: nn.Module) -> list[bool]:
-    """Whether the sample is halved between each level and the next one."""
+    """A flag for each level but the last: True if the sample is halved between it and the next one."""
     blocks = list(model.down_blocks)
     if hasattr(model, "down_downscalers"):  # Stable Cascade
         switches = model.config.switch_level
@@ -243,4 +243,4 @@ REFUSED: dict[str, str] = {
     "WuerstchenDiffNeXt": "it is deprecated in diffusers; StableCascadeUNet came after it",
     "WuerstchenPrior": "it is deprecated in diffusers; StableCascadeUNet came after it",
 }
-"""Why a U-Net is no family, by the name of its class."""
+"""The reason why a U-Net is no family, by the name of its class."""

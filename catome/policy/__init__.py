@@ -1,1 +1,1 @@
-"""When pairs are found afresh, and where merging pays."""
+"""The rules for when pairs are found afresh, and for where merging pays."""

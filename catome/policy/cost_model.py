@@ -1,4 +1,4 @@
-"""Where merging saves more time than it costs: the rule behind ``apply_patch(only_where_faster=True)`` (beyond the paper).
+"""The rule behind ``apply_patch(only_where_faster=True)``: merge where it saves more time than it costs (beyond the paper).
 
 A model of one image in one block, of N tokens of C channels, of which the share m is merged. Saved, at every step, in FLOPs:
 

@@ -1,4 +1,4 @@
-"""Which steps of a generation compute the model, and what the others forecast from them (beyond the paper).
+"""Choose the steps of a generation that compute the model, and forecast the others from them (beyond the paper).
 
 A denoising model's output changes smoothly along a generation, and less and less so after its first steps, in which the image
 is decided. So the output of many later steps can be extrapolated from the last ones that were computed, by a polynomial in the
@@ -21,7 +21,7 @@ _LONGEST = 4096
 
 @dataclass(frozen=True)
 class Forecast:
-    """Which steps run the model: the first ones, then at intervals that grow. The others extrapolate its output.
+    """The steps that run the model: the first ones, then at intervals that grow. The others extrapolate its output.
 
     Attributes:
         first: steps at the beginning that run the model in any case; at least 1, and more than ``order``.
@@ -45,7 +45,7 @@ class Forecast:
         check_number("growth", self.growth, 1.0, 100.0)
 
     def runs(self, step: int) -> bool:
-        """Whether the model runs at a step, counted from 0."""
+        """Return True if the model runs at a step, counted from 0."""
         return step in computed_steps(self.interval, self.first, self.growth)
 
     def share(self, steps: int) -> float:
@@ -70,5 +70,5 @@ def computed_steps(interval: float, first: int, growth: float = 1.0) -> frozense
 
 
 def weights(times: Sequence[float], now: float) -> list[float]:
-    """What each known output counts in the polynomial through all of them, at another time (Lagrange); they add up to 1."""
+    """The weights of the known outputs in the polynomial through all of them, at another time (Lagrange); they add up to 1."""
     return [math.prod((now - other) / (at - other) for other in times if other != at) for at in times]

@@ -1,4 +1,4 @@
-"""How fast a device is: what data sheets and estimates say, and what `calibrate` has measured on this machine.
+"""The rates of a device: what data sheets and estimates say, and what `calibrate` has measured on this machine.
 
 `catome.policy.cost_model` reckons with these rates; a measurement takes the place of an estimate wherever there is one."""
 
@@ -25,7 +25,7 @@ from catome.tensors.plan import match
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device reaches: FLOPs and bytes a second, and the seconds that starting an operation takes."""
+    """The rates that a device reaches: FLOPs and bytes a second, and the seconds that starting an operation takes."""
 
     flops: float
     bytes: float
@@ -51,7 +51,7 @@ _SAMPLES = 5
 
 
 def cache_folder() -> Path:
-    """Where rates are kept: ``$CATOME_CACHE``, else ``catome`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """The folder where rates are kept: ``$CATOME_CACHE``, else ``catome`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     given = os.environ.get("CATOME_CACHE")
     if given:
         return Path(given)
@@ -69,7 +69,7 @@ def processor() -> str:
 
 
 def key_of(device: torch.device, itemsize: int) -> str:
-    """What rates hold for: the device, the number of threads on a CPU, the bytes of a number, and torch's version."""
+    """The name of what rates hold for: the device, a CPU's number of threads, the bytes of a number, and torch's version."""
     cpu = f"{processor()}, {torch.get_num_threads()} threads"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return f"{name}, {itemsize} bytes, torch {torch.__version__}"

@@ -74,7 +74,7 @@ def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int
 
 @suggests_arguments
 def total_staleness(staleness: torch.Tensor | Sequence[Sequence[float]], schedule: Sequence[int]) -> float:
-    """What a schedule pays: the sum over all steps j of ``staleness[i, j]``, i the last checkpoint at or before j.
+    """The total that a schedule pays: the sum over all steps j of ``staleness[i, j]``, i the last checkpoint at or before j.
 
     Raises:
         ValueError: if the schedule lacks step 0 or has a negative one, or for a staleness that `derive` refuses.

@@ -82,7 +82,7 @@ def _check(config: MergeConfig) -> None:
 
 
 def compilable(config: MergeConfig) -> bool:
-    """Whether a configuration has cached steps that are one program."""
+    """Return True if a configuration has cached steps that are one program."""
     try:
         _check(config)
     except ValueError:
@@ -192,7 +192,7 @@ class CompiledSteps(ReplacedForward):
             return program(*args, **kwargs)
 
     def _can(self, patch: Patch, running: Running, args: tuple, kwargs: dict) -> bool:
-        """Whether a call repeats the last one of its condition with the pairs that are cached."""
+        """Return True if a call repeats the last one of its condition with the pairs that are cached."""
         if torch.is_grad_enabled() or not running.active or not running.condition.ran:
             return False
         if not compilable(running.config) or not running.cached:

@@ -1,4 +1,4 @@
-"""What a model is asked to merge, and when: one frozen dataclass, and the configurations that have a name."""
+"""The settings of what a model merges, and when: one frozen dataclass, and the configurations that have a name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARTS = ("merge_attn", "merge_crossattn", "merge_mlp")
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """How tokens are merged; `catome.apply_patch` takes it in place of keywords, or with keywords that change it.
+    """The configuration of merging; `catome.apply_patch` takes it in place of keywords, or with keywords that change it.
 
     Without arguments it is the recommended configuration, `catome.RECOMMENDED`.
 

@@ -59,7 +59,7 @@ class ForecastSteps(ReplacedForward):
 
 
 def _begins_anew(running: Running) -> bool:
-    """Whether some row of the latents is of another image from this step on."""
+    """Return True if some row of the latents is of another image from this step on."""
     since = running.condition.since
     return since is not None and bool((since == running.generation.step).any())
 

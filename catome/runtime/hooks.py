@@ -57,11 +57,11 @@ from catome.tensors.plan import MergePlan
 
 
 class Hook:
-    """What catome puts on a module; `catome.models._torch.remove_hooks` knows it by this class."""
+    """A hook that catome puts on a module; `catome.models._torch.remove_hooks` knows it by this class."""
 
 
 class Patch(Hook):
-    """What is on a patched model: it knows where each thread is, and holds the rule for generations that begin."""
+    """The patch on a model: it knows where each thread is, and holds the rule for generations that begin."""
 
     def __init__(self, rule: Rule, pipe: Any = None) -> None:
         self.rule: Rule | None = rule
@@ -128,18 +128,18 @@ class Patch(Hook):
 
     @property
     def config(self) -> MergeConfig | None:
-        """What generations that begin merge by."""
+        """The configuration by which generations that begin will merge."""
         return self.rule.config if self.rule is not None else None
 
     @property
     def generations(self) -> list[Kept]:
-        """What is kept of the generations that are under way, in all threads."""
+        """The `Kept` of each generation that is under way, in all threads."""
         with self._lock:
             return [kept for kept in self._kept if not kept.over]
 
     @property
     def in_use(self) -> bool:
-        """Whether a generation of any thread goes by this patch."""
+        """True if a generation of any thread goes by this patch."""
         return any(kept.rule is not None for kept in self.generations)
 
     def cached(self) -> list[MergePlan]:
@@ -278,7 +278,7 @@ class Patch(Hook):
 
 
 def _places(attention: SelfAttention, config: MergeConfig) -> list[tuple]:
-    """Where an attention needs hooks: the kind, the module, the attention's name and the field that asks for it."""
+    """The hooks that an attention needs: for each its kind, the module, the attention's name and the field that asks for it."""
     places = []
     block = attention.block
     compared = config.compare == "input" or config.merge_crossattn or config.merge_mlp
@@ -294,7 +294,7 @@ def _places(attention: SelfAttention, config: MergeConfig) -> list[tuple]:
 
 
 def _length_by(scheduler) -> int | None:
-    """How many calls a scheduler has planned; None before it has planned."""
+    """The number of calls that a scheduler has planned; None before it has planned."""
     if getattr(scheduler, "num_inference_steps", None) is None:
         return None
     planned = len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0)
@@ -375,7 +375,7 @@ class ModuleHook(Hook):
         return running.plan(self.name, "block", lambda: tokens, tokens, len(tokens), layout)
 
     def layout(self, running: Running, queries: int, keys: int) -> Layout | None:
-        """Where the image tokens are; None also where the grid has no whole window."""
+        """The place of the image tokens; None also where the grid has no whole window."""
         layout = self.attention.layout(running.call, queries, keys)
         if layout is None:
             return None
@@ -429,7 +429,7 @@ class AttentionHook(ModuleHook):
         return way.enter(args, kwargs)
 
     def _too_few(self, running: Running, x: torch.Tensor) -> bool:
-        """Whether so few tokens ``x`` ``[B, N, C]`` enter the attention that no merging pays, which is written down."""
+        """Return True if so few tokens ``x`` ``[B, N, C]`` enter the attention that no merging pays, which is written down."""
         tokens = x.shape[1]
         layout = self.layout(running, tokens, tokens) if x.ndim == 3 else None
         if layout is None or layout.tokens != tokens or not running.too_few(x):
@@ -457,7 +457,7 @@ class AttentionHook(ModuleHook):
         return ways.pop().leave(output)
 
     def _ways(self) -> list:
-        """What `before` has begun in this thread and `after` has to end."""
+        """The list of what `before` has begun in this thread and `after` has to end."""
         return self.patch._local.__dict__.setdefault(f"ways {self.name}", [])
 
     def _by_tokens(self, running: Running, module, args: tuple, kwargs: dict):
@@ -647,7 +647,7 @@ class AtTheCall:
 
 
 def _uniform(mask: torch.Tensor, layout: Layout, running: Running) -> bool:
-    """Whether a mask treats all image tokens alike; asked of the device once for each mask of a call of the model."""
+    """Return True if a mask treats all image tokens alike. The device is asked once for each mask of a call of the model."""
     key = ("uniform", mask.data_ptr(), mask.shape, mask.stride(), layout)
     memo = running.call.memo
     if key not in memo:

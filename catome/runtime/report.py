@@ -1,5 +1,4 @@
-"""What is written down while a model runs: what each attention merged, when pairs were found, and why something was not
-merged."""
+"""The record of a model's run: what each attention merged, when pairs were found, and why something was not merged."""
 
 from __future__ import annotations
 

@@ -27,14 +27,14 @@ def decide(matches: Matches, config: MergeConfig) -> MergePlan:
 
 @dataclass(frozen=True)
 class Rule:
-    """How a generation merges: its configuration, and what makes plans of matches."""
+    """The rule by which a generation merges: its configuration, and the function that makes plans of matches."""
 
     config: MergeConfig
     choose: Callable[[Matches, MergeConfig], MergePlan] = decide
 
 
 class Kept:
-    """What a generation keeps beside its place: its rule, its random numbers, its report.
+    """The state that a generation keeps beside its place: its rule, its random numbers, its report.
 
     A generation holds the rule that it began with: another thread that changes the patch changes later generations."""
 
@@ -68,7 +68,7 @@ class Cached:
 
 @dataclass(frozen=True)
 class Ran:
-    """What one call of an attention came to.
+    """The outcome of one call of an attention.
 
     Attributes:
         name: of the attention.
@@ -118,7 +118,7 @@ class Running:
 
     @property
     def rule(self) -> Rule | None:
-        """How this generation merges; None where it does not."""
+        """The rule by which this generation merges; None where it does not."""
         return self.generation.payload.rule
 
     @property
@@ -128,7 +128,7 @@ class Running:
 
     @property
     def report(self) -> Report:
-        """What is written down about this generation."""
+        """The report in which this generation is written down."""
         return self.generation.payload.report
 
     def note(self, ran: Ran) -> None:
@@ -142,14 +142,14 @@ class Running:
 
     @property
     def cached(self) -> bool:
-        """Whether every plan of this condition still serves at this step, so that nothing is compared in it."""
+        """True if every plan of this condition still serves at this step, so that nothing is compared in it."""
         if isinstance(self.config.schedule, Auto) or self.condition.since is not None:
             return False
         due = self._due()
         return all(cached.made >= due for cached in self.condition.plans.values())
 
     def _within(self) -> bool:
-        """Whether the step lies between the configuration's start and end."""
+        """Return True if the step lies between the configuration's start and end."""
         length = self.generation.length or LENGTH
         over = self.config.end < 1.0 and self.generation.step >= self.config.end * length
         return self.config.start * length <= self.generation.step and not over
@@ -264,7 +264,7 @@ class Running:
         return _joined(plan, images) if apart else plan
 
     def too_few(self, like: torch.Tensor, at_the_call: bool = False) -> bool:
-        """Whether no share of the tokens ``like`` ``[B, N, C]`` that may come out is worth looking for."""
+        """Return True if no share of the tokens ``like`` ``[B, N, C]`` that may come out is worth looking for."""
         config = self.config
         most = 1 - 1 / math.prod(config.stride) if config.ratio is None else config.ratio
         return config.only_where_faster and most < config.least_share(like, matched=False, at_the_call=at_the_call)

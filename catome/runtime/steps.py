@@ -1,4 +1,4 @@
-"""Where a call of the model is: in which generation, at which step, and for which of its conditions.
+"""The place of a call of the model: in which generation, at which step, and for which of its conditions.
 
 A *generation* is one walk along a timetable of timesteps. A *step* is a place on that timetable, however many calls of the
 model it takes. The calls at one place are its *conditions*: the two halves of guidance, the views of a panorama, several
@@ -47,7 +47,7 @@ _LONG = 9
 
 @dataclass(frozen=True)
 class CallFacts:
-    """What a call of the model tells about itself.
+    """The facts that a call of the model tells about itself.
 
     Attributes:
         timestep: a number or a tensor, as the model got it.
@@ -116,7 +116,7 @@ class Generation:
         self.payload = payload
 
     def turns_at(self, place: float) -> bool:
-        """Whether a place lies in the direction from which the generation comes."""
+        """Return True if a place lies in the direction from which the generation comes."""
         return (place - self.place) * self.direction < 0
 
     def go_to(self, place: float) -> None:
@@ -182,7 +182,7 @@ class Timeline:
         return generation, condition
 
     def _clock(self, facts: CallFacts) -> tuple[Any, float, int | None, Any]:
-        """Which clock a call goes by, its place there, the length of a generation that begins here, and what to hold on to."""
+        """The clock of a call, its place there, the length of a generation that begins here, and what to hold on to."""
         if facts.step_index is not None:
             return "context", facts.step_index, facts.length, None
         timetable = timetable_of(facts.timestep)
@@ -222,15 +222,16 @@ def timetable_of(timestep) -> torch.UntypedStorage | None:
 
 
 def _is_planned(timetable: torch.UntypedStorage, facts: CallFacts) -> bool:
-    """Whether a timetable is that of the pipeline's scheduler, and not one that happens to look like it."""
+    """Return True if a timetable is that of the pipeline's scheduler, and not one that happens to look like it."""
     if not isinstance(facts.planned, torch.Tensor):
         return False
     return facts.planned.untyped_storage().data_ptr() == timetable.data_ptr()
 
 
 def _one_way(timetable: torch.UntypedStorage, timestep: torch.Tensor) -> bool:
-    """Whether the numbers of a timetable fall or rise throughout; those that a training loop draws do not, nor do those of one
-    step for each image of a batch."""
+    """Return True if the numbers of a timetable fall or rise throughout.
+
+    Those that a training loop draws do not, nor do those of one step for each image of a batch."""
     numbers = torch.empty(0, dtype=timestep.dtype, device=timestep.device).set_(timetable)
     steps = numbers.diff()
     return bool(((steps <= 0).all() | (steps >= 0).all()) & (steps != 0).any())
@@ -320,7 +321,7 @@ def _copy(sample):
 
 @torch.no_grad()
 def _continues(before, now, least: float) -> torch.Tensor:
-    """Which rows of the latents continue those of the step before, by a cosine of ``least``: ``[B]`` bool on the CPU.
+    """Tell which rows of the latents continue those of the step before, by a cosine of ``least``: ``[B]`` bool on the CPU.
 
     What is not finite tells nothing, and is left out."""
     if isinstance(now, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What the notebooks call: parameters, generation, the studies and their figures."""
+"""The functions that the notebooks call: parameters, generation, the studies and their figures."""
 
 from catome.policy.schedule import derive
 from catome.study import methods, paper, studies

@@ -49,7 +49,7 @@ def parameters(files: Sequence[str], given: Mapping[str, str] | None = None) -> 
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes, beside the parameters of the study: see `split`."""
+    """The parser of what the command takes, beside the parameters of the study: see `split`."""
     found = argparse.ArgumentParser(
         "python -m catome.study",
         description="Run a study; alone, or with any number of processes that share the output folder.",
@@ -84,7 +84,7 @@ def split(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, d
 
 
 def _count(study: ModuleType, params) -> str:
-    """What there is to generate, as lines."""
+    """The list of what there is to generate, as lines."""
     table = jobs.table(study.jobs(params))
     lines = [f"{row.images:8d} images, {row.calls} U-Net calls each: {row.method}" for row in table.itertuples()]
     images = f"{table['images'].sum()} images in {len(table)} ways, {jobs.unet_calls(table)} U-Net calls"

@@ -66,7 +66,7 @@ def sito(ratio: float, noise: float = 0.1) -> Method:
 
 
 def _with_fewer_tokens(reduce: Callable) -> Callable:
-    """How a method is applied that attends on fewer tokens, and copies the results back.
+    """The ``applied`` of a `Method` that attends on fewer tokens, and copies the results back.
 
     Args:
         reduce: ``reduce(depth, hidden, grid)`` gives the tokens to attend on ``[B, M, C]`` and the plan by which they were
@@ -112,7 +112,7 @@ def mlerp(hidden: torch.Tensor, plan: MergePlan) -> torch.Tensor:
 def similarity_plan(
     hidden: torch.Tensor, grid: tuple[int, int], ratio: float, noise: float, generator: torch.Generator
 ) -> MergePlan:
-    """Who is left out, and whom it copies, by SiTo: of tokens ``[B, N, C]``.
+    """The plan of SiTo, of tokens ``[B, N, C]``: who is left out, and whom it copies.
 
     Raises:
         ValueError: if the grid has no whole windows.
@@ -136,7 +136,7 @@ def similarity_plan(
 
 
 def _best_of_windows(score: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Whether each token has the highest score of its window, ``[B, N]``."""
+    """Mark the token with the highest score of each window, ``[B, N]``."""
     height, width = grid
     windows = score.view(-1, height // PATCH, PATCH, width // PATCH, PATCH).permute(0, 1, 3, 2, 4)
     highest = windows.flatten(3).argmax(-1)

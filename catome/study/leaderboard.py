@@ -56,7 +56,7 @@ _ATTENTION = "scaled_dot_product_attention"
 
 @dataclass(frozen=True)
 class Entry:
-    """What a file enters.
+    """An entry, as a file makes it.
 
     Attributes:
         file: its path.
@@ -71,7 +71,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Entries:
-    """What a folder holds: entries by file name, and, by file name too, why the others could not be read."""
+    """The content of a folder: entries by file name, and, by file name too, why the others could not be read."""
 
     read: list[Entry]
     failed: dict[str, str]
@@ -204,7 +204,7 @@ def _things(pipe) -> Iterator[tuple[str, object]]:
 
 
 def _places(pipe) -> dict[str, tuple]:
-    """What is at each place: the thing itself, its class, its hooks, and what hides a method of its class."""
+    """The state of each place: the thing itself, its class, its hooks, and what hides a method of its class."""
     found = {}
     for name, thing in _things(pipe):
         own = getattr(thing, "__dict__", {})
@@ -245,7 +245,7 @@ def _guarded(method: Method, guard: Guard, counts: dict[str, int]) -> Method:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """What was found.
+    """The results of the leaderboard.
 
     Attributes:
         setting: which images.

@@ -58,7 +58,7 @@ def unmerged() -> Method:
 
 
 def schedule_name(schedule: str | Auto | Schedule | Iterable[int] | None) -> str:
-    """What labels call a schedule."""
+    """The name of a schedule in labels."""
     if schedule is None or isinstance(schedule, str):
         return schedule or "every step"
     parsed = parse_schedule(schedule)
@@ -177,7 +177,7 @@ def batch_maximum(threshold: float, schedule: str | Iterable[int] | None, batch:
 
 
 class PlaceInCall:
-    """Where a patched pipeline is: the step, and how many plans were made in this call of the model before."""
+    """The place of a patched pipeline: the step, and how many plans were made in this call of the model before."""
 
     def __init__(self) -> None:
         self._call = None
@@ -268,7 +268,7 @@ def hooked(pipe, before: Callable, after: Callable | None = None) -> Iterator:
 
 
 def fewer_keys(reduce: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[object], AbstractContextManager]:
-    """How a method is applied that makes the topmost keys and values of fewer tokens, and keeps all queries.
+    """The ``applied`` of a `Method` that makes the topmost keys and values of fewer tokens, and keeps all queries.
 
     Args:
         reduce: makes tokens ``[B, M, C]`` of a grid of them, ``[B, H, W, C]``.

@@ -37,22 +37,24 @@ from catome.tensors.matching import centre
 from catome.tensors.plan import MergePlan
 
 Way = Literal["bias", "channel", "values"]
-"""How attention is told that a key counts more than once; all three are exact, see `weighted_attention`."""
+"""The ways to tell attention that a key counts more than once; all three are exact, see `weighted_attention`."""
 
 _NEVER = -1e4
 """As a score, never chosen; fits in float16."""
 
 
 _VALUES = 0.5
-"""How much a difference of values counts beside one of keys, each on the scale of its image. In the bound above the spread of
-values appears only in a product with that of scores: where keys are equal, values may differ and nothing is lost. That they
-count half, and not at all or as much, was chosen on images of the embedded model."""
+"""The weight of a difference of values beside one of keys, each on the scale of its image.
+
+In the bound above the spread of values appears only in a product with that of scores: where keys are equal, values may
+differ and nothing is lost. That they count half, and not at all or as much, was chosen on images of the embedded model."""
 
 
 @torch.no_grad()
 def joined(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """What is compared where keys are: keys ``[B, N, C]`` and values ``[B, N, D]`` side by side, ``[B, N, C + D]``, each
-    divided by the spread that it has in its image."""
+    """Join keys ``[B, N, C]`` and values ``[B, N, D]`` into what is compared where keys are, ``[B, N, C + D]``.
+
+    Each of the two is divided by the spread that it has in its image."""
     wide = torch.promote_types(keys.dtype, torch.float32)
     images = []
     for key, value in zip(keys, values, strict=True):  # one by one: what an image gives must not depend on the others
@@ -80,7 +82,7 @@ def unpadded(plan: MergePlan, batch: torch.Tensor) -> torch.Tensor:
 
 
 def key_bias(plan: MergePlan, weighted: bool, dtype: torch.dtype) -> torch.Tensor | None:
-    """What is added to the scores of merged keys, ``[B, L]`` as in `padded`; None where that is zero for all.
+    """The bias that is added to the scores of merged keys, ``[B, L]`` as in `padded`; None where that is zero for all.
 
     Args:
         plan: of ``B`` images.
@@ -109,7 +111,7 @@ def way_for(query: torch.Tensor, attn_mask: torch.Tensor | None = None) -> Way:
 
 
 def avoids_masks(x: torch.Tensor) -> bool:
-    """Whether attention over tokens like ``x`` may be faster without a mask, which `way_for` then decides."""
+    """Return True if attention over tokens like ``x`` may be faster without a mask, which `way_for` then decides."""
     return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
 
 
@@ -175,7 +177,7 @@ def weighted_attention(
 
 
 _CONSTANT = 8.0
-"""What queries get as their further channel; a power of two, by which a division is exact."""
+"""The value that queries get as their further channel; a power of two, by which a division is exact."""
 
 
 def _log_factor(scale: float) -> float:
@@ -337,7 +339,7 @@ def in_order(mask: torch.Tensor | None, first: int, tokens: int, longest: int, d
 
 
 def _pads(query: torch.Tensor) -> bool:
-    """Whether images that keep different numbers of keys are computed together, padded and masked."""
+    """Return True if images that keep different numbers of keys are computed together, padded and masked."""
     return query.device.type != "cpu"
 
 

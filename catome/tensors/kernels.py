@@ -25,7 +25,7 @@ _WIDEST = 256  # numbers of a token that one program takes; more would spill reg
 
 
 def usable(x: torch.Tensor) -> bool:
-    """Whether these kernels take ``x``: on a CUDA device, float16, bfloat16 or float32, and no gradient is asked for."""
+    """Return True if these kernels take ``x``: on a CUDA device, float16, bfloat16 or float32, no gradient asked for."""
     return triton is not None and x.is_cuda and x.dtype in DTYPES and not (torch.is_grad_enabled() and x.requires_grad)
 
 

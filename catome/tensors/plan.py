@@ -21,7 +21,9 @@ from catome.tensors.matching import Matches, Measure, best_matches
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Who merges into whom, for ``B`` images of ``N`` tokens. Plain tensors: it can be pickled, copied and moved.
+    """The plan of who merges into whom, for ``B`` images of ``N`` tokens.
+
+    Its tensors are plain: it can be pickled, copied and moved.
 
     Attributes:
         target: ``[B, N]`` int64, for every token the token of its image whose place it takes: its dst if it is merged, else
@@ -41,12 +43,12 @@ class MergePlan:
 
     @property
     def ragged(self) -> bool:
-        """Whether images keep different numbers of tokens."""
+        """True if images keep different numbers of tokens."""
         return len(set(self.lengths)) > 1
 
     @property
     def merges(self) -> bool:
-        """Whether any token of any image is merged."""
+        """True if any token of any image is merged."""
         return sum(self.lengths) < self.slot.numel()
 
     @cached_property
@@ -69,7 +71,7 @@ class MergePlan:
 
     @cached_property
     def bounds(self) -> torch.Tensor:
-        """Where in the packed tokens each image begins, and their number: ``[B + 1]`` int64."""
+        """The places in the packed tokens where the images begin, and last the number of these tokens: ``[B + 1]`` int64."""
         return F.pad(self.slot.amax(1) + 1, (1, 0))
 
     def pairs(self, image: int) -> torch.Tensor:

@@ -103,7 +103,7 @@ def evaluate(folder: Path, device: str, per_class: int, steps: int, guidance: fl
 
 
 def figures_of(pipe, judge_file: Path, per_class: int, steps: int, guidance: float) -> dict:
-    """What the samples of a pipeline are, how selective its attention is and what merging costs it.
+    """The figures of a pipeline: of its samples, of how selective its attention is and of what merging costs it.
 
     Args:
         pipe: a pipeline that draws scenes.
@@ -170,7 +170,7 @@ def _aims(figures: dict) -> list[tuple[bool, str, str]]:
 
 
 def shortfalls(figures: dict) -> list[str]:
-    """What of the bar that the model was trained for is not reached, in words; empty if it is good enough to study."""
+    """The parts not reached of the bar that the model was trained for, in words; empty if it is good enough to study."""
     return [found for reached, _, found in _aims(figures) if not reached]
 
 
@@ -234,7 +234,7 @@ That merging everything costs more than merging little was therefore asked of th
 
 
 def evaluation_parser(module: str, about: str) -> argparse.ArgumentParser:
-    """What every command that measures a model is told, without the model.
+    """The parser that all commands that measure a model share, without the model.
 
     Args:
         module: that is run.

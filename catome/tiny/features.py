@@ -62,6 +62,6 @@ def register() -> str:
 
 
 def accuracy(net: SceneNet, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Which uint8 images ``[B, 3, H, W]`` the network names as ``labels`` ``[B]``: bool ``[B]``."""
+    """Mark the uint8 images ``[B, 3, H, W]`` that the network names as ``labels`` ``[B]``: bool ``[B]``."""
     with torch.no_grad():
         return net.logits(images.float() / 127.5 - 1).argmax(1) == labels

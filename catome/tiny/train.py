@@ -312,7 +312,7 @@ def without(argv: list[str], *options: str) -> list[str]:
 
 
 def training_parser(module: str, about: str, name: str) -> argparse.ArgumentParser:
-    """What every training is told: where its files are, on which device it runs, and from how many renders it learns.
+    """The parser that all trainings share: where their files are, on which device they run, from how many renders they learn.
 
     Args:
         module: that is run.
@@ -340,7 +340,7 @@ def check_positive(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 def training_record(
     module: str, argv: list[str] | None, args: argparse.Namespace, images: int, stages: dict[str, tuple[Trainer, int]]
 ) -> dict:
-    """What ``training.json`` says of a training.
+    """The content of ``training.json`` about a training.
 
     Args:
         module: that was run.

@@ -26,7 +26,7 @@ MODULE = "catome.tiny.train_transformer"
 
 @torch.no_grad()
 def encode_prompts(pipe) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the transformer is told: of each class's prompt, and of no prompt, as PixArt's pipeline encodes them.
+    """Encode what the transformer is told: each class's prompt, and no prompt, as PixArt's pipeline encodes them.
 
     Returns:
         Embeddings ``[13, 16, 64]``, and which of their positions hold a word, ``[13, 16]``.

@@ -35,7 +35,7 @@ PAGES = {"README": "README.md"} | {
     name: f"book/{name}.md" for name in ("rerun", "gpu", "services", "long_runs", "extend", "exercises")
 }
 LANGUAGES = {"README": ("sh", "")}
-"""What blocks of commands are marked with; ``sh`` where nothing is said."""
+"""The languages that blocks of commands are marked with; ``sh`` where nothing is said."""
 
 IN_PLACE_OF = [
     ("ADDRESS", "{origin}", "the address of the repository"),
@@ -49,7 +49,7 @@ IN_PLACE_OF = [
     ("--nproc-per-node 8", "--nproc-per-node 2", "eight processes at once would take minutes"),
     ("srun ", "", "needs SLURM, which starts the rest of the line"),
 ]
-"""What is changed before a command is run: what stands there, what is put in its place, and why."""
+"""The changes of a command before it is run: what stands there, what is put in its place, and why."""
 
 NETWORK = "needs a network"
 GPU = "needs a GPU"
@@ -192,7 +192,7 @@ class Reader:
         return command
 
     def type(self, command: str) -> str:
-        """What a command says; an AssertionError if it fails."""
+        """Run a command and return what it says; an AssertionError if it fails."""
         if plain(command).startswith("cd "):
             self.here = (self.here / shlex.split(command)[1]).resolve()
             assert self.here.is_dir()

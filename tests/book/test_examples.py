@@ -17,7 +17,7 @@ def examples(page: str, pages: str = "pycon") -> list[str]:
 
 
 def failures(blocks: list[str]) -> str:
-    """What a doctest of the blocks, in one namespace, has to complain about; nothing if all is as it says."""
+    """The complaints of a doctest of the blocks, in one namespace; empty if all is as it says."""
     names, said = {}, []
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
     for number, block in enumerate(blocks):

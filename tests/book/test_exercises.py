@@ -401,7 +401,7 @@ SAID = {
     "pair_error__keeps_one_of_the_pair": "It is the mean of both",
     "pair_error__without_the_root": "Did you forget the root",
 }
-"""What the check of a mistake says about this one, where it might as well say something else."""
+"""The words of the check of a mistake about this one, where it might as well say something else."""
 
 MISTAKES = [made for name, made in list(globals().items()) if inspect.isfunction(made) and "__" in name]
 
@@ -419,7 +419,7 @@ def solutions(path) -> str:
 
 
 def loaded(path, name: str) -> str:
-    """What `%load -s name` puts into a cell."""
+    """The code that `%load -s name` puts into a cell."""
     (block,), missing = extract_symbols(solutions(path), name)
     assert not missing
     return block

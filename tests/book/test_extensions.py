@@ -1,4 +1,4 @@
-"""What the book's own Sphinx extensions mend."""
+"""Tests of what the book's own Sphinx extensions mend."""
 
 import sys
 

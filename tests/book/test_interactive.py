@@ -53,7 +53,7 @@ def shown(browser, tmp_path):
 
 
 def numbers(page) -> list[float]:
-    """What the figure says that it has computed, once it has."""
+    """The numbers that the figure says that it has computed, once it has."""
     page.wait_for_function(READY)
     return [float(word) for word in page.evaluate(READY).split()]
 
@@ -247,7 +247,7 @@ def test_a_schedule_by_the_keyboard(shown, designer):
 
 
 def place(page, step: int) -> dict:
-    """Where a step lies on the timeline."""
+    """The place of a step on the timeline."""
     area = page.locator("[data-part=timeline]").bounding_box()
     x = 40 + (step + 0.5) * (640 - 48) / CALLS
     return {"x": area["width"] * x / 640, "y": area["height"] * 130 / 182}

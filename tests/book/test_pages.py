@@ -1,4 +1,4 @@
-"""What the pages tell people to type: every command is one that this repository understands, and the examples run."""
+"""Tests of what the pages tell people to type: this repository understands every command, and the examples run."""
 
 import ast
 import fnmatch

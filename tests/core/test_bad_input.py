@@ -208,7 +208,7 @@ def test_the_probe_refuses_and_watches_nothing(pipe, what, says):
 
 @pytest.fixture(scope="module")
 def records(loaded):
-    """What the probe saw of one step, unpatched and patched."""
+    """The records of the probe of one step, unpatched and patched."""
     seen = []
     for patch in (nullcontext(), catome.patched(loaded, catome.PAPER, ratio=0.5)):
         with patch, catome.probe(loaded) as record:

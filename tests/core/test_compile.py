@@ -55,7 +55,7 @@ def test_a_compiled_unet_gives_the_same_and_compiles_nothing_at_cached_steps(pip
 
 
 def test_a_compiled_unet_leaves_steps_out(pipe, graphs):
-    """Which step it is, is no reason to compile anew."""
+    """The number of the step is no reason to compile anew."""
     handed, backend = graphs
     inputs = unet_inputs(pipe, ["desert"])
     forecast = catome.Forecast(first=2, interval=2, growth=1.0)

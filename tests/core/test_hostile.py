@@ -88,7 +88,7 @@ def call(unet, x, timestep):
 
 
 def traces(unet):
-    """What a patch leaves on a U-Net that it has not been taken off."""
+    """The traces that a patch leaves on a U-Net that it has not been taken off."""
     left = {"_diffusers_hook", "forward", "cache_context", "_reset_stateful_cache"}
     found = [name for name, module in unet.named_modules() if left & set(vars(module))]
     return [*found, *(hook for module in unet.modules() for hook in hooks_of(module, Hook))]

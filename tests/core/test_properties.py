@@ -1,4 +1,4 @@
-"""What holds for any tokens, any grid, any batch, any schedule."""
+"""Properties that hold for any tokens, any grid, any batch, any schedule."""
 
 import itertools
 import math
@@ -297,8 +297,7 @@ def test_scaling_tokens_by_any_positive_factor_changes_no_pair(problem, threshol
 @some
 @given(problems(dtypes=(torch.float32, torch.float16, torch.bfloat16)), st.data())
 def test_pairs_just_found_are_not_broken(problem, data):
-    """What ``schedule="auto"`` asks of pairs, it finds in those of the same tokens, also where one just reaches the
-    threshold."""
+    """Pairs of the same tokens have what ``schedule="auto"`` asks of pairs, also where one just reaches the threshold."""
     tokens, division = problem
     matches = division.matches(tokens)
     ratio, threshold = data.draw(st.floats(0, division.most)), data.draw(below_one)

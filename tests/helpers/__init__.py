@@ -1,1 +1,1 @@
-"""What tests of several files share: no test file imports another one."""
+"""The helpers that tests of several files share: no test file imports another one."""

@@ -187,7 +187,7 @@ class Searches:
         return len(self.rows)
 
     def since(self) -> int:
-        """How many there were since this was asked last."""
+        """The number of searches since this was asked last."""
         count = self.count
         self.rows.clear()
         return count

@@ -15,7 +15,7 @@ def cosine(a, b):
 
 
 def nearness(tokens, lowest=-1.0):
-    """How near two tokens of an image lie: 1 less their squared distance over twice the mean square about the mean."""
+    """The nearness of two tokens of an image: 1 less their squared distance over twice the mean square about the mean."""
     mean = [sum(column) / len(tokens) for column in zip(*tokens, strict=True)]
     variance = sum((x - m) ** 2 for token in tokens for x, m in zip(token, mean, strict=True)) / len(tokens)
 

@@ -1,5 +1,6 @@
-"""What must hold for every page of a rendered book. Each function takes the book's folder, or a page in a browser, and returns
-faults."""
+"""Checks of what must hold for every page of a rendered book.
+
+Each function takes the book's folder, or a page in a browser, and returns faults."""
 
 from functools import cache
 from pathlib import Path
@@ -77,7 +78,7 @@ def anchors(path: Path) -> frozenset[str]:
 
 
 def references(path: Path) -> list[str]:
-    """What a page links to or loads."""
+    """The addresses that a page links to or loads."""
     soup = parsed(path)
     return [tag[name] for name in ("href", "src") for tag in soup.select(f"[{name}]") if tag.name != "base"]
 

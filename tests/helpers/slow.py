@@ -1,4 +1,4 @@
-"""Which tests take so long that `make test` leaves them to `make slow`."""
+"""The tests that take so long that `make test` leaves them to `make slow`."""
 
 from helpers.paths import ROOT
 

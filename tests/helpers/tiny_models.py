@@ -201,7 +201,7 @@ _HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
 _TOKENS = HEIGHT * WIDTH
 _VIDEO_TOKENS = FRAMES * HEIGHT * WIDTH
 _ROPE = (4, 6, 6)
-"""How the 16 channels of a head are divided among frames, rows and columns."""
+"""The division of the 16 channels of a head among frames, rows and columns."""
 
 # Models with image tokens only.
 
@@ -369,7 +369,7 @@ def _flux2_with_cache() -> nn.Module:
 
 
 def _flux2_cache(batch: int, seed: int) -> Any:
-    """What Flux 2 keeps of a reference image."""
+    """The cache that Flux 2 keeps of a reference image."""
     from diffusers.models.transformers.transformer_flux2 import Flux2KVCache
 
     cache = Flux2KVCache(num_double_layers=1, num_single_layers=1)
@@ -383,7 +383,7 @@ def _flux2_cache(batch: int, seed: int) -> Any:
 
 
 def _glm_cache(batch: int, seed: int) -> Any:
-    """What GLM-Image keeps of each image's reference image."""
+    """The cache that GLM-Image keeps of each image's reference image."""
     from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 
     cache = GlmImageKVCache(num_layers=2)
@@ -398,7 +398,7 @@ def _glm_cache(batch: int, seed: int) -> Any:
 
 
 def _qwen_cache(batch: int, seed: int) -> Any:
-    """What Qwen-Image 2.1 keeps of a prompt with a reference image in it."""
+    """The cache that Qwen-Image 2.1 keeps of a prompt with a reference image in it."""
     from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 
     cache = QwenImage21KVCache(num_layers=2)

@@ -46,7 +46,7 @@ class TinyModel:
 
 
 def built(name: str, **config) -> Callable[[], nn.Module]:
-    """What builds a diffusers model by the name of its class."""
+    """A function that builds a diffusers model by the name of its class."""
 
     def build() -> nn.Module:
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What holds of every family that catome knows: the same properties, on tiny models of each."""
+"""Tests of what holds of every family that catome knows: the same properties, on tiny models of each."""
 
 from __future__ import annotations
 
@@ -72,19 +72,19 @@ def tensors(answer) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def run(model: torch.nn.Module, inputs: dict) -> list[torch.Tensor]:
-    """What a model answers: tensors whose rows are images, or their frames."""
+    """The answer of a model: tensors whose rows are images, or their frames."""
     answer = tensors(model(**inputs))
     images = inputs[family_of(model).sample]
     return [torch.stack(answer)] if isinstance(images, list) else answer
 
 
 def answer(name: str, batch: int = 2, timestep: float = 500.0, seed: int = 3) -> list[torch.Tensor]:
-    """What a tiny model answers to its own inputs."""
+    """The answer of a tiny model to its own inputs."""
     return run(built(name), TINY[name].inputs(batch, timestep, seed))
 
 
 def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    """Whether two answers are equal bit by bit."""
+    """Return True if two answers are equal bit by bit."""
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -95,7 +95,7 @@ def assert_close(one: list[torch.Tensor], other: list[torch.Tensor], tolerance: 
 
 
 def targets(model: torch.nn.Module) -> list[torch.Tensor]:
-    """What is merged into what, in all attentions."""
+    """The targets of merging, in all attentions."""
     return [plan.target for plan in patch_of(model).cached()]
 
 
@@ -291,7 +291,7 @@ PLAIN = {name for name in TINY.keys() - WITH_MORE if any(is_plain(attention.modu
 @pytest.mark.parametrize("compare", ["keys", "input"])
 @pytest.mark.parametrize("keep_queries", [True, False], ids=["keys", "queries too"])
 def test_merging_duplicates_that_enter_an_attention_changes_rounding_only(name, model, keep_queries, compare):
-    """Where tokens are merged before they become keys; what enters a U-Net's transformer blocks may be compared."""
+    """Tokens are merged before they become keys here; what enters a U-Net's transformer blocks may be compared."""
     now = {}
     reached = set()
 
@@ -486,7 +486,7 @@ def test_mochi_has_pairs_for_each_video_of_a_batch():
 
 
 def warned_by(model: torch.nn.Module, calls: list[dict]) -> list[str]:
-    """What catome warns about in some calls."""
+    """The warnings that catome gives in some calls."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         for inputs in calls:
@@ -507,7 +507,7 @@ class AttentionByHand:
 
 
 def attention_by_hand(query, key, value, **others):
-    """What a backend for the attention of transformers may do: ``[B, N, H, D]``."""
+    """Attention as a backend for transformers may compute it: ``[B, N, H, D]``."""
     query = query.transpose(1, 2)
     key = key.transpose(1, 2)
     value = value.transpose(1, 2)

@@ -99,7 +99,7 @@ def test_a_patch_of_the_latents_is_the_key_that_the_layout_says(tiny: TinyModel)
 
 @pytest.mark.parametrize("tiny", TINY_TRANSFORMERS, ids=lambda tiny: tiny.name)
 def test_masks_treat_the_image_tokens_alike(tiny: TinyModel):
-    """What a merged key may be looked at by is what each of its tokens may be looked at by."""
+    """A merged key may be looked at by just what each of its tokens may be looked at by."""
     for name, layout, keys, mask in heard(tiny.name, tiny.inputs(1, 500.0, 3)):
         if layout is not None and mask is not None and mask.shape[-1] > 1:
             assert mask.shape[-1] == keys.shape[2], name
@@ -137,7 +137,7 @@ def test_an_image_is_the_same_in_a_batch_and_on_its_own(tiny: TinyModel):
 
 
 def images(answer) -> torch.Tensor:
-    """What a model answers, ``[B, ...]``."""
+    """The answer of a model, ``[B, ...]``."""
     first = answer[0] if isinstance(answer, tuple) else answer
     return torch.stack(first) if isinstance(first, list) else first
 
@@ -146,7 +146,7 @@ def images(answer) -> torch.Tensor:
 
 
 def told(name: str, queries: int, keys: int, **arguments) -> set[Layout | None]:
-    """What the declaration of a tiny model says of a call with the tiny inputs, or others instead."""
+    """The layouts that the declaration of a tiny model gives for a call with the tiny inputs, or others instead."""
     model, family = built(name)
     inputs = {**MODELS[name].inputs(1, 500.0, 3), **arguments}
     call = ModelCall(model, {key: value for key, value in inputs.items() if value is not None})

@@ -1,4 +1,4 @@
-"""What the families of the U-Nets declare, against what small models of every kind do."""
+"""Tests of what the families of the U-Nets declare, against what small models of every kind do."""
 
 import inspect
 import math
@@ -77,7 +77,7 @@ def recorded(model):
 
 @torch.no_grad()
 def run(model, inputs):
-    """What a model returns as one tensor, and the record of the call."""
+    """The output of a model as one tensor, and the record of the call."""
     with recorded(model) as record:
         output = model(**inputs)
     while not isinstance(output, torch.Tensor):  # a ControlNet's is nested
@@ -239,7 +239,7 @@ def grid_by_size(tokens: int, size: tuple[int, int], max_downsample: int) -> tup
 
 
 def test_unets_of_stable_diffusion_are_as_before():
-    """What is declared with transformer blocks around it is what the helpers find, by the same grids."""
+    """The attentions declared with transformer blocks around them are those that the helpers find, by the same grids."""
     for name in ("unet-sd", "unet-sdxl"):
         tiny = next(tiny for tiny in TINY_UNETS if tiny.name == name)
         model = model_of(tiny)

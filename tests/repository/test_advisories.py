@@ -41,7 +41,7 @@ def pip_audit_command(requirements: Path) -> list[str]:
 
 
 def pip_audit(requirements: Path, seconds: float) -> str:
-    """What pip-audit says of pinned requirements, as JSON; it looks each of them up at PyPI.
+    """The report of pip-audit on pinned requirements, as JSON; it looks each of them up at PyPI.
 
     Raises:
         Unreachable: if it says nothing, or takes longer.
@@ -57,7 +57,7 @@ def pip_audit(requirements: Path, seconds: float) -> str:
 
 
 def advisories(said: str) -> tuple[dict[str, str], list[str]]:
-    """What pip-audit's JSON says: advisories by id, each as a line to read, and the packages that could not be looked up.
+    """Read pip-audit's JSON: advisories by id, each as a line to read, and the packages that could not be looked up.
 
     Raises:
         Unreachable: if no package could be looked up at all. pip-audit itself calls that "no known vulnerabilities".

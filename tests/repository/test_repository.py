@@ -1,5 +1,6 @@
-"""What holds for the repository as a whole."""
+"""Rules that hold for the repository as a whole."""
 
+import ast
 import json
 import re
 import subprocess
@@ -88,6 +89,18 @@ def test_tests_that_are_listed_as_slow_are_there():
         file, _, function = name.partition("::")
         text = (ROOT / "tests" / file).read_text()
         assert not function or f"def {function}(" in text, name
+
+
+def test_docstrings_say_what_a_thing_is_or_does():
+    """A docstring, or a text under a constant, begins with a verb or a noun, and not with a question word."""
+    question = re.compile(r"\s*(What|Who|Whom|Whose|Whether|How|Where|Which|Why|When)\b")
+    found = []
+    for path in sorted(path for folder in ("catome", "book", "tests") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = node.value.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else None
+            if isinstance(text, str) and question.match(text):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {text.strip().splitlines()[0]}")
+    assert not found, "\n".join(found)
 
 
 def test_no_test_file_imports_another():

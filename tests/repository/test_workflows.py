@@ -86,7 +86,7 @@ def steps_of_book():
 
 
 def prerequisites(target):
-    """What make looks at to decide whether ``target`` must be made, as it sees the Makefile itself."""
+    """The files that make looks at to decide whether ``target`` must be made, as it sees the Makefile itself."""
     database = subprocess.run(["make", "-npq", "nothing"], cwd=ROOT, capture_output=True, text=True, env=HERE).stdout
     pattern = next(line for line in database.splitlines() if line.startswith(target.replace(Path(target).stem, "%")))
     stem = Path(target).stem
@@ -360,7 +360,7 @@ def test_publish_refuses(checkout, spoil, says):
 
 
 def test_publish_asks_before_it_builds():
-    """What must be refused is refused at once, not after minutes."""
+    """Things that must be refused are refused at once, not after minutes."""
     said = subprocess.run(["make", "-n", "publish"], cwd=ROOT, capture_output=True, text=True, env=HERE).stdout
     assert said.index(".ci/publish origin\n") < said.index("jupyter-book build") < said.index(".ci/publish origin _build/html")
 

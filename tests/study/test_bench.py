@@ -660,7 +660,7 @@ def small_models(monkeypatch):
 
 @torch.no_grad()
 def test_merged_keys_of_a_layer_are_those_of_the_library():
-    """What is timed in the suite "attention" is what a patched U-Net's attention computes."""
+    """The suite "attention" times what a patched U-Net's attention computes."""
     works = bench_layers.attention_work(LAYER, "cpu")
     outputs = {name: work() for name, work in works.items()}
     assert all(output.shape == (2, 64, 16) and output.isfinite().all() for output in outputs.values())

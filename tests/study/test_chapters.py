@@ -117,7 +117,7 @@ def scheduled() -> schedules.Result:
     bills = {one.method.label: mean_staleness(staleness[0.7], one.checkpoints) for one in asked.values() if one.checkpoints}
     bills |= {one.method.label: -bills[one.method.label] for one in asked.values() if one.kind == "bounds"}
     made = compared([one.method for one in asked.values()], lambda label: 30 - 10 * bills.get(label, 9.0))
-    return schedules.Result(params, REAL, staleness, derived, asked, made)
+    return schedules.Result(params, REAL, staleness, derived, asked, made, made)
 
 
 def test_staleness_and_closeness_are_related_without_the_bounds(scheduled):
@@ -128,6 +128,7 @@ def test_staleness_and_closeness_are_related_without_the_bounds(scheduled):
         scheduled.staleness,
         {},
         {(0.7, "every step"): scheduled.asked[0.7, "every step"]},
+        scheduled.made,
         scheduled.made,
     )
     assert np.isnan(few.relation()[0.7])
@@ -212,3 +213,11 @@ def test_schedules_that_cannot_be_told_apart_give_a_level_line(scheduled):
 
 def test_the_schedules_of_the_designer_are_the_fixed_ones(scheduled):
     assert scheduled.fixed_schedules(0.7) == dict(SCHEDULES) | {"best 2": (0, 1), "best 3": (0, 17, 34)}
+
+
+def test_a_table_has_its_caption_above_its_rows():
+    table = figures.Captioned(pd.DataFrame({"a": [1, 2]}, index=["x", "y"]), "Less < more")
+    shown = table._repr_html_()
+    assert shown.index("<table") < shown.index("<caption>Less &lt; more</caption>") < shown.index("<thead>")
+    assert shown.count("<caption>") == 1
+    assert repr(table).startswith("Less < more\n\n")

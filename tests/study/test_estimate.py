@@ -1,4 +1,4 @@
-"""What a study costs, before it is run."""
+"""Tests of what a study costs, before it is run."""
 
 import json
 import subprocess

@@ -19,7 +19,7 @@ def tokens():
 
 @pytest.fixture
 def entered(pipe):
-    """What the topmost self-attentions are run with, and what their blocks get back: in running order."""
+    """The inputs of the topmost self-attentions, and what their blocks get back: in running order."""
     from catome.models.unet import transformer_blocks
 
     seen = []

@@ -150,7 +150,7 @@ def test_the_command_ends_when_interrupted_and_goes_on_afterwards(loaded, tmp_pa
 
 
 def test_processes_of_torchrun_share_a_folder(tmp_path):
-    """Which is what ``accelerate launch`` starts where there are several GPUs."""
+    """Two processes of torchrun, as ``accelerate launch`` starts them where there are several GPUs."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "catome.study"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *arguments(tmp_path)], capture_output=True, text=True, cwd=ROOT, env=environment)

@@ -15,7 +15,7 @@ WAYS = {"unmerged": methods.unmerged(), "half": methods.tome(0.5)}
 
 @pytest.fixture
 def made(monkeypatch) -> list:
-    """What is generated, batch by batch: the numbers of the images."""
+    """The numbers of the images that are generated, batch by batch."""
     batches, generate_batch = [], module.generate_batch
 
     def noted(pipe, setting, images, progress):

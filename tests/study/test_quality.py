@@ -305,6 +305,14 @@ def test_the_images_that_are_needed_stand_beside_those_that_there_are():
     assert quality.power_words([[1.0]]).startswith("With so few images nobody can say")
 
 
+def test_images_of_a_class_that_are_alike_make_intervals_within_classes_narrow():
+    values, classes = [0.0, 0.2, 4.0, 4.2], ["a", "a", "b", "b"]
+    assert quality.within_classes(values, classes) == pytest.approx(np.sqrt(0.02) / np.std(values, ddof=1))
+    assert quality.within_classes([0.0, 2.0, 2.0, 0.0], classes) == pytest.approx(np.sqrt(2 / (4 / 3)))
+    assert np.isnan(quality.within_classes(values, ["a", "a", "b", "c"]))
+    assert np.isnan(quality.within_classes([1.0] * 4, classes))
+
+
 def polynomial(a, b) -> float:
     return (float(a @ b) / len(a) + 1) ** 3
 

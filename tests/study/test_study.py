@@ -141,7 +141,7 @@ def test_merged_colours_are_the_means_of_groups():
 
 
 def test_the_real_loading_path_reads_a_diffusers_folder(pipe, tmp_path):
-    """What loads Stable Diffusion v1.5, on a pipeline saved to disk in the same format."""
+    """The loading code of Stable Diffusion v1.5, on a pipeline saved to disk in the same format."""
     pipe.save_pretrained(tmp_path)
     setting = settle()
     other = study.load(replace(setting, model=str(tmp_path)))

@@ -1,4 +1,4 @@
-"""What chapter 3 says in words follows from the numbers, and every number in its text is given."""
+"""The words of chapter 3 follow from the numbers, and every number in its text is given."""
 
 import re
 from types import SimpleNamespace
@@ -118,6 +118,7 @@ def test_a_comparison_may_have_more_images_than_the_sweep(monkeypatch):
     assert [(images, again) for images, again, _ in asked[-2:]] == [(5, False), (9, True)]
     assert {t: len(one) for t, one in found.differences().items()} == {0.8: 5, 0.9: 9}
     assert found.adapting_table()["images"].tolist() == [5, 9]
+    assert found.by_class().startswith("Drawn within their classes, these intervals would be 1.00 and 1.00 times as wide")
     counted = counting.table(sweep.jobs(params))
     of_twin = counted[counted["method"].str.contains("as much as t = 0.9")]
     assert of_twin["images"].tolist() == [9]
@@ -161,7 +162,7 @@ def test_records_hold_the_change_of_kid():
     ("psnr", "says"),
     [
         ({"image": 42.0}, "the image decides, too."),
-        ({"image": 38.0}, "the image had better not decide."),
+        ({"image": 38.0}, "the images are closer if the image does not decide."),
         ({}, "this may be chance. At 95 % confidence, the image gains no more than 0.1 dB."),
     ],
 )

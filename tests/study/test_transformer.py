@@ -217,11 +217,11 @@ def with_controls(own: dict, other: dict, **given) -> transformer.Result:
     [
         (
             [45, 32, 31, 33, 41, 42],
-            "Layers that attend to fewer tokens lose more: over the layers, the rank correlation of PSNR and exp(entropy)/N is 0.",
+            "Layers that attend to fewer tokens lose more: over the 6 layers, the rank correlation of PSNR and exp(entropy)/N is 0.",
         ),
         (
             [31, 45, 44, 43, 32, 33],
-            "It is not these layers that lose most: over the layers, the rank correlation of PSNR and exp(entropy)/N is -0.",
+            "It is not these layers that lose most: over the 6 layers, the rank correlation of PSNR and exp(entropy)/N is -0.",
         ),
     ],
 )
@@ -237,7 +237,7 @@ def test_selective_layers_are_held_against_what_they_lose(own, says):
         (
             (50.0, 52.0),
             (20.0, 40.0),
-            "a gap of 2.0 dB. The median gap of the settings that merge is 20.0 dB. So it is the merging",
+            "a gap of +2.0 [+2.0, +2.0] dB. The median gap of the settings that merge is 20.0 dB. So it is the merging",
         ),
         ((40.0, 50.0), (20.0, 40.0), "So both have a part in it."),
         ((30.0, 48.0), (20.0, 40.0), "So it is the model, not the merging."),
@@ -370,6 +370,8 @@ def test_times_are_taken_on_both_models_and_words_are_given(found, params):
     assert set(records) == set(BOTH)
     assert len(records[UNET]) == len(records[TRANSFORMER]) == 5
     words = found.words(records)
+    assert len(found.gaps()) == 5
+    assert re.fullmatch(r"With all 5 settings tested at once .* detectable in [0-5] of them\.", words["farther_told"])
     assert words["settings"] == "5"
     assert words["layers"] == "6"
     assert words["tokens"] == "1,024"

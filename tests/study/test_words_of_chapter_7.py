@@ -185,7 +185,7 @@ def test_the_datasheets_to_be_read():
 
 
 def test_the_papers_setting_is_closest_to_float32_and_unfused_attention():
-    """What the text concludes from the numbers."""
+    """The conclusions that the text draws from the numbers."""
     found = counts.paper_setting()
     words = found.words()
     assert found.nearest == ("float32", "naive")

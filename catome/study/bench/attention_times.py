@@ -1,4 +1,4 @@
-"""How long one self-attention takes on fewer tokens, beside the share of its comparisons that is left."""
+"""Time one self-attention on fewer tokens, beside the share of its comparisons that is left."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def timed(
 
 
 def readable(times: pd.DataFrame, device: torch.device | str) -> pd.DataFrame:
-    """What `timed` found as a table to be read, its times relative to the longest attention's and in milliseconds."""
+    """The table of `timed`, to be read: its times relative to the longest attention's and in milliseconds."""
     longest = times.loc[times["tokens"].idxmax(), "seconds"]
     table = {
         "tokens left": times["tokens"].map(str),
@@ -65,7 +65,7 @@ def readable(times: pd.DataFrame, device: torch.device | str) -> pd.DataFrame:
 
 
 def words(times: pd.DataFrame, device: torch.device | str, rounds: int = ROUNDS) -> dict[str, str]:
-    """What chapter 1 says of the times, by its names there, with _ for -; ``times`` of `timed`."""
+    """The words of chapter 1 about the times, by its names there, with _ for -; ``times`` of `timed`."""
     longest = times.loc[times["tokens"].idxmax(), "seconds"]
     return {
         "rounds": str(rounds),

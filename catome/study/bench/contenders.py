@@ -1,4 +1,4 @@
-"""What takes turns in the benchmark: operations alone, single layers, whole U-Net calls, peak memory.
+"""The contenders of the benchmark: operations alone, single layers, whole U-Net calls, peak memory.
 
 U-Nets have the published architectures and random weights: how long a call takes depends on shapes and on the share of tokens
 that is merged, which is given, not on what the weights have learnt.
@@ -222,8 +222,7 @@ def authors_rule(share: float) -> methods.Method:
 
 
 def free_merging(share: float) -> methods.Method:
-    """What merging would be if it cost nothing: the topmost self-attentions on a given share less of the tokens, and that is
-    all.
+    """Merging that costs nothing: the topmost self-attentions on a given share less of the tokens, and that is all.
 
     No pair is looked for, nothing is merged or unmerged; the attention gets the first tokens there are, and the block goes on
     with what it had. Its images are nonsense; its time is the limit (Amdahl) of every method that merges this share there."""

@@ -1,4 +1,4 @@
-"""What the Triton kernels become on GPUs that are not at hand: ``python -m catome.study.bench.kernel_table``.
+"""Compile the Triton kernels for GPUs that are not at hand: ``python -m catome.study.bench.kernel_table``.
 
 Each kernel is compiled for each GPU, in each dtype, with the arguments that the library launches it with for the sizes of real
 models. NVIDIA's assembler, which comes with Triton, then says how many registers a thread needs and whether any is spilled.
@@ -90,7 +90,7 @@ def launches(dtype: torch.dtype) -> list[tuple[str, str, tuple, dict]]:
 
 
 def _source(kernel, args: tuple, constants: dict):
-    """What Triton compiles for a launch: it specialises on ones, and on multiples of 16, as a launch would."""
+    """The source that Triton compiles for a launch: it specialises on ones, and on multiples of 16, as a launch would."""
     from triton.compiler import ASTSource
 
     signature = {}

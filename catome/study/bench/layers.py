@@ -101,7 +101,7 @@ def model_of(name: str, dtype: torch.dtype, device: str) -> torch.nn.Module:
 
 
 def inputs_of(name: str, batch: int, height: int, width: int, dtype: torch.dtype, device: str) -> dict:
-    """What a model of `MODELS` is called with for images of ``height`` x ``width`` pixels."""
+    """The inputs of a model of `MODELS` for images of ``height`` x ``width`` pixels."""
     generator = torch.Generator().manual_seed(0)
     text = TEXT_TOKENS[name]
 

@@ -1,4 +1,4 @@
-"""What the benchmark measures: its options, and the points that they ask for."""
+"""The points that the benchmark measures, and the options that ask for them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _DEFAULTS: dict[tuple[str, str], dict] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured. None stands for what the suite takes by default on this kind of device.
+    """The options of the benchmark. None stands for what the suite takes by default on this kind of device.
 
     Attributes:
         device: "cpu", "cuda" or one of several CUDA devices.
@@ -82,7 +82,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Point:
-    """Where contenders meet; see `BENCH` for the meaning of each field. ``rounds`` is how often they do."""
+    """A point where contenders meet; see `BENCH` for the meaning of each field. ``rounds`` is how often they do."""
 
     suite: str
     architecture: str

@@ -33,7 +33,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Contender:
-    """Who takes a turn in each round.
+    """A contender, which takes a turn in each round.
 
     Attributes:
         method: the name in the rows.
@@ -120,7 +120,7 @@ def take_turns(
 
 
 def _warm_up(contender: Contender, clock: Clock) -> tuple[object, tuple[int, ...]]:
-    """What the contender gives, and how often to repeat each of its calls."""
+    """Warm a contender up, and return its output and how often to repeat each of its calls."""
     with contender.applied():
         output = [call.run() for call in contender.calls][-1]
         if not contender.least_s:

@@ -1,4 +1,4 @@
-"""How fast catome is against its peers, measured on this machine: a run of the benchmark.
+"""Measure how fast catome is against its peers on this machine: a run of the benchmark.
 
 The contenders of one point take turns in one run, so that drift of the machine hits all alike, and what is compared are
 the ratios within each round.

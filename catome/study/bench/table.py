@@ -58,7 +58,7 @@ UNFUSED = ", unfused attention"
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """How much larger ``a`` is than ``b``, in turns of the same rounds: ``(median, low, high)`` of ``a / b``.
+    """The ratio of ``a`` to ``b``, in turns of the same rounds: ``(median, low, high)`` of ``a / b``.
 
     The interval is between order statistics of the rounds' ratios, and holds the median with at least 95 %; of fewer than
     6 rounds it is their whole range, which holds it less often. NaN where there is no round."""
@@ -76,7 +76,7 @@ _COLUMNS = (UNMERGED, TOMESD, AUTHORS, DOWNSAMPLED, FREE, COPY, BY_COSINE, KEYS)
 
 
 def baselines(suite: str, method: str) -> dict[str, str]:
-    """Whom a method is compared with, by the name of the column."""
+    """The methods that a method is compared with, by the name of the column."""
     if suite == "operations":
         if method.endswith(CACHED):
             return {TOMESD: f"{TOMESD} {CACHED}", COPY: COPY}

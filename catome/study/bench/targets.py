@@ -1,4 +1,4 @@
-"""What the benchmark is to reach, and whether a run does."""
+"""The targets of the benchmark, and the verdict on whether a run reaches them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from catome.study.bench.table import (
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be reached at every point where it was measured.
+    """A target, to be reached at every point where it was measured.
 
     Attributes:
         work, against: what is compared, in words.
@@ -89,11 +89,11 @@ TARGETS = (
     Target("peak memory" + UNFUSED, UNMERGED, "cuda", CATOME + UNFUSED, UNMERGED, 1, {"suite": "memory"}),
     Target(f"peak memory{UNFUSED}, 1024 px", UNMERGED, "cuda", CATOME + UNFUSED, UNMERGED, 1.25, _AT_1024),
 )
-"""What is to be reached. 1.25 times less memory is 20 % lower."""
+"""The targets of the benchmark. 1.25 times less memory is 20 % lower."""
 
 
 def targets(table: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """Whether each of the `TARGETS` for a kind of device is reached, by a `summary`.
+    """Judge by a `summary` whether each of the `TARGETS` for a kind of device is reached.
 
     Returns:
         Columns ``work``, ``against``, ``at least``, ``figure`` (of the point where it is lowest, with ``low`` and ``high``),

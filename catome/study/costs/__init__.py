@@ -1,1 +1,1 @@
-"""What a study costs, and where the time of a generation goes: counted, not timed."""
+"""The cost of a study, and the parts of a generation's time: counted, not timed."""

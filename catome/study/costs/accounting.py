@@ -1,4 +1,4 @@
-"""Where the work of a Stable Diffusion U-Net is: FLOPs and bytes of each of its parts, counted on shapes alone.
+"""The work of a Stable Diffusion U-Net: FLOPs and bytes of each of its parts, counted on shapes alone.
 
 The U-Net runs on torch's meta device, which computes shapes and no values, so a forward at 2048 px takes a second and no
 memory. The model of the cost:
@@ -50,8 +50,10 @@ ARCHITECTURES: dict[str, dict] = {
         projection_class_embeddings_input_dim=2816,
     ),
 }
-"""What the configurations of the public models' U-Nets say beyond diffusers' defaults. In diffusers ``attention_head_dim``
-is the number of heads. SD v2.1's float32 scores are left out: torch's fused attention ignores them."""
+"""The settings of the public models' U-Nets beyond diffusers' defaults.
+
+In diffusers ``attention_head_dim`` is the number of heads. SD v2.1's float32 scores are left out: torch's fused attention
+ignores them."""
 
 TITLES = {"sd15": "SD v1.5", "sd21": "SD v2.1", "sdxl": "SDXL"}
 
@@ -139,7 +141,7 @@ class _Attention(TorchFunctionMode):
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    """What a tensor holds; one that was expanded is read once."""
+    """The bytes that a tensor holds; one that was expanded is read once."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
@@ -226,7 +228,7 @@ def _merged_attention(unet: UNet2DConditionModel, name: str, batch: int, left: i
 
 
 def _merging(batch: int, tokens: int, left: int, channels: int, dtype_bytes: int, match_every: float) -> list[tuple]:
-    """What merging adds to one block, as ``(part, operation, flops, fused bytes, naive bytes)``."""
+    """The operations that merging adds to one block, as ``(part, operation, flops, fused bytes, naive bytes)``."""
     dst = (math.isqrt(tokens) // 2) ** 2
     src = tokens - dst
     all_tokens, left_tokens = batch * tokens * channels * dtype_bytes, batch * left * channels * dtype_bytes
@@ -350,7 +352,7 @@ def roofline_seconds(table: pd.DataFrame, flops_per_s: float, bytes_per_s: float
 
 
 def amdahl(before: pd.Series, after: pd.Series) -> float:
-    """How many times as fast a call can become at most, if merging itself cost nothing (Amdahl's law).
+    """The largest speed-up that a call can have, if merging itself cost nothing (Amdahl's law).
 
     Args:
         before, after: seconds, or anything else that adds up, by part, without merging and with it. What merging adds is
@@ -371,7 +373,7 @@ def speedup_bounds(
     batch: int = 2,
     match_every: float = 51 / 13,
 ) -> pd.DataFrame:
-    """What merging can save of the least time that a call takes, on several devices.
+    """The most that merging can save of the least time that a call takes, on several devices.
 
     What it saves of a measured time is more where attention is farther from its roofline than the other parts are, and less
     where it is nearer: `amdahl` of measured seconds says.
@@ -420,7 +422,7 @@ def device_rates(device: str, precision: str) -> tuple[float, float]:
 
 
 def scores_bytes(architecture: str, size: int, batch: int = 2, dtype_bytes: int = 2) -> int:
-    """What the scores of one topmost self-attention take, where they are kept; arguments as in `operations`."""
+    """The bytes that the scores of one topmost self-attention take, where they are kept; arguments as in `operations`."""
     table = operations(architecture, size, batch, dtype_bytes).loc["topmost self-attention"]
     return int(table.loc[table["operation"] == "softmax", "bytes_naive"].max()) // 2
 

@@ -14,7 +14,7 @@ from catome.study.costs import accounting, estimate
 NOTEBOOK = "study_cost"
 
 DEVICES = ("RTX 4090", "A100 80 GB SXM", "H100 SXM", "H200 SXM")
-"""Whose hours the page estimates."""
+"""The devices whose hours the page estimates."""
 
 USUAL = "A100 80 GB SXM"
 """The GPU of the page's sentences and of its figure over many GPUs."""
@@ -30,7 +30,7 @@ _NUMBERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 
 
 def by_study(counted: pd.DataFrame) -> pd.DataFrame:
-    """How much each study generates, and all together.
+    """Count what each study generates, and all of them together.
 
     Args:
         counted: of `catome.study.costs.estimate.count_all`.
@@ -78,7 +78,7 @@ class Efficiency:
     source: str
 
     def words(self) -> dict[str, str]:
-        """What the page's text says of it."""
+        """The words that the page's text says of it."""
         return {"efficiency": f"{self.share:.0%}", "efficiency_from": self.source}
 
 
@@ -129,7 +129,7 @@ def call_seconds(device: str, efficiency: float) -> float:
 def scaled(
     preset: str, gpus: Sequence[int], batches: Sequence[int], efficiency: float, overhead_s: float
 ) -> tuple[pd.DataFrame, pd.Series]:
-    """How long a preset's study takes on many GPUs.
+    """The hours that a preset's study takes on many GPUs.
 
     Args:
         preset: as in `catome.study.costs.estimate.count_all`.
@@ -180,7 +180,7 @@ def spoken_time(seconds: float) -> str:
 
 
 def total_words(table: pd.DataFrame, hours: pd.DataFrame) -> dict[str, str]:
-    """How long the whole study would take one GPU; ``table`` and ``hours`` of `by_study` and `gpu_hours`."""
+    """The time that the whole study would take one GPU, in words; ``table`` and ``hours`` of `by_study` and `gpu_hours`."""
     printed = table.at["all", "images"] * paper.METHODS["seconds"].iloc[0]
     devices = {"a100": "A100 80 GB SXM", "h100": "H100 SXM"}
     words = {f"hours_{short}": spoken_time(3600 * hours.at["all", name]) for short, name in devices.items()}
@@ -188,7 +188,7 @@ def total_words(table: pd.DataFrame, hours: pd.DataFrame) -> dict[str, str]:
 
 
 def recorded_words(check: Mapping[str, float]) -> dict[str, str]:
-    """What the recorded studies took, of `catome.study.costs.estimate.recorded_against_reckoned`."""
+    """The time that the recorded studies took, in words, of `catome.study.costs.estimate.recorded_against_reckoned`."""
     return {
         "recorded_images": f"{check['images']:,}",
         "recorded_methods": str(check["methods"]),
@@ -205,7 +205,7 @@ def bookkeeping_ends(ticks: Sequence[float]) -> tuple[float, float]:
 
 
 def bookkeeping_words(ticks: Sequence[float], efficiency: float) -> dict[str, str]:
-    """What bookkeeping takes beside computing; ``ticks`` as in `bookkeeping_ends`."""
+    """The time that bookkeeping takes beside computing, in words; ``ticks`` as in `bookkeeping_ends`."""
     early, late = bookkeeping_ends(ticks)
     piece = 40 * estimate.generation_seconds(512, USUAL, efficiency=efficiency)  # four images by ten methods
     return {
@@ -217,7 +217,7 @@ def bookkeeping_words(ticks: Sequence[float], efficiency: float) -> dict[str, st
 
 
 def scaling_words(table: pd.DataFrame) -> dict[str, str]:
-    """How far the most GPUs help; ``table`` of `scaled`."""
+    """The words about how far the most GPUs help; ``table`` of `scaled`."""
     most = int(table["gpus"].max())
     at_most = table[table["gpus"] == most].set_index("case")
     *cases, _ = at_most.index  # the last one loads its weights from one folder

@@ -35,7 +35,7 @@ _TOP = "topmost self-attention"
 
 @dataclass(frozen=True)
 class Counted:
-    """What the chapter counts with its parameters.
+    """The counts of the chapter with its parameters.
 
     Attributes:
         sizes: of the square image, in pixels, in order.
@@ -103,7 +103,7 @@ class Counted:
         return accounting.speedup_bounds("sd15", self.sizes, self.shares, PANELS, self.rows, self.match_every)
 
     def bounds_table(self) -> pd.DataFrame:
-        """What merging can give at most on an H200, by size, kind of attention and share, to be read."""
+        """The most that merging can give on an H200, by size, kind of attention and share, to be read."""
         new = self.bounds[self.bounds["device"] == _NEW]
         table = new.pivot(index="size", columns=["attention", "share"], values="free").map("{:.2f}x".format)
         table.columns = [f"{attention}, {share:.0%} merged" for attention, share in table.columns]
@@ -167,7 +167,7 @@ class Counted:
 
 
 def of(setting) -> Counted:
-    """What chapter 7 counts.
+    """The counts of chapter 7.
 
     Args:
         setting: `catome.study.studies.chapters.Accounting`.
@@ -202,14 +202,14 @@ def how_often(match_every: float) -> str:
 
 
 def searches(schedule, match_every: float) -> str:
-    """Which generation matching counts for: one with a named schedule, or one of which it is said how often pairs are found."""
+    """The generation that matching counts for: with a named schedule, or with how often pairs are found."""
     if isinstance(schedule, str) and match_every > 1:
         return f"with {schedule}"
     return f"with pairs found at {how_often(match_every)}"
 
 
 def merging_cost(bounds: pd.DataFrame) -> float:
-    """What merging costs at most with fused attention, as a share of the call.
+    """The most that merging costs with fused attention, as a share of the call.
 
     Args:
         bounds: of `catome.study.costs.accounting.speedup_bounds`.
@@ -279,7 +279,7 @@ class PaperSetting:
         return pd.DataFrame(columns, index=[*names, "printed in the paper"])
 
     def words(self) -> dict[str, str]:
-        """What the chapter's text says of it, by the names there, with _ for -."""
+        """The words of the chapter's text about it, by the names there, with _ for -."""
         precision, attention = near = self.nearest
         return {
             "paper_end": f"{self.printed_end:.3f}",
@@ -305,7 +305,9 @@ def paper_setting() -> PaperSetting:
 
 
 def modern_words() -> dict[str, str]:
-    """What merging can give at 512 pixels on two newer GPUs in float16, by the names in the chapter's text, with _ for -."""
+    """The most that merging can give at 512 pixels on two newer GPUs in float16.
+
+    The names are those in the chapter's text, with _ for -."""
     devices = {"h200": "H200 SXM", "rtx": "RTX 4090"}
     found = accounting.speedup_bounds("sd15", [512], [0.5, 0.75], [(device, "float16") for device in devices.values()])
     free = found.set_index(["device", "attention", "share"])["free"]
@@ -323,13 +325,15 @@ def kernel_times() -> pd.DataFrame:
 
 
 def kernel_gains(match_every: float) -> pd.Series:
-    """How many times as fast one self-attention can become at most with merged keys, by model."""
+    """The largest speed-up that merged keys can give one self-attention, by model."""
     whole, merged, merging, finding = (kernel_times()[work] for work in WORKS)
     return whole / (merged + merging + finding / match_every)
 
 
 def measured_words(measured: pd.DataFrame) -> dict[str, str]:
-    """Where U-Net calls were timed; ``measured`` is of `catome.study.costs.accounting.with_bounds`, and may have no rows."""
+    """The words about where U-Net calls were timed.
+
+    ``measured`` is of `catome.study.costs.accounting.with_bounds`, and may have no rows."""
     if measured.empty:
         return {"timed_on": "No GPU's times are recorded yet."}
     said = f"Recorded on {quality.listed(sorted(measured['device'].unique()))}, with fused attention (SDPA)."
@@ -337,8 +341,9 @@ def measured_words(measured: pd.DataFrame) -> dict[str, str]:
 
 
 def own_speedups(measured: pd.DataFrame) -> pd.DataFrame:
-    """How many times as fast the library was timed to be, of the most that it could be, to be read; ``measured`` as in
-    `measured_words`, with rows."""
+    """The library's timed speed-ups, each beside the most that it could be, to be read.
+
+    ``measured`` is as in `measured_words`, with rows."""
     own = measured[measured["method"] == "catome"]
     said = [f"{row.unmerged:.2f}x" + (f" of {row.bound:.2f}x" if row.bound == row.bound else "") for row in own.itertuples()]
     own = own.assign(words=said, architecture=own["architecture"].map(accounting.TITLES))
@@ -346,7 +351,7 @@ def own_speedups(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def turns_words(turns: pd.DataFrame) -> dict[str, str]:
-    """Whether the model of savings and costs foretold what was timed, by the names in the chapter's text, with _ for -.
+    """Say whether the model of savings and costs foretold what was timed, by the names in the chapter's text, with _ for -.
 
     Args:
         turns: of `catome.study.bench.contenders.attention_turns`.

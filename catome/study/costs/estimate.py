@@ -1,5 +1,4 @@
-"""What a study costs before it is run: how many generations it needs, how long each takes at the least, and how far GPUs share
-it.
+"""Estimate the cost of a study before it is run: its generations, the least time of each, and how far GPUs share it.
 
 Three steps, each of which can be looked at alone:
 
@@ -47,7 +46,7 @@ PRINTED = pd.DataFrame(
 
 
 def count(name: str, values: Mapping) -> pd.DataFrame:
-    """What a study would generate, if nothing of it were kept already: `catome.study.studies.jobs.table`.
+    """Count what a study would generate, if nothing of it were kept already: `catome.study.studies.jobs.table`.
 
     Args:
         name: of a study.
@@ -180,7 +179,7 @@ def makespan(
 
 
 def bookkeeping_seconds(pieces: int, methods: int = 16, images: int = 4, features: int = 2048) -> list[float]:
-    """What claiming a piece, keeping its rows and looking for those of others takes, measured here with pieces of no work.
+    """Measure here how long claiming a piece, keeping its rows and looking for those of others takes, with pieces of no work.
 
     Args:
         pieces: how many to deal, one process, in a folder that is removed afterwards.
@@ -206,7 +205,7 @@ def bookkeeping_seconds(pieces: int, methods: int = 16, images: int = 4, feature
 
 
 def recorded_against_reckoned(recorded: Path = RECORDED) -> dict[str, float]:
-    """How long the recorded images should have taken by the recorded times of single generations, and how long they took.
+    """The time that the recorded images should have taken by the recorded times of single generations, and the time they took.
 
     Args:
         recorded: a folder with rows of `QUALITY` and of `COST`.

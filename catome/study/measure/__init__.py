@@ -1,1 +1,1 @@
-"""What is measured of images and of pairs."""
+"""The measures of images and of pairs."""

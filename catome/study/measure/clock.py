@@ -1,4 +1,4 @@
-"""What the studies that take times have in common."""
+"""The code that the studies that take times have in common."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def device_name(device: str) -> str:
 
 
 def place_of(row) -> str:
-    """Where a row of times was taken, for a sentence; it has ``kind``, ``device`` and ``threads``."""
+    """The place where a row of times was taken, for a sentence; it has ``kind``, ``device`` and ``threads``."""
     return f"{row['device']}, {row['threads']} threads" if row["kind"] == "cpu" else row["device"]
 
 

@@ -1,4 +1,4 @@
-"""What a method does to the images and what it costs: one row for each image and method, one for each timed generation."""
+"""The effect of a method on the images, and its cost: one row for each image and method, one for each timed generation."""
 
 from __future__ import annotations
 
@@ -443,7 +443,7 @@ def _with_class(rows: pd.DataFrame, store: Store, setting: Setting) -> pd.DataFr
 
 
 def speed_ups(rows: pd.DataFrame) -> pd.DataFrame:
-    """How many times as fast as unmerged each method is, by its label, from rows of `cost`.
+    """The speed-up of each method against unmerged, by its label, from rows of `cost`.
 
     Returns:
         ``speed-up``, the median over turns, ``speed-up low`` and ``speed-up high``, the lowest and the highest of them; each

@@ -1,4 +1,4 @@
-"""How fast do the pairs drift? Jaccard distances between the pair sets of any two steps (paper, Figure 4, and beyond)."""
+"""Measure how fast pairs drift: Jaccard distances between the pair sets of any two steps (paper, Figure 4, and beyond)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ NONE = -2.0
 
 @dataclass(frozen=True)
 class Drift:
-    """What `drift_study` found.
+    """The results of `drift_study`.
 
     Attributes:
         rows: one row for each image, amount and block, as in `DRIFT`, with a column ``amount`` ("r = 0.5", "t = 0.9").
@@ -162,12 +162,12 @@ def amount_name(threshold: float | None = None, ratio: float | None = None) -> s
 
 
 def mean_staleness(staleness: np.ndarray, schedule: Sequence[int]) -> float:
-    """What a schedule pays on average over the steps, given a matrix ``[T, T]``: see `catome.policy.schedule.derive`."""
+    """The mean staleness of a schedule over the steps, given a matrix ``[T, T]``: see `catome.policy.schedule.derive`."""
     return total_staleness(staleness, schedule) / len(staleness)
 
 
 def checkpoints_made(pipe, setting: Setting, method: Method, staleness: np.ndarray) -> tuple[float, float]:
-    """What an online schedule did: checkpoints and mean staleness, averaged over the setting's images and the blocks.
+    """The checkpoints and the mean staleness of an online schedule, averaged over the setting's images and the blocks.
 
     Args:
         pipe, setting: generate with.
@@ -290,7 +290,7 @@ def drift_study(
 
 
 def _kept(stores, setting: Setting, shared: dict, shard: range, columns: list[dict]) -> bool:
-    """Whether both stores hold everything of a shard."""
+    """Return True if both stores hold everything of a shard."""
     for amount in columns:
         images = of_these_images(stores[0].find(**shared, **amount, image=shard), setting)
         whole = stores[1].find(**shared, **amount, **_shard_keys(setting, shard))

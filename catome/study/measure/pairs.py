@@ -1,4 +1,4 @@
-"""Where the pairs of an image lie: how far apart, and whether within a window."""
+"""Measure how far apart the pairs of an image lie, and whether within a window."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def _places(pairs: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def distances(pairs: torch.Tensor, width: int) -> torch.Tensor:
-    """How many tokens the two of each pair lie apart, as the crow flies: ``[P]`` float32.
+    """The distance between the two tokens of each pair, in tokens, as the crow flies: ``[P]`` float32.
 
     Args:
         pairs: ``[P, 2]`` int64, as of `catome.MergePlan.pairs`.
@@ -21,12 +21,12 @@ def distances(pairs: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def leave_window(pairs: torch.Tensor, width: int) -> torch.Tensor:
-    """Whether the two tokens of each pair lie in different windows of 2 x 2: ``[P]`` bool; arguments as in `distances`."""
+    """Tell of each pair whether its two tokens lie in different windows of 2 x 2: ``[P]`` bool; arguments as in `distances`."""
     return (_places(pairs, width) // 2).diff(dim=1)[:, 0].any(dim=1)
 
 
 def words(pairs: torch.Tensor, width: int) -> dict[str, str]:
-    """What chapter 1 says of the pairs, by its names there, with _ for -; arguments as in `distances`."""
+    """The words of chapter 1 about the pairs, by its names there, with _ for -; arguments as in `distances`."""
     if not len(pairs):
         return {"distances": "Nothing is merged at this share, so there are no pairs.", "leaving": "none"}
     apart = distances(pairs, width)

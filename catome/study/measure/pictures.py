@@ -79,7 +79,7 @@ def pictures(
 
 
 def _held(store: Store, shared: dict, setting: Setting, labels, images) -> dict[tuple[str, int], np.ndarray]:
-    """What is kept of these pictures, by method and image: ``[H, W, 3]`` of eight bits."""
+    """The kept ones of these pictures, by method and image: ``[H, W, 3]`` of eight bits."""
     rows = store.find(**shared, method=list(labels), image=images)
     return {
         (row.method, row.image): np.asarray(Image.open(io.BytesIO(row.webp)).convert("RGB"))

@@ -1,4 +1,4 @@
-"""How good are the images? torch-fidelity's and scikit-image's metrics, with intervals, paired over seeds."""
+"""Measure how good images are: torch-fidelity's and scikit-image's metrics, with intervals, paired over seeds."""
 
 from __future__ import annotations
 
@@ -229,14 +229,14 @@ UNTOLD = "not told apart"
 
 
 def verdict(low: float, high: float, better: str = "closer", worse: str = "farther") -> str:
-    """What the interval of a difference says: a word, where it holds zero out."""
+    """The verdict of a difference's interval: a word for each side of zero, and `UNTOLD` where it holds zero."""
     if low > 0:
         return better
     return worse if high < 0 else UNTOLD
 
 
 def is_best(closeness: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Which methods no other one beats: none is at least as good in both and better in one. ``[M]`` bool of two ``[M]``."""
+    """Mark methods that no other beats, by being at least as good in both and better in one: ``[M]`` bool of two ``[M]``."""
     beaten = [
         bool((((closeness >= c) & (gain >= g)) & ((closeness > c) | (gain > g))).any())
         for c, g in zip(closeness, gain, strict=True)
@@ -305,8 +305,9 @@ def difference_table(differences: Mapping[Any, Sequence[float]], column: str = "
 
 
 def images_needed(differences: Sequence[float], effect: float = 1.0, power: float = 0.8, level: float = 0.05) -> int:
-    """How many images a paired comparison needs to tell a difference from chance, by the normal approximation
-    ``((z(1 - level / 2) + z(power)) * standard deviation / effect) ** 2``.
+    """The number of images that a paired comparison needs to tell a difference from chance.
+
+    It is ``((z(1 - level / 2) + z(power)) * standard deviation / effect) ** 2``, by the normal approximation.
 
     Args:
         differences: of each seed, in dB; infinite ones are left out.
@@ -323,6 +324,17 @@ def images_needed(differences: Sequence[float], effect: float = 1.0, power: floa
         return 0
     quantiles = normal.ppf(1 - level / 2) + normal.ppf(power)
     return max(2, math.ceil((quantiles * values.std(ddof=1) / effect) ** 2))
+
+
+def within_classes(values: Sequence[float], classes: Sequence[str]) -> float:
+    """The width of the interval of a mean if images were drawn within their classes, over its width as they are drawn from all
+    images: a ratio of standard errors. NaN where a class has one image, or nothing varies."""
+    values, classes = np.asarray(values, float), np.asarray(classes)
+    groups = [values[classes == name] for name in dict.fromkeys(classes)]
+    if min(map(len, groups)) < 2 or not values.std():
+        return float("nan")
+    within = sum(len(group) * group.var(ddof=1) for group in groups)
+    return float(np.sqrt(within / len(values)) / values.std(ddof=1))
 
 
 def power_words(differences: Iterable[Sequence[float]], effect: float = 1.0) -> str:
@@ -342,8 +354,9 @@ def power_words(differences: Iterable[Sequence[float]], effect: float = 1.0) -> 
 
 
 def holm(chances: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which of several p-values tell something when all are looked at: by Holm's method (1979) the chance that any one of
-    them does so wrongly is at most ``level``. NaN tells nothing."""
+    """Mark those of several p-values that tell something when all are looked at.
+
+    By Holm's method (1979) the chance that any one of them does so wrongly is at most ``level``. NaN tells nothing."""
     stays = [False] * len(chances)
     for place, at in enumerate(np.argsort(chances)):
         if not chances[at] <= level / (len(chances) - place):

@@ -1,4 +1,4 @@
-"""What a VAE keeps of images: their reconstructions, and how close these are."""
+"""The reconstructions that a VAE makes of images, and how close they are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def reconstructed(vae, images: np.ndarray) -> np.ndarray:
 
 
 def words(scenes: Mapping[str, np.ndarray], restored: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """How close the reconstructions are, for the page about the embedded model, by its names there, with _ for -.
+    """The closeness of the reconstructions, for the page about the embedded model, by its names there, with _ for -.
 
     Args:
         scenes: images of eight bits ``[B, H, W, 3]`` by class.

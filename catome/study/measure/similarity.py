@@ -1,4 +1,4 @@
-"""How similar tokens are: the best similarity of every src token, at every step and block, over many images."""
+"""Measure how similar tokens are: the best similarity of every src token, at every step and block, over many images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from catome.study.run.store import (
 
 @dataclass(frozen=True)
 class Similarities:
-    """What `similarity_study` saw.
+    """The results of `similarity_study`.
 
     Attributes:
         best: ``[steps, blocks, images, S]`` float32, best similarities of all src tokens in the prompted half of the batch, the
@@ -50,7 +50,7 @@ class Similarities:
     runs: dict[str, dict]
 
     def counts(self) -> pd.DataFrame:
-        """How much was seen, as a table to be read."""
+        """The numbers of what was seen, as a table to be read."""
         steps, blocks, images, sources = self.best.shape
         row = {"U-Net calls": steps, "blocks": blocks, "src tokens": sources, "all tokens": self.tokens}
         row["best similarities"] = f"{self.best.size:,}"
@@ -141,7 +141,7 @@ def similarity_study(
 
 
 def _is_held(store: Store, shared: dict, setting: Setting, part: range) -> bool:
-    """Whether every block of every image is kept."""
+    """Return True if every block of every image is kept."""
     rows = of_these_images(store.find(**shared, image=part), setting)
     of_image = rows.groupby("image")["block"].nunique()
     return len(of_image) == len(part) and of_image.nunique() == 1
@@ -191,7 +191,7 @@ def shares_above(study: Similarities, thresholds) -> pd.DataFrame:
 
 
 def variance_of_share(shares: pd.DataFrame) -> pd.DataFrame:
-    """How much of the variance of the merged share goes by the step, how much by the image, and how much by both together.
+    """Split the variance of the merged share into what goes by the step, what by the image, and what by both together.
 
     Args:
         shares: of `shares_above`.
@@ -241,7 +241,7 @@ def earlier_more_similar(by_block: pd.DataFrame) -> str:
 
 
 def deciding(shares: pd.DataFrame) -> str:
-    """Whether the step or the image decides more about the merged share, as a sentence; ``shares`` of `shares_above`."""
+    """Say in a sentence whether the step or the image decides more about the merged share; ``shares`` of `shares_above`."""
     parts = variance_of_share(shares).dropna()
     if parts.empty:
         return "Here the share does not vary at any threshold."

@@ -1,4 +1,4 @@
-"""How long methods take over several images: in each turn all of them generate one image, the next turn the next image.
+"""Time methods over several images: in each turn all of them generate one image, the next turn the next image.
 
 `catome.study.measure.comparison.cost` times one image again and again. A method that merges by a threshold merges more of one
 image than of another, so its time there is that image's alone. Here the turns go through the images of the study, and with them
@@ -137,7 +137,7 @@ def _flops(pipe, setting: Setting, method: Method, image: int) -> float:
 
 
 def faster(rows: pd.DataFrame) -> pd.DataFrame:
-    """How many times as fast as unmerged each method is, over the images.
+    """The speed-up of each method against unmerged, over the images.
 
     Returns:
         By the method's label: ``speed-up``, the ratio of the mean times, with a 95 % interval by bootstrap over images, and

@@ -1,4 +1,4 @@
-"""What PSNR becomes if images are subtracted as unsigned bytes: one explanation of the constant PSNR in the paper's Table I."""
+"""The PSNR of images that are subtracted as unsigned bytes: one explanation of the constant PSNR in the paper's Table I."""
 
 from __future__ import annotations
 

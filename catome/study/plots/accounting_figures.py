@@ -89,7 +89,7 @@ def _bytes_words(value: float) -> str:
 
 
 def time_shares(seconds: Mapping[tuple[str, str], Mapping[int, pd.Series]], title: str = "{0}, {1} attention"):
-    """Where the least time of a call goes, and how much it is: a panel for each key.
+    """Draw where the least time of a call goes, and how much it is: a panel for each key.
 
     Args:
         seconds: of `catome.study.costs.accounting.roofline_seconds`, by (device, attention) and size in pixels.
@@ -117,7 +117,7 @@ def _time_words(seconds: float) -> str:
 
 
 def roofline(tables: Mapping[int, pd.DataFrame], devices: Mapping[str, tuple[str, str]]):
-    """How fast devices can be at most, by arithmetic intensity, above the intensity of each part over sizes.
+    """Draw how fast devices can be at most, by arithmetic intensity, above the intensity of each part over sizes.
 
     Args:
         tables: of `catome.study.costs.accounting.parts` in the devices' precision, by size in pixels.
@@ -156,7 +156,7 @@ def roofline(tables: Mapping[int, pd.DataFrame], devices: Mapping[str, tuple[str
 
 
 def speedup_bounds(bounds: pd.DataFrame, printed: Mapping[str, tuple[int, float]] | None = None):
-    """What merging could give at most against size: a panel for each device and precision.
+    """Draw what merging could give at most against size: a panel for each device and precision.
 
     Args:
         bounds: of `catome.study.costs.accounting.speedup_bounds`.

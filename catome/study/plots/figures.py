@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
+import re
 import uuid
 
 import matplotlib.pyplot as plt
@@ -65,8 +67,28 @@ def glue(**words: str) -> None:
         paste(name.replace("_", "-"), _Plain(text), display=False)
 
 
+class Captioned:
+    """A table with a caption above it, for notebooks and pages.
+
+    Attributes:
+        table: as pandas shows it.
+        caption: plain text.
+    """
+
+    def __init__(self, table: pd.DataFrame, caption: str) -> None:
+        self.table = table
+        self.caption = caption
+
+    def _repr_html_(self) -> str:
+        caption = f"\n  <caption>{html.escape(self.caption)}</caption>"
+        return re.sub(r"<table[^>]*>", lambda found: found[0] + caption, self.table.to_html(), count=1)
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n\n{self.table}"
+
+
 SCENE = np.array([[0, 0, 0, 1], [0, 0, 1, 1], [2, 2, 1, 3], [2, 2, 2, 3]])
-"""Which of four regions each of 4 x 4 tokens shows, for `mechanism`."""
+"""The region, one of four, that each of 4 x 4 tokens shows, for `mechanism`."""
 
 
 def mechanism():
@@ -166,7 +188,7 @@ def _own_slots(plan: MergePlan, index: int) -> torch.Tensor:
 
 
 def merge_picture(ax, image: np.ndarray, plan: MergePlan, index: int, grid: tuple[int, int], title: str = "") -> None:
-    """Which tokens merge into which: groups in their mean colour, with outlines where neighbours belong to different groups."""
+    """Draw which tokens merge into which: groups in their mean colour, with outlines between neighbours of different groups."""
     show_image(ax, merged_colours(image, plan, index, grid), title)
     slots = _own_slots(plan, index)[0].reshape(grid).numpy()
     lines = []
@@ -190,7 +212,7 @@ def pair_lines(ax, image: np.ndarray, pairs: torch.Tensor, similarity: torch.Ten
 
 
 def difference(a: np.ndarray, b: np.ndarray, gain: float) -> np.ndarray:
-    """How two images differ, mean over colours times ``gain``, as a grey image."""
+    """The difference of two images, mean over colours times ``gain``, as a grey image."""
     return np.clip(np.abs(a - b).mean(-1, keepdims=True).repeat(3, -1) * gain, 0, 1)
 
 
@@ -317,7 +339,7 @@ def staleness_by_lag(curves: dict[str, np.ndarray], label: str, scale: dict[str,
 
 
 def staleness_paid(paid: dict[str, np.ndarray], checkpoints: dict[str, tuple[int, ...]]):
-    """How old the reused pairs are at each step under several schedules; a dot is a checkpoint."""
+    """Draw how old the reused pairs are at each step under several schedules; a dot is a checkpoint."""
     figure, axes = plt.subplots(len(paid), 1, figsize=(WIDTH, 0.62 * len(paid) + 0.6), sharex=True, sharey=True, squeeze=False)
     for ax, (name, values) in zip(axes[:, 0], paid.items(), strict=True):
         ax.fill_between(range(len(values)), values, color=METHOD_COLOURS["CA-ToMe"], alpha=0.45, lw=0)
@@ -325,7 +347,11 @@ def staleness_paid(paid: dict[str, np.ndarray], checkpoints: dict[str, tuple[int
         ax.plot(at, [0] * len(at), "o", ms=4, color=METHOD_COLOURS["ToMe"], clip_on=False, zorder=3)
         ax.set(ylim=(0, 1), yticks=[0, 1], xlim=(-0.5, len(values) - 0.5))
         ax.set_ylabel(
-            f"{name}\n{len(at)} checkpoints, mean {values.mean():.2f}", rotation=0, ha="right", va="center", fontsize="small"
+            f"{name}\n{len(at)} checkpoint{'s' * (len(at) != 1)}, mean {values.mean():.2f}",
+            rotation=0,
+            ha="right",
+            va="center",
+            fontsize="small",
         )
     axes[-1, 0].set_xlabel("step")
     return figure
@@ -438,7 +464,7 @@ def _strip(frames: list[np.ndarray]) -> str:
 
 
 def merging_by_step(record, picture: np.ndarray) -> tuple[list, list[str]]:
-    """What the last block merges of an image at each step: pictures as of `merged_colours`, and what to write below each.
+    """The pictures of what the last block merges of an image at each step, as `merged_colours`, and what to write below each.
 
     Args:
         record: of `catome.probe`, of a patched generation.
@@ -515,7 +541,7 @@ def wipe(before: np.ndarray, after: dict[str, np.ndarray], alt: str, width: int 
 
 
 def schedule_plot(table: pd.DataFrame, beside: str):
-    """What schedules are worth beside one of them, from the least stale to the most: a panel for each threshold.
+    """Draw what schedules are worth beside one of them, from the least stale to the most: a panel for each threshold.
 
     Args:
         table: columns ``threshold``, ``kind``, ``schedule``, ``checkpoints``, ``staleness``, and ``gain`` (dB) with its

@@ -14,7 +14,7 @@ GROUPS = {
     "fewer calls": ("--", ("DeepCache", "forecast", "fewer steps")),
     "both": ("-.", ("merged keys + DeepCache", "merged keys + forecast")),
 }
-"""How the methods save: each group has a line of its own."""
+"""The groups of methods, by how they save: each group has a line of its own."""
 
 LOOKS = {
     "ToMe": (0, "o"),

@@ -35,7 +35,7 @@ PRESETS = {
     "CA-ToMe, t = 0.7": {"by": "threshold", "amount": 0.7, "window": 2, "keep": False, "weigh": False},
     "keys merged and weighted": {"by": "threshold", "amount": 0.7, "window": 2, "keep": True, "weigh": True},
 }
-"""What the buttons of `merging` set."""
+"""The settings of the buttons of `merging`."""
 
 WAYS = {
     "as ToMe: everything merged": "#0173b2",
@@ -43,7 +43,7 @@ WAYS = {
     "queries kept": "#de8f05",
     "queries kept, groups weighted": "#cc3311",
 }
-"""How `merging` can merge, and the colour of each, in the order in which its script counts them."""
+"""The ways in which `merging` can merge, and the colour of each, in the order in which its script counts them."""
 
 
 GROUPS = {
@@ -89,7 +89,7 @@ def quantised(values: torch.Tensor) -> dict:
 
 
 def restored(packed: dict) -> torch.Tensor:
-    """What the page computes with: ``[N, C]`` from `quantised`."""
+    """The numbers that the page computes with: ``[N, C]`` from `quantised`."""
     whole = np.frombuffer(base64.b64decode(packed["values"]), dtype=np.int8).reshape(packed["shape"])
     return torch.from_numpy(whole.astype(np.float32)) * torch.tensor(packed["scale"])
 
@@ -116,12 +116,12 @@ def options(names, chosen: int = 0) -> str:
 
 
 def key(colours: dict[str, str]) -> str:
-    """What each colour means."""
+    """The key of a figure: what each colour means."""
     return " ".join(f'<span style="--key: {colour}">{name}</span>' for name, colour in colours.items())
 
 
 def animation(moment: int = 50) -> HTML:
-    """How a self-attention runs on merged tokens, in ToMe's way and with keys and values merged alone, to play and to stop.
+    """Animate a self-attention on merged tokens, in ToMe's way and with keys and values merged alone, to play and to stop.
 
     Args:
         moment: percent of the way, at which it stands first: 0 to 100.

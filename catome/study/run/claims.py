@@ -1,5 +1,4 @@
-"""Who computes what, where several processes share a folder: on one machine or on many, started together or one after the
-other.
+"""Divide work among processes that share a folder: on one machine or on many, started together or one after the other.
 
 A piece of work is *claimed* by making a file that only one process can make. Whoever has a claim touches it while it lives; a
 claim of a process that is gone is anybody's. So nobody has to be told what the others do, a process that is killed loses the
@@ -38,7 +37,7 @@ def here() -> str:
 
 
 def born(pid: int) -> str | None:
-    """When a process of this machine began, in its own units; "" if that is not known, None if there is no such process."""
+    """The start of a process of this machine, in its own units; "" if that is not known, None if there is no such process."""
     try:
         with suppress(PermissionError):  # there it is, and somebody else's
             os.kill(pid, 0)
@@ -98,7 +97,7 @@ class Claims:
         return not taken_meanwhile
 
     def others(self) -> list[str]:
-        """Who else is at work here: a line for each claim that a living process holds."""
+        """The others at work here: a line for each claim that a living process holds."""
         lines = []
         for path in sorted(self.folder.glob("*.claim")):
             if path not in self._held and not self._abandoned(path):
@@ -210,8 +209,9 @@ def deal(
 
 
 def place() -> tuple[int, int]:
-    """Which of how many processes this is: ``(rank, processes)``, by what torchrun, accelerate or SLURM put into the
-    environment."""
+    """The place of this process among all of them: ``(rank, processes)``.
+
+    It is read from what torchrun, accelerate or SLURM put into the environment."""
     for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
         if rank in os.environ and size in os.environ:
             return int(os.environ[rank]), int(os.environ[size])

@@ -41,7 +41,7 @@ def transformer_blocks(model: torch.nn.Module) -> dict[str, BasicTransformerBloc
 
 
 def topmost_downsample(model: torch.nn.Module) -> int:
-    """How many latent pixels each way a token of the topmost blocks stands for.
+    """The number of latent pixels each way that a token of the topmost blocks stands for.
 
     Raises:
         TypeError: if a U-Net has no transformer block.

@@ -56,7 +56,7 @@ def load(setting: Setting):
 
 
 def is_pixart(model: str) -> bool:
-    """Whether a folder, or a name on the Hub, says that it is a PixArt-Sigma pipeline; False for what says nothing."""
+    """Return True if a folder, or a name on the Hub, says that it is a PixArt-Sigma pipeline; False for what says nothing."""
     try:
         config = DiffusionPipeline.load_config(model)
     except (OSError, ValueError):
@@ -107,7 +107,7 @@ def generate_batch(pipe, setting: Setting, images: range, progress: Callable[[],
 
 
 def by_halves(make: Callable[[range], T], images: range) -> list[T]:
-    """What ``make`` gives for a batch; where the device has not the memory, for its halves one after the other, and so on.
+    """Return what ``make`` gives for a batch, or, where the device lacks the memory, for its halves one by one, and so on.
 
     Raises:
         torch.OutOfMemoryError: if even a single image does not fit.

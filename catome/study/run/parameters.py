@@ -197,7 +197,7 @@ parameters = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbi
 
 @parameters
 class Setting:
-    """What every study is asked for: which model, which images, and where.
+    """The parameters of every study: which model, which images, and where.
 
     Attributes:
         model: "tiny" (the embedded model), "tiny-pixart" (the embedded transformer), a diffusers folder, or a name on the
@@ -300,7 +300,7 @@ class Setting:
 
     @property
     def embedded(self) -> bool:
-        """Whether this runs on a model that comes with the repository."""
+        """True if this runs on a model that comes with the repository."""
         return self.model in EMBEDDED
 
     @property

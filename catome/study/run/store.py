@@ -40,7 +40,7 @@ from catome.study.run.parameters import Setting
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 RECORDED = CHECKOUT / "data" / "results"
-"""What the repository ships."""
+"""The folder of the results that the repository ships."""
 
 _MANY = (list, tuple, range, set, frozenset)  # what may hold several values of a key
 
@@ -111,7 +111,7 @@ _MATTER = ("numpy", "transformers", "tomesd", "DeepCache", "torch-fidelity", "sc
 
 
 def provenance(setting: Setting, model: str) -> dict:
-    """Where and with what something is computed: device, versions, commit, date, parameters."""
+    """The record of where and with what something is computed: device, versions, commit, date, parameters."""
     cuda = setting.device.startswith("cuda")
     return {
         "id": uuid.uuid4().hex[:12],
@@ -233,8 +233,9 @@ class Store:
             entry["wall_seconds"] = round(entry["wall_seconds"] + run["wall_seconds"], 1)
 
     def _holds(self, rows: pa.Table) -> bool:
-        """Whether rows of these runs with these keys were taken in already. A part goes into the file whole, so its first row
-        tells."""
+        """Return True if rows of these runs with these keys were taken in already.
+
+        A part goes into the file whole, so its first row tells."""
         if not len(rows) or rows["run"][0].as_py() not in self._runs:
             return False
         first = rows.slice(0, 1).to_pylist()[0]
@@ -414,7 +415,7 @@ class Store:
 
 
 def _check_place(path: Path, right: Callable[[int], bool], kind: str) -> None:
-    """What is at ``path`` must be of a kind, if there is anything; one look, for other processes may take it away."""
+    """Refuse what is at ``path`` if it is not of a kind; it looks once, for other processes may take it away."""
     with suppress(FileNotFoundError):
         if not right(path.stat().st_mode):
             raise Damaged(f"{path} must be a {kind}, or not be there, and is something else: move it away")
@@ -454,7 +455,7 @@ def _runs_of(file: Path, rows: pa.Table) -> dict[str, dict]:
 
 
 def _left_behind(folder: Path) -> list[Path]:
-    """What processes of this machine that are gone had not written to the end; of other machines nobody can ask."""
+    """The files that dead processes of this machine had not written to the end; of other machines nobody can ask."""
     found = [(path, re.fullmatch(r"\..*\.[0-9a-f]{8}\.(\w+)\.(\d+)\.partial", path.name)) for path in folder.glob(".*.partial")]
     return [path for path, about in found if about and about[1] == _machine() and born(int(about[2])) is None]
 

@@ -36,15 +36,15 @@ FREEDOMS = {
     "step": "a share for each step",
     "step and block": "a share for each step and block",
 }
-"""What fixed shares may depend on, and how a table calls that."""
+"""The things that fixed shares may depend on, and how a table calls that."""
 
 BY_IMAGE = "a threshold: each image, step and block"
-"""How a table calls the threshold."""
+"""The name of the threshold in a table."""
 
 
 @parameters
 class Parameters(Setting):
-    """Which images.
+    """The parameters of this study.
 
     Attributes:
         thresholds: to compare fixed shares with.
@@ -156,7 +156,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found.
+    """The results of this study.
 
     Attributes:
         params: the parameters.
@@ -189,7 +189,7 @@ class Result:
         return self.made.paired("psnr", self.ways[t, freedom], self.ways[t, over])
 
     def steps_of_freedom(self, t: float) -> pd.DataFrame:
-        """What each freedom adds, seed by seed, to be read: over one share for all, and what the image adds over all others."""
+        """The gain of each freedom, seed by seed, to be read: over one share for all, and the image's over all others."""
         pairs = {
             "each block": ("block", "generation"),
             "each step": ("step", "generation"),
@@ -200,7 +200,7 @@ class Result:
         return quality.difference_table(found)
 
     def decides(self, t: float) -> str:
-        """What the intervals say of who decides how much is merged, in two sentences."""
+        """Say in two sentences what the intervals tell of who decides how much is merged."""
         freer = self.gain(t, "step and block", "generation")
         own = self.gain(t, "image", "step and block")
         first = f"Letting the share depend on the step and the block changes PSNR by {quality.spoken(freer)} dB."
@@ -209,7 +209,7 @@ class Result:
         if low > 0:
             return f"{first} {second}: the image decides, too."
         if high < 0:
-            return f"{first} {second}: the image had better not decide."
+            return f"{first} {second}: the images are closer if the image does not decide."
         return f"{first} {second}: this may be chance. At 95 % confidence, the image gains no more than {high:.1f} dB."
 
     def shown(self, t: float) -> pd.DataFrame:

@@ -45,7 +45,7 @@ ALONE = True
 
 @parameters
 class Parameters(Setting):
-    """Which images are judged; half as many are searched by.
+    """The parameters of this study: its images are judged, and half as many are searched by.
 
     Attributes:
         seed: of those that are judged.
@@ -108,7 +108,7 @@ def _forecasts() -> Iterator[Method]:
 
 @dataclass(frozen=True)
 class Tried:
-    """What was found of one method.
+    """The results of one method.
 
     Attributes:
         method: the method.
@@ -180,7 +180,7 @@ def _seconds(pipe, setting: Setting, some: Sequence[Method], repetitions: int, *
 
 
 def chosen(tried: Sequence[Tried], floors: Sequence[float] = FLOORS) -> list[Method]:
-    """What is to be judged: for each floor the fastest of each kind alone and the fastest three of all."""
+    """The methods to be judged: for each floor the fastest of each kind alone and the fastest three of all."""
     found = []
     for floor in floors:
         above = sorted((one for one in tried if one.psnr >= floor), key=lambda one: one.seconds)
@@ -268,7 +268,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found.
+    """The results of this study.
 
     Attributes:
         tried: everything that was searched.

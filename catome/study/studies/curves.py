@@ -36,7 +36,7 @@ TIMED_IMAGES = 12
 
 @parameters
 class Parameters(Setting):
-    """Which images, and which methods.
+    """The parameters of this study: which images, and which methods.
 
     Attributes:
         seed: of the images, by which no setting was chosen.
@@ -130,7 +130,7 @@ OF_UNETS = ("tomesd", "ToFu", "SiTo", "DeepCache", "merged keys + DeepCache")
 
 
 def _in_which(time: bool, work: bool) -> str:
-    """Where nothing beats a setting, for a table."""
+    """The measures, time or work, by which nothing beats a setting, for a table."""
     return ", ".join(name for name, best in (("time", time), ("work", work)) if best)
 
 
@@ -178,7 +178,7 @@ def timed(result: Result, pipe, **kept) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found.
+    """The results of this study.
 
     Attributes:
         params: the parameters.
@@ -273,7 +273,7 @@ class Result:
         return "; ".join(f"{kind} ({quality.listed(list(rows['setting']))})" for kind, rows in unbeaten)
 
     def place_of(self, records: pd.DataFrame, kind: str) -> str:
-        """Which settings of a kind no other one beats, as a sentence."""
+        """Name in a sentence the settings of a kind that no other one beats."""
         own = records[records["kind"] == kind]
         found = []
         for column, name in (("best in time", "in time"), ("best in work", "in work")):

@@ -20,7 +20,7 @@ NOTEBOOK = "04_pair_drift"
 
 @parameters
 class Parameters(Setting):
-    """What is merged, and what else is varied.
+    """The parameters of this study: what is merged, and what else is varied.
 
     Attributes:
         ratio: a fixed share to merge, as in the paper's Figure 4.
@@ -85,7 +85,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found.
+    """The results of this study.
 
     Attributes:
         params: the parameters.
@@ -148,7 +148,7 @@ class Result:
         return self.staleness[last, steps]
 
     def bills(self) -> dict[str, np.ndarray]:
-        """What each of `schedules` pays."""
+        """The staleness ``[T]`` that each of `schedules` pays at each step."""
         return {name: self.paid(steps) for name, steps in self.schedules().items()}
 
     def least_stale(self, like: str = BASE) -> tuple[int, ...]:
@@ -156,7 +156,7 @@ class Result:
         return derive(self.staleness, sum(step < self.drift.steps for step in self.schedules()[like]))
 
     def farthest(self) -> str:
-        """Which neighbouring steps differ most at the fixed share, as a sentence."""
+        """Say in a sentence which neighbouring steps differ most at the fixed share."""
         curve = self.neighbours()
         at = len(curve) - 1 if curve[-1] == curve.max() else int(curve.argmax())
         if curve[at] == 0:
@@ -167,7 +167,7 @@ class Result:
         return f"Steps {at} and {at + 1} differ most: {leaves} Between the last two steps it is {curve[-1]:.2f}."
 
     def second_timestep(self) -> str:
-        """How far apart the two calls of PLMS at its second timestep are, as a sentence; empty where no step follows them."""
+        """Say in a sentence how far apart the two calls of PLMS at its second timestep are; empty if no step follows them."""
         if self.params.steps < 3:
             return ""
         before, within, after = self.neighbours()[:3]

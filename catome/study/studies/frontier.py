@@ -32,7 +32,7 @@ SEED = 1013
 
 @parameters
 class Parameters(Setting):
-    """Which images; ``recompute``: generate everything again, whatever is kept."""
+    """The parameters of this study; ``recompute``: generate everything again, whatever is kept."""
 
     seed: Seed = SEED
     recompute: Flag = False

@@ -23,7 +23,7 @@ NOTEBOOK = "06_headline"
 
 @parameters
 class Parameters(Setting):
-    """Which methods.
+    """The parameters of this study.
 
     Attributes:
         ratio: ToMe's fixed share.
@@ -103,7 +103,7 @@ def timed(result: Result, pipe, **kept) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found.
+    """The results of this study.
 
     Attributes:
         params: the parameters.
@@ -147,7 +147,7 @@ class Result:
         return self.made.paired("psnr", self.peers[a], self.peers[b])
 
     def _pairs(self) -> list[tuple[str, str]]:
-        """Which methods the chapter compares with which."""
+        """The pairs of methods that the chapter compares."""
         params = self.params
         headline = f"CA-ToMe, t = {params.threshold:g}"
         gentle = f"CA-ToMe, t = {params.gentle:g}"
@@ -222,7 +222,7 @@ class Result:
         }
 
     def both_together(self, records: pd.DataFrame) -> dict[str, str]:
-        """How fast CA-ToMe and DeepCache are together, beside what two rules of thumb expect of their single speed-ups.
+        """The speed-up of CA-ToMe and DeepCache together, beside what two rules of thumb expect of their single speed-ups.
 
         Returns:
             ``both_apart`` (the two shorten different parts of the work), ``both_product`` (each takes its share of what the
@@ -249,7 +249,7 @@ class Result:
         }
 
     def _merged(self) -> str:
-        """Which share of the tokens each CA-ToMe merges in the first image, which was timed, and over all images."""
+        """The share of the tokens that each CA-ToMe merges in the first image, which was timed, and over all images."""
         said = []
         for t in dict.fromkeys((self.params.threshold, self.params.gentle)):
             one, mean = self.made.share_of_image(self.peers[f"CA-ToMe, t = {t:g}"])
@@ -257,7 +257,7 @@ class Result:
         return " and ".join(said)
 
     def closest(self, records: pd.DataFrame) -> str:
-        """Which of the methods that are faster at every repetition is closest to the unmerged images, as a sentence."""
+        """Say in a sentence which of the methods that are faster at every repetition is closest to the unmerged images."""
         psnr = records.loc[(records["speed-up low"] > 1) & (records.index != "unmerged"), "PSNR"].astype(float)
         if not len(psnr):
             return "No method is faster than doing nothing here at every repetition."
@@ -269,14 +269,14 @@ class Result:
         )
 
     def papers_place(self, records: pd.DataFrame) -> str:
-        """Whether the paper's own setting is on the frontier, as the end of a sentence."""
+        """Say as the end of a sentence whether the paper's own setting is on the frontier."""
         there = f"CA-ToMe, t = {self.params.threshold:g}" in self.frontier(records)
         return "is among them" if there else "is not among them: another method is at least as fast and as close"
 
     def told_by_fid(self, records: pd.DataFrame) -> str:
-        """Which methods the interval of their FID's change tells from unmerged, as a sentence."""
+        """Say in a sentence which methods the interval of their FID's change tells from unmerged."""
         low, high = (records[f"FID change {end}"].astype(float) for end in ("low", "high"))
         told = records.index[(low > 0) | (high < 0)]
         if not len(told):
-            return "No method's FID can be told from unmerged with so few images."
+            return "No method's FID differs detectably from unmerged with so few images."
         return f"The interval of the FID change excludes zero for these methods: {'; '.join(told)}."

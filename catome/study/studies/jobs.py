@@ -1,4 +1,4 @@
-"""What a study would generate, as a list, before anything is generated."""
+"""List what a study would generate, before anything is generated."""
 
 from __future__ import annotations
 

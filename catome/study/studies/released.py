@@ -45,7 +45,7 @@ def _of_steps(name: str, value) -> object:
 
 @parameters
 class Parameters(Setting):
-    """Which images.
+    """The parameters of this study.
 
     Attributes:
         thresholds: to merge by.
@@ -66,7 +66,7 @@ class Parameters(Setting):
 
 @dataclass(frozen=True)
 class Details:
-    """Where the code as released differs from the paper's text; by default nowhere.
+    """The differences of the code as released from the paper's text; by default there are none.
 
     Attributes:
         from_one: steps are counted from 1.
@@ -100,8 +100,9 @@ VARIANTS = {
     "as many in every row as in the fullest": Details(by_batch=True),
     RELEASED: Details(True, True, True, True),
 }
-"""What is tried, by what a table calls it. A cache that is never emptied changes something only where checkpoint 0 never
-comes."""
+"""The variants that are tried, by what a table calls them.
+
+A cache that is never emptied changes something only where checkpoint 0 never comes."""
 
 
 def counted_from_one(schedule) -> Schedule:
@@ -189,7 +190,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found.
+    """The results of this study.
 
     Attributes:
         params: the parameters.

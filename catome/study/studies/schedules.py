@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from catome.study.measure.drift import SHARD, amount_name, checkpoints_made, dri
 from catome.study.measure.quality import listed
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
-from catome.study.run.parameters import Cosines, Count, Counts, Distances, Flag, Folder, Setting, parameters
+from catome.study.run.parameters import AllOr, Cosines, Count, Counts, Distances, Flag, Folder, Setting, parameters
 from catome.study.studies.jobs import Job, of_drift, of_images
 
 NOTEBOOK = "05_checkpoint_schedules"
@@ -26,18 +27,22 @@ NOTEBOOK = "05_checkpoint_schedules"
 BASE = "CONFIG_3"
 """The paper's choice, which all others are compared with."""
 
+EVERY = "every step"
+"""Pairs found at every step."""
+
 EVEN = "CONFIG_FIVE"
 """The paper's schedule at equal distances, which needs no measurement."""
 
 
 @parameters
 class Parameters(Setting):
-    """Which schedules.
+    """The parameters of this study.
 
     Attributes:
         thresholds: to merge by.
         tolerances: of the online schedule: the share of cached pairs that may have fallen below the threshold.
         budgets: checkpoints of the derived schedules.
+        base_images: over which pairs found at every step are compared with CONFIG_3; None for as many as of all others.
         drift_images: derived schedules are made from the staleness of images ``images`` to ``drift_images`` and tried on the
             others.
         repetitions: timed generations of each schedule.
@@ -48,6 +53,7 @@ class Parameters(Setting):
     thresholds: Cosines = (0.7, 0.9)
     tolerances: Distances = (0.1, 0.3)
     budgets: Counts = (8, 13)
+    base_images: AllOr = None
     drift_images: Count = 240
     repetitions: Count = 5
     reference: Folder = None
@@ -62,6 +68,11 @@ class Parameters(Setting):
     def shards(self) -> tuple[range, range]:
         """Shards of images to derive schedules from, and shards to try them on."""
         return held_out(self, self.drift_images)
+
+    @property
+    def of_base(self) -> Setting:
+        """The images over which pairs found at every step are compared with CONFIG_3."""
+        return replace(self, images=max(self.images, self.base_images or 0))
 
     @property
     def watched(self) -> Setting:
@@ -97,7 +108,7 @@ def asked_of(params: Parameters, derived: dict[tuple[float, int], tuple[int, ...
         found[t, name] = Asked(t, kind, name, methods.ca_tome(t, schedule), checkpoints)
 
     for t in params.thresholds:
-        add(t, "bounds", "every step", None, range(params.calls))
+        add(t, "bounds", EVERY, None, range(params.calls))
         add(t, "bounds", "step 0 only", (0,), (0,))
         for name in SCHEDULES:
             add(t, "paper", name, name, parse_schedule(name).at(params.calls))
@@ -118,6 +129,8 @@ def jobs(params: Parameters) -> Iterator[Job]:
         for one in asked_of(params, derived).values()
     ]
     yield from of_images(2, params, dict.fromkeys(labels))
+    if params.of_base.images > params.images:
+        yield from of_images(3, params.of_base, [one.method.label for one in of_base(asked_of(params, {}))])
 
 
 def run(params: Parameters, pipe, **kept) -> Result:
@@ -141,7 +154,14 @@ def run(params: Parameters, pipe, **kept) -> Result:
     staleness = {t: drift.staleness(names[t], shards=tried) for t in params.thresholds}
     asked = asked_of(params, derived)
     made = compare(pipe, params, _distinct(asked), real, recompute=params.recompute, **kept)
-    return Result(params, real, staleness, derived, asked, made)
+    again = params.recompute and params.of_base.images > params.images  # the others have just been computed
+    more = compare(pipe, params.of_base, [one.method for one in of_base(asked)], real, recompute=again, **kept)
+    return Result(params, real, staleness, derived, asked, made, more)
+
+
+def of_base(asked: dict[tuple[float, str], Asked]) -> list[Asked]:
+    """Pairs found at every step, and CONFIG_3, at each threshold."""
+    return [one for (_, name), one in asked.items() if name in (EVERY, BASE)]
 
 
 def _distinct(asked: dict) -> list[Method]:
@@ -157,7 +177,7 @@ def timed(result: Result, pipe, **kept) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found.
+    """The results of this study.
 
     Attributes:
         params: the parameters.
@@ -166,6 +186,7 @@ class Result:
         derived: steps of the derived schedules, by threshold and number of checkpoints.
         asked: all schedules, by threshold and name.
         made: the rows.
+        more: the rows of `of_base`, over more images.
     """
 
     params: Parameters
@@ -174,6 +195,7 @@ class Result:
     derived: dict[tuple[float, int], tuple[int, ...]]
     asked: dict[tuple[float, str], Asked]
     made: Comparison
+    more: Comparison
 
     def summary(self) -> pd.DataFrame:
         """`Comparison.summary` against the real images."""
@@ -181,29 +203,39 @@ class Result:
 
     def gain(self, t: float, name: str, base: str = BASE) -> tuple[float, float, float]:
         """PSNR of a schedule minus that of another on the same seeds, in dB, with its 95 % interval."""
-        return self.made.paired("psnr", self.asked[t, name].method, self.asked[t, base].method)
+        return quality.mean_interval(self._difference(t, name, base))
+
+    def _difference(self, t: float, name: str, base: str) -> np.ndarray:
+        """PSNR of a schedule minus that of another by image, in dB, over all images that both have."""
+        rows = self.more if {name, base} == {EVERY, BASE} else self.made
+        return rows.differences("psnr", self.asked[t, name].method, self.asked[t, base].method)
 
     def differences(self) -> dict[tuple[str, str], np.ndarray]:
         """PSNR of schedules against CONFIG_3, and of the derived ones against pairs found at every step and CONFIG_FIVE, in dB,
         seed by seed."""
         pairs = []
         for t in self.params.thresholds:
-            rivals = ["every step", "step 0 only", *(f"best {k}" for k in sorted(self.params.budgets, reverse=True))]
+            rivals = [EVERY, "step 0 only", *(f"best {k}" for k in sorted(self.params.budgets, reverse=True))]
             rivals += [f"auto {tolerance:g}" for tolerance in self.params.tolerances]
             for name in rivals:
                 if (t, name) in self.asked:
                     pairs.append((t, name, BASE))
-            for base in ("every step", EVEN):
+            for base in (EVERY, EVEN):
                 pairs += [(t, f"best {k}", base) for at, k in self.derived if at == t]
         found = {}
         for t, name, base in pairs:
-            both = (self.asked[t, which].method for which in (name, base))
-            found[f"t = {t:g}", f"{name} - {base}"] = self.made.differences("psnr", *both)
+            found[f"t = {t:g}", f"{name} - {base}"] = self._difference(t, name, base)
         return found
 
-    def comparisons(self) -> pd.DataFrame:
-        """`differences` to be read."""
+    @cached_property
+    def _compared(self) -> pd.DataFrame:
         return quality.difference_table(self.differences())
+
+    def comparisons(self) -> pd.DataFrame:
+        """`differences` to be read, and over how many images they are."""
+        table = self._compared.copy()
+        table.insert(0, "images", [len(one) for one in self.differences().values()])
+        return table
 
     def relation(self, bounds: bool = False) -> dict[float, float]:
         """By threshold the rank correlation of mean staleness and PSNR over the fixed schedules. NaN for fewer than two.
@@ -332,30 +364,32 @@ class Result:
         return pd.DataFrame(table).set_index(["threshold", "schedule"])
 
     def beside_base(self, kind: str) -> str:
-        """What the intervals say of all schedules of a kind, "derived" or "online", beside CONFIG_3, as a sentence."""
+        """A sentence on all schedules of a kind, "derived" or "online", beside CONFIG_3: the verdicts of `comparisons` after
+        Holm."""
         said = {
             "closer": (f"is closer to unmerged than {BASE}", f"are closer to unmerged than {BASE}", []),
             "farther": (f"is farther from unmerged than {BASE}", f"are farther from unmerged than {BASE}", []),
-            quality.UNTOLD: (f"cannot be told from {BASE}", f"cannot be told from {BASE}", []),
+            quality.UNTOLD: (f"does not differ detectably from {BASE}", f"do not differ detectably from {BASE}", []),
         }
+        verdicts = self._compared["after Holm"]
         for (t, name), one in self.asked.items():
             if one.kind == kind:
-                _, low, high = self.gain(t, name)
-                said[quality.verdict(low, high)][2].append(f"{name} at t = {t:g}")
+                verdict = verdicts[f"t = {t:g}", f"{name} - {BASE}"]
+                said[verdict][2].append(f"{name} at t = {t:g}")
         parts = [f"{listed(names)} {one if len(names) == 1 else many}" for one, many, names in said.values() if names]
-        return f"By PSNR, each interval taken alone, {'; '.join(parts)}." if parts else f"No {kind} schedule was tried."
+        return f"By PSNR, all rows tested at once, {'; '.join(parts)}." if parts else f"No {kind} schedule was tried."
 
     def against_every_step(self) -> pd.DataFrame:
         """`quality.difference_table` of every schedule but the bounds against pairs found at every step."""
         differences = {
-            f"{name} at t = {t:g}": self.made.differences("psnr", one.method, self.asked[t, "every step"].method)
+            f"{name} at t = {t:g}": self.made.differences("psnr", one.method, self.asked[t, EVERY].method)
             for (t, name), one in self.asked.items()
             if one.kind != "bounds"
         }
         return quality.difference_table(differences)
 
     def no_upper_bound(self) -> str:
-        """What the intervals say of schedules that may be closer than pairs found at every step, in sentences."""
+        """Say in sentences what the intervals tell of schedules that may be closer than pairs found at every step."""
         table = self.against_every_step()
         beats, stay = (table.index[table[column] == "closer"].tolist() for column in ("verdict", "after Holm"))
         if not beats:
@@ -363,7 +397,7 @@ class Result:
                 f"By the paired intervals, none of the {len(table)} schedules tried is closer than pairs found at every step."
             )
         return (
-            f"Finding pairs afresh at every step {'is' if stay else 'may be'} no upper bound on quality: with {listed(beats)} "
+            f"Finding pairs at every step {'does' if stay else 'may'} not give the closest images: with {listed(beats)} "
             f"the images are closer to unmerged. The paired interval excludes zero for {len(beats)} of {len(table)} schedules "
             f"tried. With all of them tested at once, {listed(stay) or 'none'} stay{'s' * (len(stay) < 2)}."
         )
@@ -389,7 +423,7 @@ class Result:
     def words(self, records: pd.DataFrame) -> dict[str, str]:
         """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of `records`."""
         at = {t: records[records["threshold"] == t].set_index("schedule")["time"] for t in self.params.thresholds}
-        cached = {t: times.drop("every step") for t, times in at.items()}
+        cached = {t: times.drop(EVERY) for t, times in at.items()}
         merged = {t: self.made.share_of_image(self.asked[t, BASE].method) for t in at}
         words = {
             "images": str(self.made.rows["image"].nunique()),
@@ -411,7 +445,7 @@ class Result:
         return words | self._words_on_the_paper(records)
 
     def staleness_tells(self) -> str:
-        """Whether staleness ranks the fixed schedules without the bounds, by `relation`, as a sentence."""
+        """Say in a sentence whether staleness ranks the fixed schedules without the bounds, by `relation`."""
         tells = {t: value < -0.7 for t, value in self.relation().items()}
         if all(tells.values()):
             return "Among sensible schedules, too, the less stale the pairs, the closer the images."

@@ -40,14 +40,14 @@ NOTEBOOK = "09_short_generations"
 AFRESH, CACHED = "merged keys, found at every call", "merged keys, cached"
 PAPER_AFRESH, PAPER_CACHED = "CA-ToMe, found at every call", "CA-ToMe, cached"
 CACHES = [(PAPER_CACHED, PAPER_AFRESH), (CACHED, AFRESH)]
-"""What reusing pairs costs: the first minus the second."""
+"""The methods whose difference is the cost of reusing pairs: the first minus the second."""
 
 FEWER = "fewer steps"
 
 
 @parameters
 class Parameters(Setting):
-    """How many steps, and which methods.
+    """The parameters of this study: how many steps, and which methods.
 
     Attributes:
         step_counts: of the short generations; ``steps`` is that of the long one, which PLMS makes.
@@ -101,7 +101,7 @@ class Parameters(Setting):
         return self.calls if steps == self.steps else steps
 
     def paper_checkpoints(self, steps: int) -> int:
-        """How often CA-ToMe finds pairs in a generation; every call where its schedule names none, or decides while it runs."""
+        """The number of calls at which CA-ToMe finds pairs: all where its schedule names none, or decides while it runs."""
         parsed, calls = parse_schedule(self.schedule), self.calls_with(steps)
         return len(parsed.at(calls)) if isinstance(parsed, Schedule) else calls
 
@@ -112,7 +112,7 @@ def sampled(pipe, params: Parameters, steps: int) -> AbstractContextManager:
 
 
 def checkpoints_of(params: Parameters, steps: int) -> int:
-    """How often merged keys find pairs in a generation."""
+    """The number of calls of a generation at which merged keys find pairs."""
     return max(1, round(params.calls_with(steps) / params.every))
 
 
@@ -169,7 +169,7 @@ def timed(result: Result, pipe, **kept) -> dict[int, pd.DataFrame]:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found.
+    """The results of this study.
 
     Attributes:
         params: the parameters.
@@ -209,7 +209,7 @@ class Result:
         return found
 
     def cost_of_a_cache(self) -> pd.DataFrame:
-        """What reusing pairs costs, for the paper's method and for merged keys, to be read."""
+        """The cost of reusing pairs, for the paper's method and for merged keys, to be read."""
         return quality.difference_table(self.differences(CACHES))
 
     def _others(self) -> list[tuple[str, str]]:
@@ -240,7 +240,7 @@ class Result:
         return words
 
     def lasting(self) -> str:
-        """What the intervals say of reusing pairs in the shortest generation, as a sentence."""
+        """Say in a sentence what the intervals tell of reusing pairs in the shortest generation."""
         few = min(self.methods)
         _, low, high = self.gain(few, CACHED, AFRESH)
         if high < 0:

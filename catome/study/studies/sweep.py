@@ -25,7 +25,7 @@ NOTEBOOK = "03_threshold_sweep"
 
 @parameters
 class Parameters(Setting):
-    """Which thresholds.
+    """The parameters of this study.
 
     Attributes:
         thresholds: the paper's, cosines.
@@ -69,7 +69,7 @@ class Parameters(Setting):
 
     @property
     def controlled(self) -> allocation.Parameters:
-        """What is asked of the study of who decides."""
+        """The parameters of the study of who decides."""
         return allocation.beside(self, self.control_images, self.controls, self.recompute)
 
 
@@ -122,7 +122,7 @@ def timed(result: Result, pipe, **kept) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found.
+    """The results of this study.
 
     Attributes:
         params: the parameters.
@@ -224,7 +224,7 @@ class Result:
         return pd.DataFrame(rows).T
 
     def words(self, records: pd.DataFrame) -> dict[str, str]:
-        """What the chapter's text takes up, by the names there, with _ for -; ``records`` as of `records`."""
+        """The words that the chapter's text takes up, by the names there, with _ for -; ``records`` as of `records`."""
         plain = records.loc["unmerged"]
         return {
             "images": str(int(records["images"].min())),
@@ -243,16 +243,36 @@ class Result:
             "fid_told": self.fid_told(),
             "dip": self.dip(),
             "needed": quality.power_words(self.differences().values()),
+            "by_class": self.by_class(),
+            "rank": self.rank(),
         }
 
     def comparable(self) -> str:
-        """What the distances between features can be compared with, as a sentence."""
+        """Say in a sentence what the distances between features can be compared with."""
         if self.params.embedded:
             return "They can be compared within this book only, and are no Inception FIDs."
         return "They are of Inception's features, as in the paper."
 
+    def by_class(self) -> str:
+        """A sentence on the width of the intervals of `differences`, had images been drawn within their classes."""
+        found = [
+            quality.within_classes(values, self.both[t].of(self.sweep[t])["class"]) for t, values in self.differences().items()
+        ]
+        known = [f"{ratio:.2f}" for ratio in found if np.isfinite(ratio)]
+        if not known:
+            return "There are too few images of each class to draw them within their classes instead."
+        safe = ", so ours err on the safe side" if np.nanmax(found) <= 1 else ""
+        return f"Drawn within their classes, these intervals would be {quality.listed(known)} times as wide{safe}."
+
+    def rank(self) -> str:
+        """A sentence on how many directions of the features the images span: a FID compares covariance matrices."""
+        features = self.made.features("unmerged")
+        count, size = features.shape
+        spans = "span all of them" if count > size else f"span at most {count - 1} of them"
+        return f"These features have {size:,} numbers, and {count:,} images {spans}."
+
     def merged_there(self) -> str:
-        """How much is merged of the image that is timed, and on average, in sentences."""
+        """Say in sentences how much is merged of the image that is timed, and on average."""
         sentences = []
         for t in self.twins:
             one, mean = self.made.share_of_image(self.sweep[t])
@@ -270,7 +290,7 @@ class Result:
         )
 
     def unrelated(self) -> str:
-        """What PSNR against unrelated images says of the paper's thresholds, as a sentence."""
+        """Say in a sentence what PSNR against unrelated images tells of the paper's thresholds."""
         table = self.summary
         named = [method.label for t, method in self.sweep.items() if t in paper.THRESHOLDS.index]
         if not named:
@@ -293,7 +313,7 @@ class Result:
         return curve[~np.isinf(curve["PSNR"].astype(float))]
 
     def moving(self) -> str:
-        """How PSNR and the merged share go along the sweep, as a sentence."""
+        """Say in sentences how PSNR and the merged share go along the sweep."""
         moving = self._moving()
         if not len(moving):
             return "No threshold of this sweep changed any image."
@@ -315,7 +335,7 @@ class Result:
         return f"By paired intervals, merging changes FID against real images detectably at t = {', '.join(found)}."
 
     def dip(self) -> str:
-        """Whether PSNR is lower in the middle of the sweep than at its lowest threshold, as a sentence."""
+        """Say in a sentence whether PSNR is lower in the middle of the sweep than at its lowest threshold."""
         moving = self._moving()
         lowest = min(self.sweep)
         worst = moving.loc[moving["PSNR"].astype(float).idxmin(), "threshold"] if len(moving) else lowest

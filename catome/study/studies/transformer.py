@@ -60,7 +60,7 @@ TRANSFORMER, UNET = BOTH = ("transformer", "U-Net")
 
 @parameters
 class Parameters(Setting):
-    """Which models, which images, and what is merged.
+    """The parameters of this study: which models, which images, and what is merged.
 
     Attributes:
         model: "tiny-pixart" (the embedded transformer), a folder with a PixArt-Sigma pipeline, or a name on the Hub.
@@ -105,7 +105,7 @@ class Parameters(Setting):
 
     @property
     def of_unet(self) -> Setting:
-        """What every study is asked for, of the other model, in its own size."""
+        """The parameters of every study for the other model, in its own size."""
         return self.common(model=self.beside, height=None, width=None)
 
     def knobs(self, of: Setting) -> curves.Parameters:
@@ -115,7 +115,7 @@ class Parameters(Setting):
 
 
 def controls(params: Parameters) -> dict[str, Method]:
-    """What merging is held against on both models, by its name in a table: noise, and merged keys that merge less."""
+    """The controls of merging on both models, by their names in a table: noise, and merged keys that merge less."""
     found = {f"noise of {share:.1%}": methods.noise(share) for share in params.noises}
     for threshold in params.gentle:
         found[f"merged keys, t = {threshold:g}"] = methods.merged_keys(threshold, schedule="EVEN_13", compare="keys")
@@ -177,7 +177,7 @@ def timed(result: Result, pipe, **kept) -> dict[str, pd.DataFrame]:
 
 @dataclass(frozen=True)
 class OfModel:
-    """What was found on one model.
+    """The results on one model.
 
     Attributes:
         pipe: the pipeline, unpatched.
@@ -196,7 +196,7 @@ class OfModel:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found.
+    """The results of this study.
 
     Attributes:
         params: the parameters.
@@ -309,16 +309,19 @@ class Result:
         return {layer: float(of.controls.of(method)["psnr"].mean()) for layer, method in alone.items()}
 
     def by_selectivity(self) -> str:
-        """Whether the transformer's layers lose more the fewer tokens their attention rests on, as a sentence."""
+        """Say in a sentence whether the transformer's layers lose more the fewer tokens their attention rests on."""
         found, spread = self.psnr_of_layers(TRANSFORMER), selectivity(self.params.model)
         if spread is None or len(found) < 3:
             return "How selective these layers are is not known here."
-        agreement = spearmanr([spread[layer] for layer in found], list(found.values())).statistic
+        agreement, chance = spearmanr([spread[layer] for layer in found], list(found.values()))
         verdict = "Layers that attend to fewer tokens lose more" if agreement > 0.5 else "It is not these layers that lose most"
-        return f"{verdict}: over the layers, the rank correlation of PSNR and exp(entropy)/N is {agreement:.2f}."
+        return (
+            f"{verdict}: over the {len(found)} layers, the rank correlation of PSNR and exp(entropy)/N is {agreement:.2f} "
+            f"(p = {chance:.2f})."
+        )
 
     def sensitivity(self, records: dict[str, pd.DataFrame]) -> str:
-        """How much of the transformer's larger loss by merging comes with noise as well, as sentences.
+        """Say in sentences how much of the transformer's larger loss by merging comes with noise as well.
 
         The loss by merging is the median, over all settings that merge, of the U-Net's PSNR minus the transformer's."""
         gap = records[UNET]["PSNR"].to_numpy(float) - records[TRANSFORMER]["PSNR"].to_numpy(float)
@@ -327,11 +330,13 @@ class Result:
             return ""
         by_merging = float(np.median(gap[merges]))
         noise = methods.noise(max(self.params.noises))
-        own, other = (float(self.models[name].controls.of(noise)["psnr"].mean()) for name in BOTH)
+        by_image = [self.models[name].controls.of(noise)["psnr"].to_numpy(float) for name in BOTH]
+        own, other = (float(psnr.mean()) for psnr in by_image)
         said = (
             f"Noise of {max(self.params.noises):.1%} leaves {own:.1f} dB on the transformer and {other:.1f} dB on the U-Net, "
         )
-        said += f"a gap of {other - own:.1f} dB. The median gap of the settings that merge is {by_merging:.1f} dB. "
+        gap_of_noise = quality.spoken(quality.mean_interval(by_image[1] - by_image[0]))
+        said += f"a gap of {gap_of_noise} dB. The median gap of the settings that merge is {by_merging:.1f} dB. "
         if by_merging <= 0:
             return said + "So there is no loss to explain."
         if other - own < by_merging / 3:
@@ -349,6 +354,24 @@ class Result:
         """In how many settings the transformer's images are farther from the unmerged ones than the U-Net's: ``20 of 24``."""
         own, other = (records[name]["PSNR"].to_numpy(float) for name in BOTH)
         return f"{(own < other).sum()} of {len(own)}"
+
+    def gaps(self) -> dict[str, np.ndarray]:
+        """PSNR on the U-Net minus that on the transformer for every setting that both have, in dB, by image. Both have the same
+        seeds and prompts."""
+        found = {}
+        own, other = (self.models[name].curves for name in BOTH)
+        for kind, some in own.kinds.items():
+            for setting in some:
+                if setting in other.kinds.get(kind, {}):
+                    both = (of.made.of(of.kinds[kind][setting])["psnr"].to_numpy(float) for of in (other, own))
+                    found[f"{kind}, {setting}"] = np.subtract(*both)
+        return found
+
+    def farther_told(self) -> str:
+        """In how many of the settings of `gaps` the interval and Holm's method tell the two models apart, as a sentence."""
+        verdicts = quality.difference_table(self.gaps())["after Holm"]
+        count = int((verdicts == "closer").sum())
+        return f"With all {len(verdicts)} settings tested at once (Holm's method), this is detectable in {count} of them."
 
     def psnr_of(self, records: dict[str, pd.DataFrame], kind: str, setting: str) -> dict[str, str]:
         """PSNR (dB) of one setting on each model, with its interval; "not tried" where the parameters left it out."""
@@ -375,6 +398,8 @@ class Result:
             "curve_images": str(curve.params.images),
             "settings": str(len(own)),
             "farther": self.farther(records),
+            "farther_told": self.farther_told(),
+            "needed": quality.power_words(self.gaps().values()),
             "sensitivity": self.sensitivity(records),
             "by_selectivity": self.by_selectivity(),
             "tokens": f"{self.models[TRANSFORMER].seen.tokens:,}",

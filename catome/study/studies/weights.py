@@ -23,7 +23,7 @@ MERGED, WEIGHTED, KEPT, BOTH = "as ToMe does it", "groups weighted", "queries ke
 
 @parameters
 class Parameters(Setting):
-    """Which thresholds, and from what to what the steps in between lead.
+    """The parameters of this study: which thresholds, and from what to what the steps in between lead.
 
     Attributes:
         thresholds: of the sweep, cosines; pairs are found afresh at every step.
@@ -156,7 +156,7 @@ def closeness(made: Comparison, method: Method, factor: int) -> dict[str, float]
 
 @dataclass(frozen=True)
 class Result:
-    """What was found.
+    """The results of this study.
 
     Attributes:
         params: the parameters.
@@ -195,7 +195,7 @@ class Result:
         return self.made.paired("psnr", self.sweep[way, threshold], self.sweep[other, threshold])
 
     def gains(self) -> pd.DataFrame:
-        """What each way gains over the paper's at each threshold, paired over seeds, as a table to be read."""
+        """The gain of each way over the paper's at each threshold, paired over seeds, as a table to be read."""
         thresholds = sorted({t for _, t in self.sweep})
         columns = {}
         for way in (WEIGHTED, KEPT, BOTH):
@@ -252,7 +252,7 @@ class Result:
         return self.dip(MERGED) - self.dip(WEIGHTED)
 
     def filled(self) -> str:
-        """What the intervals say of the dip, and of what weights do to it, as a sentence."""
+        """Say in a sentence what the intervals tell of the dip, and of what weights do to it."""
         _, low, _ = quality.mean_interval(self.dip(MERGED))
         _, low_weighted, _ = quality.mean_interval(self.dip(WEIGHTED))
         if low <= 0:

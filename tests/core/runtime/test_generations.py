@@ -1,4 +1,4 @@
-"""Whose pairs serve a call of a patched model: its own where they must be, those of earlier steps where they may."""
+"""Tests of whose pairs serve a call of a patched model: its own where they must be, earlier steps' where they may."""
 
 import gc
 import threading
@@ -54,7 +54,7 @@ def last(steps):
 
 
 def clean(model):
-    """Whether nothing of catome is on a model."""
+    """Return True if nothing of catome is on a model."""
     names = [
         name
         for module in model.modules()
@@ -544,7 +544,7 @@ def test_nothing_of_a_call_waits_for_the_garbage_collector(config):
 
 @by_config
 def test_a_generation_that_changes_threads_is_merged_by_its_own(config):
-    """What another thread knows of it is nothing: it finds pairs there."""
+    """Another thread knows nothing of it, and finds pairs there."""
     model = unet()
     with catome.patched(model, config, schedule=[0]):
         steps = loop(model, 0, steps=20)

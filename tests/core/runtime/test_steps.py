@@ -1,4 +1,6 @@
-"""Where a call of a model is told to be: timetables, values, conditions, and whose pairs serve it. No model is needed."""
+"""Tests of where a call of a model is told to be: timetables, values, conditions, and whose pairs serve it.
+
+No model is needed."""
 
 import math
 

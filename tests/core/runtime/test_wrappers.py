@@ -30,7 +30,7 @@ def self_attentions(model):
 
 
 def clean(model):
-    """Whether nothing of catome is on a model."""
+    """Return True if nothing of catome is on a model."""
     names = ("forward", "cache_context", "_reset_stateful_cache")
     left = [name for module in model.modules() for name in names if name in vars(module)]
     return not left and not any(hooks_of(module, Hook) for module in model.modules())
@@ -42,7 +42,7 @@ def flat(size: int = SIZE) -> torch.Tensor:
 
 
 class Known:
-    """What a model gives in each state that is expected of it."""
+    """The outputs of a model, by the state in which each is expected of it."""
 
     def __init__(self, **outputs):
         self.outputs = outputs

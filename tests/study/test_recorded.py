@@ -1,0 +1,51 @@
+"""Every chapter finds all that it shows of the embedded models in ``data/results``: nothing of it is generated again."""
+
+import sys
+
+import pytest
+import yaml
+
+from catome.study.run.generate import load
+from catome.study.studies import OF_CHAPTERS, curves
+from helpers.paths import ROOT
+
+
+def of_preset(study, folder):
+    """The parameters with which `make book` runs a study's chapter."""
+    given = {"output": str(folder)}
+    for file in ("tiny.yaml", f"tiny/{study.NOTEBOOK}.yaml"):
+        given = yaml.safe_load((ROOT / "data/presets" / file).read_text()) | given
+    return study.Parameters.checked(given)
+
+
+@pytest.fixture
+def nothing_generated(monkeypatch):
+    def refused(*given, **named):
+        raise AssertionError("something is not recorded")
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("catome.study") and hasattr(module, "generate_batch"):
+            monkeypatch.setattr(module, "generate_batch", refused)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_CHAPTERS)
+def test_what_a_chapter_shows_is_recorded(name, tmp_path, nothing_generated):
+    study = OF_CHAPTERS[name]
+    params = of_preset(study, tmp_path)
+    pipe = load(params)
+    result = study.run(params, pipe)
+    if hasattr(study, "timed"):
+        study.timed(result, pipe)
+    if name in ("headline", "short"):
+        knobs = params.knobs if name == "short" else {params.steps: params.knobs}
+        curves.of_lengths(knobs, pipe)
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+@pytest.mark.slow
+def test_what_is_not_recorded_is_seen(tmp_path, nothing_generated):
+    study = OF_CHAPTERS["headline"]
+    given = of_preset(study, tmp_path).common(images=1, seed=123456)
+    with pytest.raises(AssertionError, match="something is not recorded"):
+        study.run(study.Parameters.checked(given.__dict__), load(given))
