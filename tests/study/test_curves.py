@@ -176,7 +176,7 @@ def lengths() -> curves.Lengths:
     for steps, psnr in ((8, (35.0, 28.0, 20.0)), (50, (25.0, 28.0, 30.0))):
         found[steps] = result(dict(zip(NAMES, psnr, strict=True)))
         times = (dict(zip(NAMES, values, strict=True)) for values in ((3.0, 2.0, 1.0), (4.0, 2.0, 1.0)))
-        clocks[steps] = clock(found[steps], *times).assign(device="cpu", threads=2, **{"class": "desert"})
+        clocks[steps] = clock(found[steps], *times).assign(device="cpu", kind="cpu", threads=2, **{"class": "desert"})
     return curves.Lengths(found, clocks)
 
 
@@ -189,9 +189,50 @@ def test_each_number_of_steps_has_a_frontier():
     }
     assert list(several.shown().index.get_level_values(0)) == ["8 steps"] * 3 + ["50 steps"] * 3
     leads = several.rivals("ToMe")["its lead in time (dB)"]
-    assert leads["8 steps", "ToMe, r = 0.25"] == "-7.0 [-7.0, -7.0]"
+    assert leads["8 steps", "ToMe, r = 0.25"] == "-15.0 [-15.0, -15.0]"
     assert leads["50 steps", "ToMe, r = 0.25"] == "+5.0 [+5.0, +5.0]"
     assert several.words()["papers_curve_few"] == "No setting of CA-ToMe was tried."
+
+
+@pytest.mark.parametrize(
+    ("steps", "sampler", "labels"),
+    [
+        (
+            8,
+            "DPM++",
+            [
+                "growing by 1.15 (6 calls) - 6 steps (6 calls)",
+                "growing by 1.3 (6 calls) - 6 steps (6 calls)",
+                "growing by 1.4 (5 calls) - 5 steps (5 calls)",
+            ],
+        ),
+        (
+            50,
+            None,
+            [
+                "growing by 1.15 (20 calls) - 20 steps (21 calls)",
+                "growing by 1.3 (15 calls) - 20 steps (21 calls)",
+                "growing by 1.4 (13 calls) - 20 steps (21 calls)",
+            ],
+        ),
+    ],
+)
+def test_a_forecast_stands_beside_fewer_steps_with_at_least_as_many_calls(steps, sampler, labels):
+    params = curves.Parameters(images=IMAGES, steps=steps, sampler=sampler, only=["forecast", "fewer steps"])
+    methods_of = curves._all_of(params.kinds)
+    rows = [
+        {"method": method.label, "image": image, "psnr": 35.0 if method.family == "forecast" else 30.0}
+        for method in methods_of
+        for image in range(IMAGES)
+    ]
+    made = Comparison(pd.DataFrame(rows), [method.label for method in methods_of], "scene", {})
+    found = curves.Result(params, params.kinds, made)
+    assert list(found.forecasts()) == labels
+    assert all((values == 5).all() for values in found.forecasts().values())
+    table = curves.Lengths({steps: found}, {}).forecasts()
+    assert table["difference (dB)"].tolist() == ["+5.00 [+5.00, +5.00]"] * 3
+    alone = curves.Result(params, {"forecast": params.kinds["forecast"]}, made)
+    assert alone.forecasts() == {}
 
 
 def test_the_figure_has_a_column_for_each_number_of_steps():

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 
+from catome.policy.forecast import Forecast
 from catome.runtime.config import FAST, RECOMMENDED
 from catome.study import from_papers, methods
 from catome.study.measure import quality
@@ -120,9 +122,14 @@ def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
     }
 
 
+def first_calls(first: int, steps: int, few: bool) -> int:
+    """Calls that a forecast computes at first: of a sampler for few steps, as many fewer as the generation is shorter."""
+    return max(2, round(first * steps / 50)) if few else first
+
+
 def _growing(first: int, growth: float, steps: int, few: bool) -> Method:
-    """A forecast whose intervals grow; in a generation of few steps it begins earlier."""
-    return methods.forecast(1, 1, max(2, round(first * steps / 50)) if few else first, growth)
+    """A forecast whose intervals grow."""
+    return methods.forecast(1, 1, first_calls(first, steps, few), growth)
 
 
 OF_UNETS = ("tomesd", "ToFu", "SiTo", "DeepCache", "merged keys + DeepCache")
@@ -262,6 +269,27 @@ class Result:
             rows[f"{kind}, {own['setting']}"] = row
         return pd.DataFrame(rows).T
 
+    def forecasts(self) -> dict[str, np.ndarray]:
+        """PSNR of each forecast that grows minus that of fewer steps that call the model at least as often, in dB, by image.
+
+        Of several such numbers of steps it is the least. A forecast that calls the model more often than all of them is left
+        out."""
+        few = self.params.sampler is not None
+        more = 0 if few else 1  # PLMS calls the model once more than it has steps
+        steps = self.params.steps
+        kept = sorted({methods.kept_steps(share, steps) for share in KEPT_STEPS})
+        found = {}
+        for first, growth in GROWING:
+            name = f"growing by {growth:g}"
+            made = Forecast(first_calls(first, steps, few), 1.0, growth, 1)
+            calls = sum(map(made.runs, range(steps + more)))
+            enough = [count for count in kept if count + more >= calls]
+            if name in self.kinds.get("forecast", {}) and enough and f"{enough[0]} steps" in self.kinds.get("fewer steps", {}):
+                pair = self.kinds["forecast"][name], self.kinds["fewer steps"][f"{enough[0]} steps"]
+                label = f"{name} ({calls} calls) - {enough[0]} steps ({enough[0] + more} calls)"
+                found[label] = self.made.differences("psnr", *pair)
+        return found
+
     def best(self, records: pd.DataFrame, column: str) -> str:
         """The settings that no other one beats, kind by kind: ``ToDo (1x2); merged keys (t = 0.8 and t = 0.7)``.
 
@@ -346,6 +374,16 @@ class Lengths:
         }
         return pd.DataFrame(rows).T
 
+    def forecasts(self) -> pd.DataFrame:
+        """`Result.forecasts` for each number of steps, to be read."""
+        return quality.difference_table(
+            {
+                (f"{steps} steps", name): values
+                for steps, result in self.results.items()
+                for name, values in result.forecasts().items()
+            }
+        )
+
     def rivals(self, kind: str) -> pd.DataFrame:
         """`Result.rivals` of a kind, for each number of steps."""
         return self._joined({steps: self.results[steps].rivals(records, kind) for steps, records in self.records.items()})
@@ -357,11 +395,16 @@ class Lengths:
     def words(self) -> dict[str, str]:
         """The numbers that the chapter's text takes up, by their names there, with _ for -."""
         few = min(self.results)
+        gains = [
+            f"{name}: {quality.spoken(quality.mean_interval(found))} dB"
+            for name, found in self.results[few].forecasts().items()
+        ]
         settings = sorted({len(records) for records in self.records.values()})
         return {
             "curve_images": str(self.results[few].params.images),
             "curve_settings": quality.listed([str(count) for count in settings]),
             "curve_clock": turns_on(self.clocks[few]),
             "papers_curve_few": self.results[few].place_of(self.records[few], "CA-ToMe"),
+            "forecasts_curve_few": gains[0] if gains else "no forecast was tried with fewer steps beside it",
             "own_curve_few": self.results[few].place_of(self.records[few], "merged keys"),
         }
