@@ -221,3 +221,18 @@ def test_a_table_has_its_caption_above_its_rows():
     assert shown.index("<table") < shown.index("<caption>Less &lt; more</caption>") < shown.index("<thead>")
     assert shown.count("<caption>") == 1
     assert repr(table).startswith("Less < more\n\n")
+
+
+def test_a_chapter_opens_with_named_pictures_in_a_row():
+    pictures = {name: np.full((4, 4, 3), 0.5) for name in ("unmerged", "t = 0.9", "t = 0.7")}
+    figure = figures.opening(pictures, "unmerged")
+    assert [ax.get_title() for ax in figure.axes] == list(pictures)
+    assert [ax.get_gridspec().get_geometry() for ax in figure.axes] == [(1, 3)] * 3
+    assert [ax.spines["top"].get_linewidth() == 3 for ax in figure.axes] == [True, False, False]
+    assert figure.get_figwidth() == figures.WIDTH
+    plt.close(figure)
+    figure = figures.opening({f"image {i}": pictures["unmerged"] for i in range(7)})
+    shown = [ax for ax in figure.axes if ax.axison]
+    assert [ax.get_title() for ax in shown] == [f"image {i}" for i in range(7)]
+    assert {ax.get_gridspec().get_geometry() for ax in figure.axes} == {(2, 4)}
+    plt.close(figure)

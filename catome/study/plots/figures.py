@@ -118,7 +118,7 @@ def mechanism():
     squares(1, 14, own, 4)
     ax.text(7, 11.0, "16 tokens $x$", ha="center", va="center", fontsize="small")
     arrow(13.6, 16)
-    box(16.4, "match\nand merge")
+    box(16.4, "norm, match\nand merge")
     arrow(28, 30.4)
     squares(31, 18.5, [0, 1, 2, 3], 4, strong=True)
     ax.text(37, 15.0, "4 means", ha="center", va="center", fontsize="small")
@@ -159,15 +159,43 @@ def contact_sheet(images: np.ndarray, names: list[str], columns: int = 6):
     return figure
 
 
+def opening(pictures: dict[str, np.ndarray], plain: str | None = None):
+    """Draw the pictures that a chapter opens with, ``[H, W, 3]`` in [0, 1]: in one row, or in two if there are more than six.
+
+    Args:
+        pictures: by the names to write above them.
+        plain: the name of the one that the others are compared with, if there is one; it gets a frame.
+    """
+    rows = 1 if len(pictures) <= 6 else 2
+    columns = -(-len(pictures) // rows)
+    title = 0.2 * max(len(name.splitlines()) for name in pictures)
+    height = rows * (min(WIDTH / columns, 2.8) + title)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), layout="compressed", squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, (name, image) in zip(axes.flat, pictures.items(), strict=False):
+        ax.axis("on")
+        show_image(ax, image)
+        ax.set_title(name, fontsize="small")
+        if name == plain:
+            ax.spines[:].set(visible=True, color=METHOD_COLOURS["unmerged"], linewidth=3)
+    return figure
+
+
 def token_map(ax, image: np.ndarray, values: np.ndarray, title: str = "", cmap: str = "viridis", **norm):
     """One value for each token, ``[h, w]``, drawn beside where it is in the image; NaN is left transparent."""
     show_image(ax, image.mean(-1, keepdims=True).repeat(3, -1) * 0.35 + 0.65, title)
     return ax.imshow(values, extent=(0, 1, 1, 0), cmap=cmap, alpha=np.where(np.isnan(values), 0.0, 0.92), **norm)
 
 
-def split_grid(ax, src: torch.Tensor, dst: torch.Tensor, grid: tuple[int, int], title: str = "") -> None:
-    """The corner of a token grid: dst tokens filled, src tokens hollow, windows outlined."""
+def split_grid(ax, src: torch.Tensor, dst: torch.Tensor, grid: tuple[int, int], title: str = "", stride=(2, 2)) -> None:
+    """The corner of a token grid: dst tokens filled, src tokens hollow, and the windows, ``stride`` rows by columns, outlined."""
     height, width = grid
+    outline = dict(color="0.75", lw=0.8, zorder=0)
+    for y in range(0, height + 1, stride[0]):
+        ax.plot([-0.5, width - 0.5], [y - 0.5, y - 0.5], **outline)
+    for x in range(0, width + 1, stride[1]):
+        ax.plot([x - 0.5, x - 0.5], [-0.5, height - 0.5], **outline)
     for tokens, style in ((dst, dict(c=[PALETTE[1]], s=46)), (src, dict(facecolors="none", edgecolors=[PALETTE[0]], s=30))):
         ax.scatter(tokens % width, tokens // width, **style)
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[], title=title)
@@ -323,16 +351,24 @@ def staleness_maps(matrices: dict[str, np.ndarray]):
 
 def staleness_by_lag(curves: dict[str, np.ndarray], label: str, scale: dict[str, float] | None = None, palette: str = "flare"):
     """Mean distance of steps that are k apart: curves ``[k]`` or, with a band, ``[images, k]``; ``scale`` stretches the x
-    axis."""
+    axis. Of more than six curves only the first and the last have a colour and a name."""
     figure, ax = plt.subplots(figsize=(WIDTH * 0.62, 3.0))
-    for (name, values), colour in zip(curves.items(), sns.color_palette(palette, len(curves)), strict=True):
+    colours = dict(zip(curves, sns.color_palette(palette, len(curves)), strict=True))
+    names = {name: name for name in curves}
+    if len(curves) > 6:
+        first, *others, last = curves
+        colours = dict.fromkeys(others, (0.75, 0.75, 0.75)) | {first: PALETTE[2], last: PALETTE[3]}
+        names = {first: f"{first} (slowest)", others[0]: "all others", last: f"{last} (fastest)"}
+        curves = {name: curves[name] for name in (*others, first, last)}  # the coloured ones lie on top
+    for name, values in curves.items():
+        colour = colours[name]
         values = np.atleast_2d(values).astype(float)
         x = np.arange(1, values.shape[1] + 1) * (scale or {}).get(name, 1)
         mean = values.mean(0)
         if len(values) > 1:
             error = 1.96 * values.std(0, ddof=1) / np.sqrt(len(values))
             ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.25, lw=0)
-        ax.plot(x, mean, color=colour, lw=1.6, label=name)
+        ax.plot(x, mean, color=colour, lw=1.6, label=names.get(name))
     ax.set(xlabel="steps apart" if scale is None else "share of the generation apart", ylabel="Jaccard distance", ylim=(0, 1))
     ax.legend(title=label, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -541,7 +577,7 @@ def wipe(before: np.ndarray, after: dict[str, np.ndarray], alt: str, width: int 
 
 
 def schedule_plot(table: pd.DataFrame, beside: str):
-    """Draw what schedules are worth beside one of them, from the least stale to the most: a panel for each threshold.
+    """Draw the PSNR of schedules minus that of one of them, from the least stale to the most: a panel for each threshold.
 
     Args:
         table: columns ``threshold``, ``kind``, ``schedule``, ``checkpoints``, ``staleness``, and ``gain`` (dB) with its
@@ -554,9 +590,17 @@ def schedule_plot(table: pd.DataFrame, beside: str):
     figure, axes = plt.subplots(1, len(groups), figsize=(WIDTH, height), squeeze=False)
     for ax, (threshold, rows) in zip(axes[0], groups, strict=True):
         rows = rows.sort_values("staleness", kind="stable", ignore_index=True)
+        near = rows[rows["kind"] != "bounds"] if (rows["kind"] != "bounds").any() else rows
+        span = float(near["gain high"].max() - near["gain low"].min()) or 1.0
+        least, most = min(float(near["gain low"].min()), 0.0) - 0.25 * span, float(rows["gain high"].max()) + 0.1 * span
         for place, row in rows.iterrows():
             error = [[row["gain"] - row["gain low"]], [row["gain high"] - row["gain"]]]
+            if row["gain"] < least:  # so far off that it would squeeze all others
+                text = f"\u2190 {row['gain']:.1f} [{row['gain low']:.1f}, {row['gain high']:.1f}]"
+                ax.text(least, place, text, color=kinds[row["kind"]], va="center", fontsize="small")
+                continue
             ax.errorbar(row["gain"], place, xerr=error, fmt="o", ms=5, color=kinds[row["kind"]], capsize=2)
+        ax.set_xlim(least, most)
         words = [f"{row['schedule']}  {row['checkpoints']:.3g} | {row['staleness']:.2f}" for _, row in rows.iterrows()]
         ax.set_yticks(range(len(rows)), words, fontsize="small")
         ax.axvline(0, color="0.6", lw=0.8, ls="--")

@@ -12,8 +12,10 @@ from IPython.display import HTML
 
 from catome.probe import Observation
 from catome.study.measure.pairs import distances
+from catome.study.measure.similarity import short_name
 from catome.study.plots import interactive
 from catome.study.plots.figures import (
+    BLOCK_COLOURS,
     METHOD_COLOURS,
     PALETTE,
     WIDTH,
@@ -23,6 +25,7 @@ from catome.study.plots.figures import (
     show_image,
     token_map,
 )
+from catome.study.run.denoiser import topmost_blocks
 from catome.tensors.matching import Matches
 
 
@@ -160,3 +163,49 @@ def _bars_of_time(ax, times: Mapping[str, float]) -> None:
     ax.grid(False)
     for side in ax.spines.values():
         side.set_visible(False)
+
+
+def unet(model):
+    """Draw a U-Net with its levels, its skip connections and, in colour, the transformer blocks that merge: the topmost ones.
+
+    Args:
+        model: a U-Net of diffusers.
+    """
+    levels, side = len(model.config.block_out_channels), model.config.sample_size
+    blocks = list(topmost_blocks(model))
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.62 * levels + 1.1))
+    ax.set(xlim=(-1, 101), ylim=(-levels * 8 - 6, 8))
+    ax.axis("off")
+    for level in range(levels):
+        y, tokens = -8 * level, (side >> level) ** 2
+        left, right = 6 * level, 100 - 6 * level
+        merging = {
+            "down": [name for name in blocks if name.startswith(f"down_blocks.{level}.")],
+            "up": [name for name in blocks if name.startswith(f"up_blocks.{levels - 1 - level}.")],
+        }
+        for way, start, end in (("down", left, 36), ("up", 60, right)):
+            ax.add_patch(plt.Rectangle((start, y), end - start, 5, facecolor="0.93", edgecolor="0.6", lw=0.8))
+            width = (end - start - 1) / max(len(merging[way]), 1)
+            for place, name in enumerate(merging[way]):
+                corner = (start + 1 + place * width, y + 0.8)
+                colour = BLOCK_COLOURS.get(short_name(name), PALETTE[1])
+                ax.add_patch(plt.Rectangle(corner, width - 1, 3.4, facecolor=colour, edgecolor="none"))
+        ax.annotate("", (59.5, y + 2.5), (36.5, y + 2.5), arrowprops=dict(arrowstyle="->", color="0.6", ls="--", lw=0.8))
+        ax.text(
+            48,
+            y + 3.1,
+            f"{side >> level} \u00d7 {side >> level} = {tokens:,} tokens",
+            ha="center",
+            va="bottom",
+            fontsize="small",
+        )
+        if level + 1 < levels:
+            flow = dict(arrowstyle="->", color="0.3", lw=1.2)
+            ax.annotate("", (left + 9, y - 3), (left + 9, y), arrowprops=flow)
+            ax.annotate("", (right - 9, y), (right - 9, y - 3), arrowprops=flow)
+    bottom = -8 * (levels - 1)
+    ax.annotate("", (60, bottom - 2.5), (36, bottom - 2.5), arrowprops=dict(arrowstyle="->", color="0.3", lw=1.2))
+    ax.text(18, 6.2, "noisy latents in", ha="center", va="bottom", fontsize="small")
+    ax.text(80, 6.2, "noise estimate out", ha="center", va="bottom", fontsize="small")
+    ax.text(48, bottom - 3.6, "dashed: skip connections; in colour: blocks that merge", ha="center", va="top", fontsize="small")
+    return figure

@@ -63,6 +63,7 @@ class Parameters(Setting):
         reference: a folder of real images; None for held-out scenes (embedded model only).
         curve_images: that every method is tried on at several settings.
         curve_kinds: methods that are, by their names in `catome.study.studies.curves.kinds`; None for all.
+        timed_images: of those, that they are timed on.
         recompute: compute again what was recorded or kept.
     """
 
@@ -79,6 +80,7 @@ class Parameters(Setting):
     reference: Folder = None
     curve_images: Count = 12
     curve_kinds: curves.Kinds = None
+    timed_images: Count = 6
     recompute: Flag = False
 
     @property
@@ -89,7 +91,7 @@ class Parameters(Setting):
     @property
     def knobs(self) -> dict[int, curves.Parameters]:
         """The study of all methods at several settings, for each number of steps."""
-        own = {"only": self.curve_kinds, "recompute": self.recompute}
+        own = {"only": self.curve_kinds, "recompute": self.recompute, "timed_images": self.timed_images}
         found = {}
         for steps, setting in self.settings.items():
             sampler = None if steps == self.steps else self.sampler

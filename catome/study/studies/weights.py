@@ -358,8 +358,8 @@ class Result:
                     continue
                 own = self.sweep[way, max(fitting)]
                 key = f"{way}, t = {max(fitting):g}", name
-                pairs[key] = self.made.paired("psnr", own, peer)
+                pairs[key] = self.made.differences("psnr", own, peer)
                 columns[key] = f"{self.scores_left(own):.2f} - {most:.2f}"
-        table = quality.paired_table(pairs)
+        table = quality.difference_table(pairs)
         table.insert(0, "scores left", pd.Series(columns))
         return table.rename_axis([None, "minus"]).reset_index("minus") if pairs else table
