@@ -498,6 +498,48 @@ MUTATIONS = (
         "next(done)",
         "models/test_tiny_transformer.py -k steps_are_told",
     ),
+    Mutation(
+        "a forecast stands beside fewer steps only where these call the model more often",
+        "study/studies/curves.py",
+        "if count + more >= calls]",
+        "if count + more > calls]",
+        "study/test_curves.py -k stands_beside",
+    ),
+    Mutation(
+        "weights are credited with the dip itself",
+        "study/studies/weights.py",
+        "return self.dip(MERGED) - self.dip(WEIGHTED)",
+        "return self.dip(MERGED)",
+        "study/test_weights.py -k dip",
+    ),
+    Mutation(
+        "scores left are counted as if queries were merged",
+        "study/studies/weights.py",
+        'left if method.family == "merged keys" else left**2',
+        "left**2",
+        "study/test_weights.py -k scores",
+    ),
+    Mutation(
+        "images are drawn from all classes where they are to be drawn within them",
+        "study/measure/quality.py",
+        "len(group) * group.var(ddof=1)",
+        "len(group) * values.var(ddof=1)",
+        "study/test_quality.py -k alike",
+    ),
+    Mutation(
+        "every comparison has the images of the first",
+        "study/studies/sweep.py",
+        "images=self.compared_images[self.compared.index(threshold)]",
+        "images=self.compared_images[0]",
+        "study/test_sweep.py -k more_images",
+    ),
+    Mutation(
+        "a short generation leaves its sampler in the pipeline",
+        "study/run/generate.py",
+        "        pipe.scheduler = own",
+        "        pass",
+        "study/test_short.py -k put_back",
+    ),
 )
 
 

@@ -8,14 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from catome.policy.forecast import Forecast
 from catome.runtime.config import FAST, RECOMMENDED
 from catome.study import methods
+from catome.study.measure import quality
 from catome.study.measure import turns as timing
 from catome.study.measure.clock import method_set
 from catome.study.measure.comparison import QUALITY, Comparison
 from catome.study.measure.quality import is_best
 from catome.study.measure.turns import faster, turns, turns_on
 from catome.study.plots.frontier_figures import frontier, frontiers
+from catome.study.run.generate import with_sampler
 from catome.study.run.store import CHECKOUT, RECORDED, Store, fingerprint
 from catome.study.studies import curves, headline
 from catome.study.studies import jobs as counting
@@ -345,6 +348,30 @@ def test_the_readme_says_how_fast_merging_is(pipe):
         row = table.loc[methods.named_configuration(config, "EVEN_13").label]
         found += [f"{row[name]:.2f}" for name in ("speed-up", "speed-up low", "speed-up high")]
     assert list(said.groups()) == found
+
+
+def test_the_library_says_what_forecasts_give_in_few_steps(pipe):
+    interval = r"([\d.]+) dB \(([\d.]+) to ([\d.]+)\)"
+    said = re.search(
+        rf"`catome.Forecast\(first=2, growth=1.15\)` computes (\d) of 8 DPM\+\+ steps and comes to {interval}, and (\d+) of 20 with "
+        rf"{interval}\. Simply taking (\d) steps comes to {interval}, and (\d+) steps to {interval}",
+        " ".join((CHECKOUT / "book/library.md").read_text().split()),
+    )
+    of_forecast, of_steps = [], []
+    for steps, fewer in ((8, 6), (20, 12)):
+        kinds = curves.kinds(steps, few=True)
+        calls = sum(map(Forecast(2, 1.0, 1.15, 1).runs, range(steps)))
+        with with_sampler(pipe, "DPM++"):
+            model = fingerprint(pipe)
+        for number, method, found in (
+            (calls, kinds["forecast"]["growing by 1.15"], of_forecast),
+            (fewer, kinds["fewer steps"][f"{fewer} steps"], of_steps),
+        ):
+            rows = Store(QUALITY, RECORDED, None).find(model=model, seed=curves.HELD_OUT, steps=steps, method=method.label)
+            assert len(rows) == 12
+            psnr = rows.sort_values("image")["psnr"].to_numpy(float)
+            found += [str(number), *(f"{value:.1f}" for value in quality.mean_interval(psnr))]
+    assert list(said.groups()) == of_forecast + of_steps
 
 
 def test_each_turn_takes_another_image_and_is_kept(loaded, tmp_path, ways, monkeypatch):

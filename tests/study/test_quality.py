@@ -305,6 +305,11 @@ def test_the_images_that_are_needed_stand_beside_those_that_there_are():
     assert quality.power_words([[1.0]]).startswith("With so few images nobody can say")
 
 
+def test_a_table_of_no_differences_has_its_columns():
+    assert list(quality.difference_table({}, "dB")) == ["dB", "verdict", "after Holm"]
+    assert len(quality.difference_table({})) == 0
+
+
 def test_images_of_a_class_that_are_alike_make_intervals_within_classes_narrow():
     values, classes = [0.0, 0.2, 4.0, 4.2], ["a", "a", "b", "b"]
     assert quality.within_classes(values, classes) == pytest.approx(np.sqrt(0.02) / np.std(values, ddof=1))

@@ -298,6 +298,8 @@ def difference_table(differences: Mapping[Any, Sequence[float]], column: str = "
         differences: of each seed, by name.
         column, words: as in `paired_table`.
     """
+    if not differences:
+        return pd.DataFrame(columns=[column, "verdict", "after Holm"])
     table = paired_table({name: mean_interval(found) for name, found in differences.items()}, column, **words)
     stays = holm([mean_chance(found) for found in differences.values()])
     table["after Holm"] = [said if stay else UNTOLD for said, stay in zip(table["verdict"], stays, strict=True)]

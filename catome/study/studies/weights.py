@@ -313,18 +313,20 @@ class Result:
         return quality.difference_table(self.at_equal_scores())
 
     def queries_told(self) -> str:
-        """At how many of the points of `at_equal_scores` kept queries are closer, as a sentence."""
-        of_pair: dict[str, list[tuple[float, float, float]]] = {}
-        for (pair, _), values in self.at_equal_scores().items():
-            of_pair.setdefault(pair, []).append(quality.mean_interval(values))
-        if not of_pair:
+        """A sentence on the points of `at_equal_scores` at which kept queries are closer, with all points tested at once."""
+        differences = self.at_equal_scores()
+        if not differences:
             return "The four ways leave no share of scores in common here."
+        verdicts = self.at_equal_scores_table()["after Holm"]
         said = []
-        for found, weights in zip(of_pair.values(), ("Without weights", "With weights"), strict=True):
-            closer, farther = sum(low > 0 for _, low, _ in found), sum(high < 0 for _, _, high in found)
-            span = f"from {min(mean for mean, _, _ in found):+.1f} to {max(mean for mean, _, _ in found):+.1f} dB"
-            verdict = f"closer at {closer} of {len(found)} points and farther at {farther}"
-            said.append(f"{weights}, kept queries are detectably {verdict}, by interval; the differences go {span}.")
+        for pair, weights in zip(
+            dict.fromkeys(pair for pair, _ in differences), ("Without weights", "With weights"), strict=True
+        ):
+            means = [float(values.mean()) for (own, _), values in differences.items() if own == pair]
+            found = list(verdicts[pair])
+            counts = f"closer at {found.count('closer')} of {len(found)} points and farther at {found.count('farther')}"
+            span = f"{min(means):+.1f} to {max(means):+.1f} dB"
+            said.append(f"{weights}, kept queries are detectably {counts} (Holm's method); the differences are {span}.")
         return " ".join(said)
 
     def steps(self) -> pd.DataFrame:
