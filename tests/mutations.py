@@ -508,8 +508,8 @@ MUTATIONS = (
     Mutation(
         "weights are credited with the dip itself",
         "study/studies/weights.py",
-        "return self.dip(MERGED) - self.dip(WEIGHTED)",
-        "return self.dip(MERGED)",
+        "return at[worst] - at[lowest]",
+        "return at[worst]",
         "study/test_weights.py -k dip",
     ),
     Mutation(

@@ -281,7 +281,7 @@ def test_the_numbers_of_the_gpu_page(capsys):
     )
     assert f"so {images['headline'] * 2048 * 2 / 1e6:.0f} MB for Table IV" in text
     numbers = estimate.WEIGHTS_BYTES / 2
-    assert f"the weights take {2 * numbers / 1e9:.1f} GB in float16, being {numbers / 1e6:.0f} million numbers" in text
+    assert f"the weights ({numbers / 1e6:.0f} million numbers) take {2 * numbers / 1e9:.1f} GB in float16" in text
     assert f"the weights ({4 * numbers / 1e9:.1f} GB, since the files hold float32)" in text
     assert reference.PER_CLASS * 1000 == 5000
     assert "must print 5000" in text

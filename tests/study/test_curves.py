@@ -368,6 +368,7 @@ def test_the_library_says_what_forecasts_give_in_few_steps(pipe):
             (fewer, kinds["fewer steps"][f"{fewer} steps"], of_steps),
         ):
             rows = Store(QUALITY, RECORDED, None).find(model=model, seed=curves.HELD_OUT, steps=steps, method=method.label)
+            rows = rows[rows["image"] < 12]
             assert len(rows) == 12
             psnr = rows.sort_values("image")["psnr"].to_numpy(float)
             found += [str(number), *(f"{value:.1f}" for value in quality.mean_interval(psnr))]

@@ -333,7 +333,7 @@ def within_classes(values: Sequence[float], classes: Sequence[str]) -> float:
     images: a ratio of standard errors. NaN where a class has one image, or nothing varies."""
     values, classes = np.asarray(values, float), np.asarray(classes)
     groups = [values[classes == name] for name in dict.fromkeys(classes)]
-    if min(map(len, groups)) < 2 or not values.std():
+    if min(map(len, groups), default=0) < 2 or not values.std():
         return float("nan")
     within = sum(len(group) * group.var(ddof=1) for group in groups)
     return float(np.sqrt(within / len(values)) / values.std(ddof=1))

@@ -119,7 +119,8 @@ def real_images(
             return _resized(Image.fromarray(tiny.render(*item)), *size)
 
         def like(image: int) -> np.ndarray:
-            return read((setting.names[image], HELD_OUT + image))
+            classes = setting.classes_in_turn  # a comparison may have more images than the setting
+            return read((classes[image % len(classes)], HELD_OUT + image))
     else:
         todo = image_files(Path(folder))
         digest = hashlib.sha256()

@@ -103,7 +103,9 @@ def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
     own = {"t = 0.8": gentle, "t = 0.7": best, "t = 0.6, 4x4": fast, "t = 0.4, 4x4": strong}
     alone = dict(skipped)
     if few:
-        own["t = 0.7, kept for 4 calls"] = keys(0.7, schedule=f"EVEN_{max(1, round(steps / 4))}", compare="keys")
+        kept = keys(0.7, schedule=f"EVEN_{max(1, round(steps / 4))}", compare="keys")
+        if kept.label != best.label:
+            own["t = 0.7, kept for 4 calls"] = kept
         alone |= {f"every {interval}": methods.forecast(interval, 1, 2) for interval in (2, 3)}
     return {
         "merged keys": own,

@@ -82,13 +82,17 @@ def jobs(params: Parameters) -> Iterator[Job]:
     """All generations; the fixed shares are known only when the thresholds have run."""
     sweep = sweep_of(params)
     yield from of_images(1, params, [method.label for method in sweep.values()])
-    for t in dict.fromkeys(params.compared):
-        if t in sweep:
-            asked = params.pairs_of(t)
-            own = [sweep[t].label] if asked.images > params.images else []
-            yield from of_images(2, asked, [*own, f"ToMe, as much as t = {t:g} merges"])
+    phase = 2
+    twins = {t: f"ToMe, as much as t = {t:g} merges" for t in dict.fromkeys(params.compared) if t in sweep}
+    if twins:
+        yield from of_images(phase, params, twins.values())
+    for t, twin in twins.items():
+        asked = params.pairs_of(t)
+        if asked.images > params.images:  # the rest of its images, and all that they are compared with
+            phase += 1
+            yield from of_images(phase, asked, [sweep[t].label, twin])
     for job in allocation.jobs(params.controlled):
-        yield replace(job, phase=2 + job.phase)
+        yield replace(job, phase=phase + job.phase)
 
 
 def run(params: Parameters, pipe, **kept) -> Result:
@@ -255,9 +259,10 @@ class Result:
 
     def by_class(self) -> str:
         """A sentence on the width of the intervals of `differences`, had images been drawn within their classes."""
-        found = [
-            quality.within_classes(values, self.both[t].of(self.sweep[t])["class"]) for t, values in self.differences().items()
-        ]
+        found = []
+        for t, values in self.differences().items():
+            changed = np.isfinite(values)
+            found.append(quality.within_classes(values[changed], self.both[t].of(self.sweep[t])["class"][changed]))
         known = [f"{ratio:.2f}" for ratio in found if np.isfinite(ratio)]
         if not known:
             return "There are too few images of each class to draw them within their classes instead."
@@ -269,7 +274,7 @@ class Result:
         features = self.made.features("unmerged")
         count, size = features.shape
         spans = "span all of them" if count > size else f"span at most {count - 1} of them"
-        return f"These features have {size:,} numbers, and {count:,} images {spans}."
+        return f"These features have {size:,} dimensions, and {count:,} images {spans}."
 
     def merged_there(self) -> str:
         """Say in sentences how much is merged of the image that is timed, and on average."""

@@ -364,7 +364,9 @@ class Result:
             for setting in some:
                 if setting in other.kinds.get(kind, {}):
                     both = (of.made.of(of.kinds[kind][setting])["psnr"].to_numpy(float) for of in (other, own))
-                    found[f"{kind}, {setting}"] = np.subtract(*both)
+                    x, y = both
+                    with np.errstate(invalid="ignore"):  # an image that is unchanged on both models is no difference
+                        found[f"{kind}, {setting}"] = np.where(np.isinf(x) & np.isinf(y), 0.0, x - y)
         return found
 
     def farther_told(self) -> str:

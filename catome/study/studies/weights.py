@@ -249,7 +249,9 @@ class Result:
 
     def filling(self) -> np.ndarray:
         """By how much more weights raise the PSNR where ToMe's way is worst than at the lowest threshold, in dB, by image."""
-        return self.dip(MERGED) - self.dip(WEIGHTED)
+        lowest, worst = dip_at(self.made, self.sweep)
+        at = {t: self.more.differences("psnr", self.sweep[WEIGHTED, t], self.sweep[MERGED, t]) for t in (lowest, worst)}
+        return at[worst] - at[lowest]
 
     def filled(self) -> str:
         """Say in a sentence what the intervals tell of the dip, and of what weights do to it."""
