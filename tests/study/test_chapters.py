@@ -7,13 +7,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.patches import Rectangle
 
 from catome import SCHEDULES
 from catome.study.measure.comparison import Comparison
 from catome.study.measure.drift import mean_staleness
 from catome.study.methods import Method
-from catome.study.plots import figures
+from catome.study.plots import figures, review_figures
 from catome.study.studies import headline, schedules, sweep
+from helpers.settings import setting
 
 IMAGES = 12
 REAL = SimpleNamespace(features=np.random.default_rng(1).normal(size=(40, 4)).astype(np.float32))
@@ -236,3 +238,38 @@ def test_a_chapter_opens_with_named_pictures_in_a_row():
     assert [ax.get_title() for ax in shown] == [f"image {i}" for i in range(7)]
     assert {ax.get_gridspec().get_geometry() for ax in figure.axes} == {(2, 4)}
     plt.close(figure)
+
+
+def test_the_unet_is_drawn_with_its_topmost_blocks_in_colour(pipe, tmp_path):
+    for height, tokens in ((None, "32 \u00d7 32 = 1,024 tokens"), (128, "16 \u00d7 32 = 512 tokens")):
+        width = None if height is None else 256
+        figure = review_figures.unet(pipe, setting(tmp_path, height=height, width=width))
+        texts = [text.get_text() for text in figure.axes[0].texts]
+        assert tokens in texts
+        coloured = {patch.get_facecolor()[:3] for patch in figure.axes[0].patches if isinstance(patch, Rectangle)}
+        assert set(figures.BLOCK_COLOURS.values()) <= coloured
+        plt.close(figure)
+
+
+def test_of_curves_from_the_slowest_to_the_fastest_only_these_are_named():
+    curves = {f"class {place}": np.full(4, place / 10) for place in range(5)}
+    named = figures.staleness_by_lag(curves, "class", extremes=True)
+    texts = [text.get_text() for text in named.legends[0].get_texts()] if named.legends else []
+    texts = texts or [text.get_text() for text in named.axes[0].get_legend().get_texts()]
+    assert texts == ["others", "class 0 (slowest)", "class 4 (fastest)"]
+    every = figures.staleness_by_lag(curves, "class")
+    assert [text.get_text() for text in every.axes[0].get_legend().get_texts()] == list(curves)
+    plt.close("all")
+
+
+def test_a_schedule_that_is_far_off_has_its_number_at_the_edge():
+    gains = {"best 2": ("derived", 0.5), "CONFIG_3": ("paper", 0.0), "step 0 only": ("bounds", -9.0)}
+    rows = [
+        {"threshold": 0.7, "kind": kind, "schedule": name, "checkpoints": 2, "staleness": place, "gain": gain}
+        | {"gain low": gain - 0.2, "gain high": gain + 0.2}
+        for place, (name, (kind, gain)) in enumerate(gains.items())
+    ]
+    ax = figures.schedule_plot(pd.DataFrame(rows), "CONFIG_3").axes[0]
+    assert [text.get_text() for text in ax.texts] == ["\u2190 -9.0 [-9.2, -8.8]"]
+    assert ax.get_xlim()[0] > -2
+    plt.close("all")

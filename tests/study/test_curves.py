@@ -195,6 +195,8 @@ def test_each_number_of_steps_has_a_frontier():
     assert leads["8 steps", "ToMe, r = 0.25"] == "-15.0 [-15.0, -15.0]"
     assert leads["50 steps", "ToMe, r = 0.25"] == "+5.0 [+5.0, +5.0]"
     assert several.words()["papers_curve_few"] == "No setting of CA-ToMe was tried."
+    assert several.words()["curve_settings"] == "There are 3 in 8 steps and 3 in 50 steps."
+    assert several.words()["forecasts_curve_few"] == "In 8 steps, no forecast was tried beside fewer steps."
 
 
 @pytest.mark.parametrize(
@@ -234,6 +236,10 @@ def test_a_forecast_stands_beside_fewer_steps_with_at_least_as_many_calls(steps,
     assert all((values == 5).all() for values in found.forecasts().values())
     table = curves.Lengths({steps: found}, {}).forecasts()
     assert table["difference (dB)"].tolist() == ["+5.00 [+5.00, +5.00]"] * 3
+    said = curves.Lengths({steps: found}, {}).forecasts_told(steps)
+    assert said.startswith(f"In {steps} steps, images by a forecast growing by 1.15 (")
+    assert said.endswith("): +5.0 [+5.0, +5.0] dB.")
+    assert "are closer to unmerged than those of" in said
     alone = curves.Result(params, {"forecast": params.kinds["forecast"]}, made)
     assert alone.forecasts() == {}
 

@@ -193,6 +193,17 @@ def test_words_are_glued_without_quotation_marks(monkeypatch):
     assert pasted["dip-merged"].text == "+1.3 [+0.2, +2.4]"
 
 
+def test_an_image_that_nothing_changes_at_the_worst_threshold_is_no_gain():
+    psnr = FLAT | {(MERGED, 0.7): 28.0, (WEIGHTED, 0.7): 31.0, (MERGED, 0.9): 40, (WEIGHTED, 0.9): 40}
+    found = result(psnr)
+    rows = found.more.rows
+    for way in (MERGED, WEIGHTED):
+        rows.loc[(rows["method"] == found.sweep[way, 0.7].label) & (rows["image"] == 0), "psnr"] = np.inf
+    assert np.isfinite(found.filling()).all()
+    assert found.filling()[1:].mean() == pytest.approx(3, abs=0.1)
+    assert "nan" not in found.filled()
+
+
 def test_images_that_nothing_changes_are_no_difference():
     unchanged = result(FLAT | {(MERGED, 0.9): float("inf"), (WEIGHTED, 0.9): float("inf")})
     assert (unchanged.made.differences("psnr", *(unchanged.sweep[way, 0.9] for way in (MERGED, WEIGHTED))) == 0).all()

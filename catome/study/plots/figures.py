@@ -349,16 +349,18 @@ def staleness_maps(matrices: dict[str, np.ndarray]):
     return figure
 
 
-def staleness_by_lag(curves: dict[str, np.ndarray], label: str, scale: dict[str, float] | None = None, palette: str = "flare"):
+def staleness_by_lag(
+    curves: dict[str, np.ndarray], label: str, scale: dict[str, float] | None = None, palette: str = "flare", extremes=False
+):
     """Mean distance of steps that are k apart: curves ``[k]`` or, with a band, ``[images, k]``; ``scale`` stretches the x
-    axis. Of more than six curves only the first and the last have a colour and a name."""
+    axis. With ``extremes``, curves go from the slowest to the fastest, and only these two have a colour and a name."""
     figure, ax = plt.subplots(figsize=(WIDTH * 0.62, 3.0))
     colours = dict(zip(curves, sns.color_palette(palette, len(curves)), strict=True))
     names = {name: name for name in curves}
-    if len(curves) > 6:
+    if extremes and len(curves) > 2:
         first, *others, last = curves
         colours = dict.fromkeys(others, (0.75, 0.75, 0.75)) | {first: PALETTE[2], last: PALETTE[3]}
-        names = {first: f"{first} (slowest)", others[0]: "all others", last: f"{last} (fastest)"}
+        names = {first: f"{first} (slowest)", others[0]: "others", last: f"{last} (fastest)"}
         curves = {name: curves[name] for name in (*others, first, last)}  # the coloured ones lie on top
     for name, values in curves.items():
         colour = colours[name]

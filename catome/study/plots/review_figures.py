@@ -26,6 +26,8 @@ from catome.study.plots.figures import (
     token_map,
 )
 from catome.study.run.denoiser import topmost_blocks
+from catome.study.run.parameters import Setting
+from catome.study.run.store import image_size
 from catome.tensors.matching import Matches
 
 
@@ -165,19 +167,21 @@ def _bars_of_time(ax, times: Mapping[str, float]) -> None:
         side.set_visible(False)
 
 
-def unet(model):
+def unet(pipe, setting: Setting):
     """Draw a U-Net with its levels, its skip connections and, in colour, the transformer blocks that merge: the topmost ones.
 
     Args:
-        model: a U-Net of diffusers.
+        pipe: a pipeline with a U-Net.
+        setting: whose images have the size that decides how many tokens there are.
     """
-    levels, side = len(model.config.block_out_channels), model.config.sample_size
+    model, levels = pipe.unet, len(pipe.unet.config.block_out_channels)
+    grid = [edge // pipe.vae_scale_factor for edge in image_size(pipe, setting)]
     blocks = list(topmost_blocks(model))
     figure, ax = plt.subplots(figsize=(WIDTH, 0.62 * levels + 1.1))
     ax.set(xlim=(-1, 101), ylim=(-levels * 8 - 6, 8))
     ax.axis("off")
     for level in range(levels):
-        y, tokens = -8 * level, (side >> level) ** 2
+        y, rows, columns = -8 * level, -(-grid[0] // 2**level), -(-grid[1] // 2**level)
         left, right = 6 * level, 100 - 6 * level
         merging = {
             "down": [name for name in blocks if name.startswith(f"down_blocks.{level}.")],
@@ -191,14 +195,8 @@ def unet(model):
                 colour = BLOCK_COLOURS.get(short_name(name), PALETTE[1])
                 ax.add_patch(plt.Rectangle(corner, width - 1, 3.4, facecolor=colour, edgecolor="none"))
         ax.annotate("", (59.5, y + 2.5), (36.5, y + 2.5), arrowprops=dict(arrowstyle="->", color="0.6", ls="--", lw=0.8))
-        ax.text(
-            48,
-            y + 3.1,
-            f"{side >> level} \u00d7 {side >> level} = {tokens:,} tokens",
-            ha="center",
-            va="bottom",
-            fontsize="small",
-        )
+        size = f"{rows} \u00d7 {columns} = {rows * columns:,} tokens"
+        ax.text(48, y + 3.1, size, ha="center", va="bottom", fontsize="small")
         if level + 1 < levels:
             flow = dict(arrowstyle="->", color="0.3", lw=1.2)
             ax.annotate("", (left + 9, y - 3), (left + 9, y), arrowprops=flow)

@@ -394,19 +394,32 @@ class Lengths:
         """`Result.shown` for each number of steps."""
         return self._joined({steps: self.results[steps].shown(records) for steps, records in self.records.items()})
 
+    def settings(self) -> str:
+        """A sentence on how many settings each number of steps has."""
+        counts = [f"{len(records)} in {steps} steps" for steps, records in self.records.items()]
+        return f"There are {quality.listed(counts)}."
+
+    def forecasts_told(self, steps: int) -> str:
+        """A sentence on the first forecast of `forecasts` for a number of steps."""
+        for name, values in self.results[steps].forecasts().items():
+            mean, low, high = quality.mean_interval(values)
+            verdict = quality.verdict(low, high, "are closer to unmerged than", "are farther from unmerged than")
+            verdict = "differ in no detectable way from" if verdict == quality.UNTOLD else verdict
+            forecast, fewer = name.split(" - ")
+            return (
+                f"In {steps} steps, images by a forecast {forecast} {verdict} those of {fewer}: "
+                f"{quality.spoken((mean, low, high))} dB."
+            )
+        return f"In {steps} steps, no forecast was tried beside fewer steps."
+
     def words(self) -> dict[str, str]:
         """The numbers that the chapter's text takes up, by their names there, with _ for -."""
         few = min(self.results)
-        gains = [
-            f"{name}: {quality.spoken(quality.mean_interval(found))} dB"
-            for name, found in self.results[few].forecasts().items()
-        ]
-        settings = sorted({len(records) for records in self.records.values()})
         return {
             "curve_images": str(self.results[few].params.images),
-            "curve_settings": quality.listed([str(count) for count in settings]),
+            "curve_settings": self.settings(),
             "curve_clock": turns_on(self.clocks[few]),
             "papers_curve_few": self.results[few].place_of(self.records[few], "CA-ToMe"),
-            "forecasts_curve_few": gains[0] if gains else "no forecast was tried with fewer steps beside it",
+            "forecasts_curve_few": self.forecasts_told(few),
             "own_curve_few": self.results[few].place_of(self.records[few], "merged keys"),
         }
