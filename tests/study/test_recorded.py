@@ -44,6 +44,19 @@ def test_what_a_chapter_shows_is_recorded(name, tmp_path, nothing_generated):
 
 
 @pytest.mark.slow
+def test_the_readme_says_what_is_unbeaten_in_few_steps(tmp_path, nothing_generated):
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert "there, too, merged keys and forecasts are unbeaten in measured time, and CA-ToMe at no threshold" in readme
+    params = of_preset(OF_CHAPTERS["short"], tmp_path)
+    lengths = curves.of_lengths(params.knobs, load(params))
+    assert sorted(lengths.records) == [8, 20, 50]
+    for records in lengths.records.values():
+        unbeaten = set(records.loc[records["best in time"], "kind"])
+        assert {"merged keys", "forecast"} <= unbeaten
+        assert "CA-ToMe" not in unbeaten
+
+
+@pytest.mark.slow
 def test_what_is_not_recorded_is_seen(tmp_path, nothing_generated):
     study = OF_CHAPTERS["headline"]
     given = of_preset(study, tmp_path).common(images=1, seed=123456)
