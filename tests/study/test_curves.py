@@ -45,13 +45,15 @@ def test_few_steps_have_settings_that_fit_them():
     params = curves.Parameters(steps=20, sampler="DPM++")
     labels = [method.label for method in curves._all_of(params.kinds)]
     assert len(set(labels)) == len(labels)
-    assert "EVEN_5" in params.kinds["merged keys"]["t = 0.7, kept for 4 calls"].label
+    assert "EVEN_5" in params.kinds["merged keys (few searches)"]["t = 0.7, kept for 4 calls"].label
     assert params.kinds["forecast"]["growing by 1.15"].label == "forecast(interval=1, order=1, first=2, growth=1.15)"
-    assert list(curves.kinds(20, few=True)["forecast"])[-2:] == ["every 2", "every 3"]
+    assert list(curves.kinds(20, few=True)["forecast (equal gaps)"]) == ["every 2", "every 3"]
+    some = curves.Parameters(steps=20, sampler="DPM++", only=["forecast", "ToDo"]).kinds
+    assert list(some) == ["ToDo", "forecast", "forecast (equal gaps)"]
     assert {job.calls for job in curves.jobs(params)} == {20}
     assert {job.calls for job in curves.jobs(curves.Parameters(steps=20))} == {21}
-    unlike = {name for name, some in curves.kinds(20, few=True).items() if list(some) != list(curves.kinds(20)[name])}
-    assert unlike == {"merged keys", "forecast"}
+    assert set(curves.kinds(20, few=True)) - set(curves.kinds(20)) == {"merged keys (few searches)", "forecast (equal gaps)"}
+    assert "merged keys (few searches)" not in curves.kinds(52, few=True)  # the library's schedule is the same there
 
 
 @pytest.mark.parametrize("given", ["PLMS", 3, ""])

@@ -10,8 +10,8 @@ from catome.study.plots.figures import PALETTE, WIDTH
 
 GROUPS = {
     "fewer tokens": (":", ("ToMe", "tomesd", "CA-ToMe", "ToFu", "SiTo")),
-    "fewer keys": ("-", ("merged keys", "ToDo", "average pooling")),
-    "fewer calls": ("--", ("DeepCache", "forecast", "fewer steps")),
+    "fewer keys": ("-", ("merged keys", "merged keys (few searches)", "ToDo", "average pooling")),
+    "fewer calls": ("--", ("DeepCache", "forecast", "forecast (equal gaps)", "fewer steps")),
     "both": ("-.", ("merged keys + DeepCache", "merged keys + forecast")),
 }
 """The groups of methods, by how they save: each group has a line of its own."""
@@ -23,10 +23,12 @@ LOOKS = {
     "ToFu": (6, "^"),
     "SiTo": (5, "v"),
     "merged keys": (3, "o"),
+    "merged keys (few searches)": (3, "v"),
     "ToDo": (2, "s"),
     "average pooling": (8, "D"),
     "DeepCache": (4, "o"),
     "forecast": (0, "P"),
+    "forecast (equal gaps)": (9, "P"),
     "fewer steps": (7, "X"),
     "merged keys + DeepCache": (3, "*"),
     "merged keys + forecast": (1, "*"),

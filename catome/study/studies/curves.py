@@ -63,7 +63,7 @@ class Parameters(Setting):
     def kinds(self) -> dict[str, dict[str, Method]]:
         """`kinds`, as far as they are asked for."""
         every = kinds(self.steps, few=self.sampler is not None)
-        return {name: some for name, some in every.items() if self.only is None or name in self.only}
+        return {name: some for name, some in every.items() if self.only is None or name.split(" (")[0] in self.only}
 
 
 def beside(setting: Setting, images: int, **own) -> Parameters:
@@ -100,15 +100,13 @@ def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
     deep = {interval: methods.deep_cache(interval) for interval in (2, 3, 5)}
     skipped = {f"growing by {growth:g}": _growing(first, growth, steps, few) for first, growth in GROWING}
     fewer = dict.fromkeys(methods.kept_steps(share, steps) for share in KEPT_STEPS)
-    own = {"t = 0.8": gentle, "t = 0.7": best, "t = 0.6, 4x4": fast, "t = 0.4, 4x4": strong}
-    alone = dict(skipped)
-    if few:
-        kept = keys(0.7, schedule=f"EVEN_{max(1, round(steps / 4))}", compare="keys")
-        if kept.label != best.label:
-            own["t = 0.7, kept for 4 calls"] = kept
-        alone |= {f"every {interval}": methods.forecast(interval, 1, 2) for interval in (2, 3)}
-    return {
-        "merged keys": own,
+    found = {
+        "merged keys": {"t = 0.8": gentle, "t = 0.7": best, "t = 0.6, 4x4": fast, "t = 0.4, 4x4": strong},
+    }
+    seldom = keys(0.7, schedule=f"EVEN_{max(1, round(steps / 4))}", compare="keys")
+    if few and seldom.label != best.label:
+        found["merged keys (few searches)"] = {"t = 0.7, kept for 4 calls": seldom}
+    found |= {
         "CA-ToMe": {f"t = {t:g}": methods.ca_tome(t, "CONFIG_3") for t in (0.9, 0.8, 0.7)},
         "ToMe": {f"r = {r:g}": methods.tome(r) for r in SHARES},
         "tomesd": {f"r = {r:g}": methods.tomesd(r) for r in SHARES},
@@ -117,7 +115,11 @@ def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
         "ToDo": {"1x2": methods.todo(2, rows=1), "2x2": methods.todo(2), "4x4": methods.todo(4)},
         "average pooling": {"2x2": from_papers.average_pooling(2), "4x4": from_papers.average_pooling(4)},
         "DeepCache": {f"every {interval}": method for interval, method in deep.items()},
-        "forecast": alone,
+        "forecast": skipped,
+    }
+    if few:
+        found["forecast (equal gaps)"] = {f"every {interval}": methods.forecast(interval, 1, 2) for interval in (2, 3)}
+    return found | {
         "fewer steps": {f"{kept} steps": methods.fewer_steps(kept) for kept in fewer},
         "merged keys + DeepCache": {f"every {interval}": together(best, deep[interval]) for interval in (2, 3)},
         "merged keys + forecast": {name: together(best, skipped[name]) for name in ("growing by 1.15", "growing by 1.3")},
