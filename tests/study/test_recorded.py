@@ -5,8 +5,10 @@ import sys
 import pytest
 import yaml
 
+from catome.study.measure import quality
 from catome.study.run.generate import load
 from catome.study.studies import OF_CHAPTERS, curves
+from catome.study.studies.weights import WEIGHTED
 from helpers.paths import ROOT
 
 
@@ -41,6 +43,16 @@ def test_what_a_chapter_shows_is_recorded(name, tmp_path, nothing_generated):
         knobs = params.knobs if name == "short" else {params.steps: params.knobs}
         curves.of_lengths(knobs, pipe)
     assert not list(tmp_path.glob("*.parquet"))
+
+
+@pytest.mark.slow
+def test_the_page_of_claims_says_what_weights_do_to_the_dip(tmp_path, nothing_generated):
+    params = of_preset(OF_CHAPTERS["weights"], tmp_path)
+    found = OF_CHAPTERS["weights"].run(params, load(params))
+    assert found.filled().startswith("Weights remove the dip")
+    mean, low, high = quality.mean_interval(-found.dip(WEIGHTED))
+    said = f"on the same {len(found.dip(WEIGHTED))} images, with each group weighted by its size, t = 0.4 is {mean:.2f} dB "
+    assert said + f"[{low:.2f}, {high:.2f}] farther than t = 0.7" in (ROOT / "book/claims.md").read_text()
 
 
 @pytest.mark.slow
