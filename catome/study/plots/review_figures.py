@@ -177,8 +177,8 @@ def unet(pipe, setting: Setting):
     model, levels = pipe.unet, len(pipe.unet.config.block_out_channels)
     grid = [edge // pipe.vae_scale_factor for edge in image_size(pipe, setting)]
     blocks = list(topmost_blocks(model))
-    figure, ax = plt.subplots(figsize=(WIDTH, 0.62 * levels + 1.1))
-    ax.set(xlim=(-1, 101), ylim=(-levels * 8 - 6, 8))
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.62 * levels + 0.6))
+    ax.set(xlim=(-1, 101), ylim=(-levels * 8, 8))
     ax.axis("off")
     for level in range(levels):
         y, rows, columns = -8 * level, -(-grid[0] // 2**level), -(-grid[1] // 2**level)
