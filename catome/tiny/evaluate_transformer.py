@@ -54,9 +54,7 @@ first to last (1 where attention is spread evenly over all N keys, near 0 where 
 |---|---|
 {by_class}
 
-**Aim.** At least {AIM:.0%} of the samples named correctly. {reached}
-
-**Limits.** Those of `data/tiny-sd`, and it is trained less.
+**Aim.** At least {AIM:.0%} of the samples named correctly. {reached} **Limits.** Those of `data/tiny-sd`, and it is trained less.
 """)
 
 

@@ -273,3 +273,12 @@ def test_a_schedule_that_is_far_off_has_its_number_at_the_edge():
     assert [text.get_text() for text in ax.texts] == ["\u2190 -9.0 [-9.2, -8.8]"]
     assert ax.get_xlim()[0] > -2
     plt.close("all")
+
+
+def test_pictures_of_an_opening_are_made_smaller():
+    image = np.random.default_rng(0).random((2 * figures.OPENING, figures.OPENING, 3))
+    figure = figures.opening({"tall": image, "small": image[:8, :8]})
+    tall, small = (ax.images[0].get_array().shape[:2] for ax in figure.axes[:2])
+    assert tall == (figures.OPENING, figures.OPENING // 2)
+    assert small == (8, 8)
+    plt.close(figure)

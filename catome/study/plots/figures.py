@@ -159,6 +159,20 @@ def contact_sheet(images: np.ndarray, names: list[str], columns: int = 6):
     return figure
 
 
+OPENING = 176
+"""Pixels that a picture of `opening` has at most, each way: a little more than are shown, so that the page stays small."""
+
+
+def _smaller(image: np.ndarray, most: int) -> np.ndarray:
+    """An image ``[H, W, 3]`` in [0, 1], made smaller if one of its edges is longer than that."""
+    height, width = image.shape[:2]
+    share = most / max(height, width)
+    if share >= 1:
+        return image
+    pixels = Image.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8))
+    return np.asarray(pixels.resize((round(width * share), round(height * share)), Image.LANCZOS)) / 255
+
+
 def opening(pictures: dict[str, np.ndarray], plain: str | None = None):
     """Draw the pictures that a chapter opens with, ``[H, W, 3]`` in [0, 1]: in one row, or in two if there are more than six.
 
@@ -175,7 +189,7 @@ def opening(pictures: dict[str, np.ndarray], plain: str | None = None):
         ax.axis("off")
     for ax, (name, image) in zip(axes.flat, pictures.items(), strict=False):
         ax.axis("on")
-        show_image(ax, image)
+        show_image(ax, _smaller(image, OPENING))
         ax.set_title(name, fontsize="small")
         if name == plain:
             ax.spines[:].set(visible=True, color=METHOD_COLOURS["unmerged"], linewidth=3)
