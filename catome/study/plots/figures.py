@@ -265,7 +265,9 @@ def similarity_by_step(best: np.ndarray, blocks: list[str], low: float | None = 
     figure, axes = plt.subplots(1, len(blocks), figsize=(WIDTH, 2.7), sharey=True)
     for i, (ax, block) in enumerate(zip(np.atleast_1d(axes), blocks, strict=True)):
         density = np.stack([np.histogram(step, edges, density=True)[0] for step in best[:, i].reshape(len(best), -1)])
-        ax.pcolormesh(np.arange(len(best)), (edges[1:] + edges[:-1]) / 2, density.T, cmap="rocket_r", shading="nearest")
+        middles = (edges[1:] + edges[:-1]) / 2
+        # as pixels within the drawing: thousands of little rectangles would make the page megabytes larger
+        ax.pcolormesh(np.arange(len(best)), middles, density.T, cmap="rocket_r", shading="nearest", rasterized=True)
         quantiles = np.quantile(best[:, i].reshape(len(best), -1), [0.1, 0.5, 0.9], axis=1)
         for line, style in zip(quantiles, (":", "-", ":"), strict=True):
             ax.plot(line, style, color="white", lw=2.6)
