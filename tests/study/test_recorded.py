@@ -14,10 +14,10 @@ from helpers.paths import ROOT
 
 def of_preset(study, folder):
     """The parameters with which `make book` runs a study's chapter."""
-    given = {"output": str(folder)}
+    given = {}
     for file in ("tiny.yaml", f"tiny/{study.NOTEBOOK}.yaml"):
-        given = yaml.safe_load((ROOT / "data/presets" / file).read_text()) | given
-    return study.Parameters.checked(given)
+        given |= yaml.safe_load((ROOT / "data/presets" / file).read_text())
+    return study.Parameters.checked(given | {"output": str(folder)})
 
 
 @pytest.fixture
