@@ -40,7 +40,7 @@ class Mutation:
 PLANS = "core/test_matching_and_plan.py core/test_patch.py -k 'not checkpoint'"
 STEPS = "core/runtime/test_steps.py core/runtime/test_generations.py"
 ONLINE = "core/test_online.py"
-DRIFT = "study/test_results.py -k 'drift or staleness or derived or jaccard'"
+DRIFT = "study/test_results.py -k 'staleness or derived or jaccard or drift'"
 QUALITY = "study/test_quality.py"
 
 MUTATIONS = (

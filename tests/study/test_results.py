@@ -450,6 +450,17 @@ def test_drift_is_computed_once_and_only_where_something_is_missing(pipe, tmp_pa
     assert 1 in generated
 
 
+def test_the_staleness_of_a_schedule_is_that_since_its_last_checkpoint():
+    cost = [[0, 1, 2, 3], [0, 0, 20, 30], [0, 0, 0, 400], [0, 0, 0, 0]]
+    assert total_staleness(cost, (0, 2)) == 1 + 400
+    assert total_staleness(cost, (0,)) == 1 + 2 + 3
+
+
+def test_a_derived_schedule_has_a_step_for_each_checkpoint_where_nothing_is_stale():
+    found = schedule.derive(torch.zeros(6, 6), 4)
+    assert len(set(schedule.parse_schedule(found).steps)) == 4
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_derived_schedules_are_optimal(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -159,7 +159,7 @@ def test_noise_has_the_size_asked_for_and_does_not_depend_on_the_batch(pipe):
     plain = called(500)
     with methods.noise(0.1).applied(pipe):
         noisy, again, later = called(500), called(500), called(20)
-        alone = called(500, slice(1))
+        alone, second = called(500, slice(1)), called(500, slice(1, 2))
         in_words = pipe.unet(sample=latents, timestep=torch.tensor(500), encoder_hidden_states=text, return_dict=False)[0]
     added = noisy - plain
     ratios = added.flatten(1).std(1) / plain.flatten(1).std(1)
@@ -167,6 +167,7 @@ def test_noise_has_the_size_asked_for_and_does_not_depend_on_the_batch(pipe):
     torch.testing.assert_close(noisy, again)
     torch.testing.assert_close(noisy, in_words)
     torch.testing.assert_close(noisy[:1], alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(noisy[1:], second, atol=1e-4, rtol=1e-4)  # each row has a scale of its own
     torch.testing.assert_close(called(500), plain)
     other = later - called(20)
     assert abs(torch.corrcoef(torch.stack([added.flatten(), other.flatten()]))[0, 1]) < 0.1
