@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from catome import tiny
 from catome.study.run.denoiser import denoiser, topmost_downsample
-from catome.study.run.parameters import DTYPES, EMBEDDED, Setting
+from catome.study.run.parameters import DTYPES, EMBEDDED, SAMPLERS, Setting
 from catome.study.run.store import image_size
 from catome.tiny.model import read_pipeline
 from catome.tiny.transformer import PixArtPipeline
 
 T = TypeVar("T")
 
-_SAMPLERS = {"DPM++": DPMSolverMultistepScheduler, "Euler": EulerDiscreteScheduler}
+_SAMPLERS = dict(zip(SAMPLERS, (DPMSolverMultistepScheduler, EulerDiscreteScheduler), strict=True))
 _LOADERS = {"tiny": tiny.load_pipeline, "tiny-pixart": tiny.load_transformer}
 
 

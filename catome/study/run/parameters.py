@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -182,8 +182,11 @@ StepCounts = Annotated[tuple, checked_by(_step_counts(empty=False))]
 OtherStepCounts = Annotated[tuple, checked_by(_step_counts(empty=True))]
 Part = Annotated[float, checked_by(_number(0, 1))]
 Distances = Annotated[tuple, checked_by(_numbers(0, 1))]
-Sampler = Annotated[str, checked_by(_one_of("DPM++", "Euler"))]
-OwnSampler = Annotated[str | None, checked_by(_one_of("DPM++", "Euler", None))]
+SAMPLERS = ("DPM++", "Euler")
+"""For short generations, by their names in the field."""
+
+Sampler = Annotated[str, checked_by(_one_of(*SAMPLERS))]
+OwnSampler = Annotated[str | None, checked_by(_one_of(*SAMPLERS, None))]
 Guidances = Annotated[tuple, checked_by(_numbers(0, 100, empty=True))]
 ScheduleName = Annotated[object, checked_by(_schedule)]
 
@@ -318,6 +321,10 @@ class Setting:
     def prompts(self) -> list[str]:
         """The prompt of each image."""
         return [self.prompt.format(name) for name in self.names]
+
+    def at_least(self, images: int | None) -> Self:
+        """The same with so many images, if it has fewer; None changes nothing."""
+        return replace(self, images=max(self.images, images or 0))
 
     @property
     def calls(self) -> int:

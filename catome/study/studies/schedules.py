@@ -72,7 +72,7 @@ class Parameters(Setting):
     @property
     def of_base(self) -> Setting:
         """The images over which pairs found at every step are compared with CONFIG_3."""
-        return replace(self, images=max(self.images, self.base_images or 0))
+        return self.at_least(self.base_images)
 
     @property
     def watched(self) -> Setting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,7 @@ class Parameters(Setting):
     @property
     def of_dip(self) -> Setting:
         """The images over which the dip is judged: at least as many as there are of all others."""
-        return replace(self, images=max(self.images, self.dip_images or 0))
+        return self.at_least(self.dip_images)
 
 
 def sweep_of(params: Parameters) -> dict[tuple[str, float], Method]:
