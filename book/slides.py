@@ -2,12 +2,13 @@
 
     python book/slides.py EXECUTED_NOTEBOOKS_DIR OUT_DIR
 
-writes ``lecture_1.html`` ... and the assets they need, which load nothing from another host. What is on a slide is decided by
-the tags of a notebook's cells:
+writes ``lecture_1.html`` ... and the assets they need, which load nothing from another host. What is on a
+slide is decided by the tags of a notebook's cells:
 
 ``slide``
-    A Markdown cell that is a slide: a heading, and a few words below it. The book leaves it out (tag ``remove-cell``). Up to
-    the next slide, the figures that follow are shown on it, and the prose and the computed sentences become its notes.
+    A Markdown cell that is a slide: a heading, and a few words below it. The book leaves it out (tag
+    ``remove-cell``). Up to the next slide, the figures that follow are shown on it, and the prose and the
+    computed sentences become its notes.
 ``slide-output``
     A code cell whose tables, sentences and printed lines are shown as well.
 ``slide-code``
@@ -15,8 +16,8 @@ the tags of a notebook's cells:
 ``slide-skip``
     A code cell of which nothing is shown.
 
-Other tags ``slide-*`` of a slide are classes for the style sheet. Title, goals, mistakes and exercises are those of
-``teach.md``.
+Other tags ``slide-*`` of a slide are classes for the style sheet. Title, goals, mistakes and exercises are
+those of ``teach.md``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ SIDE = 1.95
 """A figure that is less wide than this times its height stands beside the words, any other one below them."""
 
 ROLE = r"\{%s\}`([^`]+)`"
-DIRECTIVE = re.compile(r"^(`{3,})\{([\w:-]+)\} ?([^\n]*)\n((?::[\w-]+:[^\n]*\n)*)(.*?)^\1 *$", re.MULTILINE | re.DOTALL)
+DIRECTIVE = re.compile(
+    r"^(`{3,})\{([\w:-]+)\} ?([^\n]*)\n((?::[\w-]+:[^\n]*\n)*)(.*?)^\1 *$", re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass
@@ -79,7 +82,8 @@ class Slide:
 
     @property
     def layout(self) -> str:
-        """``side`` (words beside a tall figure or one to play with), ``wide`` (a figure or table below them), or ``words``."""
+        """``side`` (words beside a tall figure or one to play with), ``wide`` (a figure or table below them),
+        or ``words``."""
         if any('<figure class="catome-' in block for block in self.blocks):
             return "side"
         if len(self.figures) == 1 and not self.blocks and self.text and self.figures[0].aspect < SIDE:
@@ -118,7 +122,8 @@ def bibliography():
 
 
 def citation(keys: str, bracketed: bool) -> str:
-    """``(Bolya and Hoffman, 2023)``, or without the brackets around the names, for keys with commas between them."""
+    """``(Bolya and Hoffman, 2023)``, or without the brackets around the names, for keys with commas between
+    them."""
     said = []
     for entry in (bibliography()[key.strip()] for key in keys.split(",")):
         names = [" ".join(map(str, person.rich_last_names)) for person in entry.persons["author"]]
@@ -130,7 +135,8 @@ def citation(keys: str, bracketed: bool) -> str:
 
 
 def prose(text: str) -> str:
-    """Plain Markdown of the book's MyST: what only Sphinx can resolve becomes words, and exercises go (they have slides)."""
+    """Plain Markdown of the book's MyST: what only Sphinx can resolve becomes words, and exercises go (they
+    have slides)."""
 
     def directive(match: re.Match) -> str:
         name, body = match[2], match[5]
@@ -151,7 +157,9 @@ def prose(text: str) -> str:
 
 def html(markdown: str) -> str:
     """HTML of Markdown with mathematics, highlighted code and tables."""
-    rendered = MarkdownWithMath(renderer=IPythonRenderer(escape=False, exclude_anchor_links=True)).render(markdown)
+    rendered = MarkdownWithMath(renderer=IPythonRenderer(escape=False, exclude_anchor_links=True)).render(
+        markdown
+    )
     return re.sub(r'(<h\d) id="[^"]*"', r"\1", rendered)
 
 
@@ -170,7 +178,11 @@ def excerpt(code: str) -> str:
     """Code without the statements that only print or draw what the slide shows below it."""
     lines = code.splitlines()
     for statement in reversed(ast.parse(code).body):
-        called = ast.unparse(statement.value.func) if isinstance(getattr(statement, "value", None), ast.Call) else ""
+        called = (
+            ast.unparse(statement.value.func)
+            if isinstance(getattr(statement, "value", None), ast.Call)
+            else ""
+        )
         if isinstance(statement, ast.Expr) and re.fullmatch(r"print|display|(figures|plt)\.\w+", called):
             del lines[statement.lineno - 1 : statement.end_lineno]
     return "\n".join(lines).strip()
@@ -184,14 +196,18 @@ def _figures(cell, chapter: str) -> Iterator[tuple[Figure, bytes]]:
         data = output.get("data", {})
         if svg := data.get("image/svg+xml"):
             content, kind = svg.encode(), "svg"
-            width, height = (float(re.search(rf'<svg[^>]*\b{side}="([\d.]+)', svg)[1]) for side in ("width", "height"))
+            width, height = (
+                float(re.search(rf'<svg[^>]*\b{side}="([\d.]+)', svg)[1]) for side in ("width", "height")
+            )
         elif png := data.get("image/png"):
             content, kind = b64decode(png), "png"
             width, height = struct.unpack(">II", content[16:24])
         else:
             continue
         if not alt:
-            raise ValueError(f"cell {cell.id} of {chapter} has a figure without a text for those who do not see it")
+            raise ValueError(
+                f"cell {cell.id} of {chapter} has a figure without a text for those who do not see it"
+            )
         name = about.get("figure", {}).get("name", f"{chapter}-{cell.id}-{number}")
         yield Figure(f"figures/{name}.{kind}", alt, caption, width / height), content
 
@@ -204,7 +220,8 @@ def _words(output) -> str | None:
 
 
 def _show(slide: Slide, cell, chapter: str, files: dict[str, bytes]) -> None:
-    """Put on the slide what its tags allow of a code cell, and the computed sentences that are not shown into the notes."""
+    """Put on the slide what its tags allow of a code cell, and the computed sentences that are not shown into
+    the notes."""
     tags = cell.metadata.get("tags", [])
     if "slide-code" in tags:
         slide.blocks.append(html(f"```python\n{excerpt(cell.source)}\n```"))
@@ -234,7 +251,8 @@ def glued(notebook) -> dict[str, str]:
 
 
 def fill(notebook) -> None:
-    """Put what an executed notebook gives to its text in the place of the roles for it; an ellipsis where it gives nothing."""
+    """Put what an executed notebook gives to its text in the place of the roles for it; an ellipsis where it
+    gives nothing."""
     given = glued(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -242,7 +260,8 @@ def fill(notebook) -> None:
 
 
 def slides_of(notebook, chapter: str, files: dict[str, bytes]) -> list[Slide]:
-    """The slides of an executed notebook, after one that opens the chapter and has the notes of what comes before the first.
+    """The slides of an executed notebook, after one that opens the chapter and has the notes of what comes
+    before the first.
 
     A slide without words whose figure was not drawn, as where nothing is recorded yet, is left out.
 
@@ -254,7 +273,9 @@ def slides_of(notebook, chapter: str, files: dict[str, bytes]) -> list[Slide]:
     Raises:
         ValueError: a slide has no heading, or a figure has no text for those who do not see it.
     """
-    title = next(re.match(r"# (.+)", cell.source)[1] for cell in notebook.cells if cell.source.startswith("# "))
+    title = next(
+        re.match(r"# (.+)", cell.source)[1] for cell in notebook.cells if cell.source.startswith("# ")
+    )
     found = [Slide(title, kinds=["opener"], footer=title)]
     fill(notebook)
     for cell in notebook.cells:
@@ -262,7 +283,9 @@ def slides_of(notebook, chapter: str, files: dict[str, bytes]) -> list[Slide]:
         if cell.cell_type == "markdown" and "slide" in tags:
             heading = re.match(r"#+ (.+)\n*", cell.source)
             if not heading:
-                raise ValueError(f"the slide {cell.id} of {chapter} does not begin with a heading: {cell.source[:60]!r}")
+                raise ValueError(
+                    f"the slide {cell.id} of {chapter} does not begin with a heading: {cell.source[:60]!r}"
+                )
             kinds = [tag.removeprefix("slide-") for tag in tags if tag.startswith("slide-")]
             found.append(Slide(heading[1], cell.source[heading.end() :], kinds, title))
         elif cell.cell_type == "markdown":
@@ -291,8 +314,12 @@ def exercise_slides(lecture: Lecture, known: dict[str, tuple[str, str]], most: i
     found = []
     for first in range(0, len(items), most):
         chosen = items[first : first + most]
-        text = "\n".join(f"{first + i}. {' '.join(prose(asked).split())}" for i, (asked, _) in enumerate(chosen, 1))
-        notes = [f"**{first + i}.** {prose(solution)}" for i, (_, solution) in enumerate(chosen, 1) if solution]
+        text = "\n".join(
+            f"{first + i}. {' '.join(prose(asked).split())}" for i, (asked, _) in enumerate(chosen, 1)
+        )
+        notes = [
+            f"**{first + i}.** {prose(solution)}" for i, (_, solution) in enumerate(chosen, 1) if solution
+        ]
         found.append(Slide("Exercises" + " (continued)" * bool(first), text, ["exercises"], notes=notes))
     if "programming" in lecture.rows:
         found[-1].text += f"\n\nIn code: {prose(lecture.rows['programming'])}"
@@ -304,10 +331,14 @@ def lecture_slides(lecture: Lecture, executed: Path, files: dict[str, bytes]) ->
     read = {path.stem: nbformat.read(path, 4) for path in sorted(executed.glob("*.ipynb"))}
     for notebook in read.values():
         fill(notebook)
-    words = "\n\n".join(c.source for notebook in read.values() for c in notebook.cells if c.cell_type == "markdown")
+    words = "\n\n".join(
+        c.source for notebook in read.values() for c in notebook.cells if c.cell_type == "markdown"
+    )
     title = Slide(lecture.title, f"Afterwards you can\n\n{_bullets(lecture.rows['goals'])}", ["title"])
     title.notes += [
-        f"**{name}**: {prose(lecture.rows[name])}" for name in ("plan", "reading", "demonstration") if name in lecture.rows
+        f"**{name}**: {prose(lecture.rows[name])}"
+        for name in ("plan", "reading", "demonstration")
+        if name in lecture.rows
     ]
     for cell in read["cover"].cells if "cover" in read else []:
         for figure, content in _figures(cell, "cover") if cell.cell_type == "code" else ():
@@ -322,7 +353,9 @@ def lecture_slides(lecture: Lecture, executed: Path, files: dict[str, bytes]) ->
         found += [slide for slide in rest if "summary" not in slide.kinds]
         ends += [slide for slide in rest if "summary" in slide.kinds]
     mistakes = Slide(
-        "Common mistakes", f"It is easy to go wrong by\n\n{_bullets(lecture.rows['common mistakes'])}", ["mistakes"]
+        "Common mistakes",
+        f"It is easy to go wrong by\n\n{_bullets(lecture.rows['common mistakes'])}",
+        ["mistakes"],
     )
     found += [*ends, mistakes, *exercise_slides(lecture, exercises(words))]
     for slide in found:
@@ -334,7 +367,10 @@ def copy_assets(folder: Path) -> None:
     """reveal.js and its notes, its font, MathJax and the style sheet: everything that a slide loads."""
     reveal, mathjax = (
         Path(importlib.util.find_spec(name).submodule_search_locations[0]) / inside
-        for name, inside in (("sphinx_revealjs", "_static/revealjs"), ("sphinx-mathjax-offline", "static/mathjax"))
+        for name, inside in (
+            ("sphinx_revealjs", "_static/revealjs"),
+            ("sphinx-mathjax-offline", "static/mathjax"),
+        )
     )
     font = reveal / "dist/theme/fonts/source-sans-pro"
     folder.mkdir(parents=True, exist_ok=True)
@@ -359,7 +395,9 @@ def render(lecture: Lecture, slides: list[Slide], count: int) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["html"] = lambda markdown: Markup(html(markdown))
-    environment.filters["inline"] = lambda markdown: Markup(re.sub(r"^<p>|</p>\s*$", "", html(markdown).strip()))
+    environment.filters["inline"] = lambda markdown: Markup(
+        re.sub(r"^<p>|</p>\s*$", "", html(markdown).strip())
+    )
     return environment.get_template("lecture.html.j2").render(lecture=lecture, slides=slides, count=count)
 
 

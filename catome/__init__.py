@@ -1,7 +1,7 @@
 """Cached adaptive token merging for diffusers.
 
-`apply_patch`, `patched`, `remove_patch` and `summary` are for pipelines, `probe` watches one, `merge_keys` is for any other
-model, and `match` works on plain tensors.
+`apply_patch`, `patched`, `remove_patch` and `summary` are for pipelines, `probe` watches one, `merge_keys` is
+for any other model, and `match` works on plain tensors.
 """
 
 from catome.merge_keys import merge_keys

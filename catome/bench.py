@@ -1,4 +1,5 @@
-"""Time catome against its peers on this machine: ``python -m catome.bench``, with ``--help`` for what it takes."""
+"""Time catome against its peers on this machine: ``python -m catome.bench``, with ``--help`` for what it
+takes."""
 
 from __future__ import annotations
 
@@ -52,39 +53,73 @@ def _parser(points) -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         "python -m catome.bench",
-        description="Time catome and its peers in turns, keep each round with its provenance, and say what is reached.",
-        epilog="Several values make a grid. What is not given is what the suite takes by default on the device.",
+        description=(
+            "Time catome and its peers in turns, keep each round with its provenance, and say what is "
+            "reached."
+        ),
+        epilog=(
+            "Several values make a grid. What is not given is what the suite takes by default on the device."
+        ),
     )
     several = dict(nargs="+", metavar="X")
     parser.add_argument("--device", type=device, default="cpu", help="cpu (default) or cuda")
     parser.add_argument(
-        "--suite", nargs="+", choices=points.SUITES, help="default: all that the device has (memory: cuda only), but compiled"
-    )
-    parser.add_argument("--architecture", nargs="+", choices=[*points.ARCHITECTURES], default=["sd15"], help="default: sd15")
-    parser.add_argument("--dtype", nargs="+", choices=[*DTYPES], help="default: float32 on cpu; the half precisions on cuda")
-    parser.add_argument(
-        "--batch", **several, type=_whole("batch", 1), help="images, each two rows by guidance; default: 1 on cpu"
+        "--suite",
+        nargs="+",
+        choices=points.SUITES,
+        help="default: all that the device has (memory: cuda only), but compiled",
     )
     parser.add_argument(
-        "--size", **several, type=_whole("size", 64, 64), help="edge of an image in pixels; default: 512 on cpu"
+        "--architecture", nargs="+", choices=[*points.ARCHITECTURES], default=["sd15"], help="default: sd15"
     )
-    parser.add_argument("--share", **several, type=_number("share", 0.01, 0.75), help="merged share; default: 0.5 on cpu")
     parser.add_argument(
-        "--tokens", type=_whole("tokens", 2), default=64, help="edge of the token grid of operations; default: 64"
+        "--dtype", nargs="+", choices=[*DTYPES], help="default: float32 on cpu; the half precisions on cuda"
     )
-    parser.add_argument("--channels", type=_whole("channels", 1), default=320, help="of a token in operations; default: 320")
-    parser.add_argument("--rounds", type=_whole("rounds", 1), help="turns of each contender; default: by suite, 6 to 20")
     parser.add_argument(
-        "--budget-s", type=_number("budget-s", 0, 10**6), default=480.0, help="begin nothing after; default: 480"
+        "--batch",
+        **several,
+        type=_whole("batch", 1),
+        help="images, each two rows by guidance; default: 1 on cpu",
     )
-    parser.add_argument("--output", default="_build/output", help="folder of the rows; default: _build/output")
-    parser.add_argument("--record", action="store_true", help="keep the rows in data/results, which the repository ships")
+    parser.add_argument(
+        "--size",
+        **several,
+        type=_whole("size", 64, 64),
+        help="edge of an image in pixels; default: 512 on cpu",
+    )
+    parser.add_argument(
+        "--share", **several, type=_number("share", 0.01, 0.75), help="merged share; default: 0.5 on cpu"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=_whole("tokens", 2),
+        default=64,
+        help="edge of the token grid of operations; default: 64",
+    )
+    parser.add_argument(
+        "--channels", type=_whole("channels", 1), default=320, help="of a token in operations; default: 320"
+    )
+    parser.add_argument(
+        "--rounds", type=_whole("rounds", 1), help="turns of each contender; default: by suite, 6 to 20"
+    )
+    parser.add_argument(
+        "--budget-s",
+        type=_number("budget-s", 0, 10**6),
+        default=480.0,
+        help="begin nothing after; default: 480",
+    )
+    parser.add_argument(
+        "--output", default="_build/output", help="folder of the rows; default: _build/output"
+    )
+    parser.add_argument(
+        "--record", action="store_true", help="keep the rows in data/results, which the repository ships"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with ``arguments`` (by default the process's); exits with 2 where they are wrong or something is
-    missing."""
+    """Run the command with ``arguments`` (by default the process's); exits with 2 where they are wrong or
+    something is missing."""
     try:
         from catome.study.bench import points, suites
         from catome.study.bench.table import BENCH

@@ -32,8 +32,13 @@ def near(name: str, names: Iterable[str]) -> str:
 
 
 def suggests_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function say which argument may be meant by a keyword that it does not have; Python does so only from 3.13 on."""
-    own = [name for name, argument in signature(function).parameters.items() if argument.kind != Parameter.VAR_KEYWORD]
+    """Have a function say which argument may be meant by a keyword that it does not have; Python does so only
+    from 3.13 on."""
+    own = [
+        name
+        for name, argument in signature(function).parameters.items()
+        if argument.kind != Parameter.VAR_KEYWORD
+    ]
 
     @wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -105,7 +110,9 @@ def check_pair(name: str, value, low: int = 1) -> tuple[int, int]:
 def check_stride(stride) -> tuple[int, int]:
     sy, sx = check_pair("stride", stride)
     if sy * sx == 1:
-        raise ValueError("stride=(1, 1) makes every token a dst and leaves none to merge; use at least (1, 2)")
+        raise ValueError(
+            "stride=(1, 1) makes every token a dst and leaves none to merge; use at least (1, 2)"
+        )
     return sy, sx
 
 
@@ -127,11 +134,16 @@ def check_choice(name: str, value, choices: tuple[str, ...]) -> str:
     return value
 
 
-def check_amount(threshold, ratio, stride=(2, 2), most: float | None = None) -> tuple[float | None, float | None]:
-    """Exactly one of ``threshold`` (a cosine) and ``ratio`` (a share of all tokens, at most those that are src), in range."""
+def check_amount(
+    threshold, ratio, stride=(2, 2), most: float | None = None
+) -> tuple[float | None, float | None]:
+    """Exactly one of ``threshold`` (a cosine) and ``ratio`` (a share of all tokens, at most those that are
+    src), in range."""
     if (threshold is None) == (ratio is None):
         given = "both were given" if ratio is not None else "neither was given"
-        raise ValueError(f"threshold={shown(threshold)}, ratio={shown(ratio)}: give exactly one of them, {given}")
+        raise ValueError(
+            f"threshold={shown(threshold)}, ratio={shown(ratio)}: give exactly one of them, {given}"
+        )
     if threshold is not None:
         return check_number("threshold", threshold, -1.0, 1.0), None
     if most is None:
@@ -139,7 +151,9 @@ def check_amount(threshold, ratio, stride=(2, 2), most: float | None = None) -> 
         most = 1 - 1 / (sx * sy)
     most += 1e-9  # 1 - 1/3 and 2/3 are not the same number
     if isinstance(ratio, (int, float)) and not isinstance(ratio, bool) and ratio > most:
-        raise ValueError(f"ratio={ratio!r} must be between 0 and {most:g}, the share of src tokens; the others are dst")
+        raise ValueError(
+            f"ratio={ratio!r} must be between 0 and {most:g}, the share of src tokens; the others are dst"
+        )
     return None, check_number("ratio", ratio, 0.0, most)
 
 
@@ -147,12 +161,15 @@ def check_steps(steps) -> frozenset[int] | None:
     if steps is None:
         return None
     return frozenset(
-        check_integer("steps", step, 0) for step in check_collection("steps", steps, "a collection of steps, or None for all")
+        check_integer("steps", step, 0)
+        for step in check_collection("steps", steps, "a collection of steps, or None for all")
     )
 
 
 def check_generator(generator) -> None:
-    check_kind("generator", generator, (torch.Generator, type(None)), "a torch.Generator, or None for torch's own")
+    check_kind(
+        "generator", generator, (torch.Generator, type(None)), "a torch.Generator, or None for torch's own"
+    )
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(f"generator={shown(generator)} on {generator.device} must be one on the CPU")
 
@@ -204,7 +221,9 @@ def check_values(name: str, x, slot: torch.Tensor) -> None:
     """``x`` must be ``[B, N, C]`` for a plan of ``slot`` ``[B, N]``."""
     _check_tensor(name, x)
     if x.ndim != 3 or x.shape[:2] != slot.shape:
-        raise ValueError(f"{name} of shape {list(x.shape)} does not fit this plan: it is for {[*slot.shape, 'C']}")
+        raise ValueError(
+            f"{name} of shape {list(x.shape)} does not fit this plan: it is for {[*slot.shape, 'C']}"
+        )
     _check_place(name, x, slot.device)
 
 

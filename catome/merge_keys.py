@@ -1,4 +1,5 @@
-"""Merged keys for any torch code that calls `F.scaled_dot_product_attention`: a context manager, no declaration, no cache."""
+"""Merged keys for any torch code that calls `F.scaled_dot_product_attention`: a context manager, no
+declaration, no cache."""
 
 from __future__ import annotations
 
@@ -34,12 +35,15 @@ class MergedKeys:
 
 
 @contextmanager
-def merge_keys(grid: tuple[int, int], first: int = 0, config: MergeConfig = RECOMMENDED, **changes) -> Iterator[MergedKeys]:
-    """Merge the keys and values of image tokens in every self-attention that runs within a ``with`` block, in this thread.
+def merge_keys(
+    grid: tuple[int, int], first: int = 0, config: MergeConfig = RECOMMENDED, **changes
+) -> Iterator[MergedKeys]:
+    """Merge the keys and values of image tokens in every self-attention that runs within a ``with`` block, in
+    this thread.
 
-    Pairs are found in the keys and values of each call; nothing is kept from one call to the next. A call counts as a
-    self-attention over the image where it has as many queries as keys, or as image tokens, and its keys include the grid.
-    Others are left as they are, and so are calls that are causal or have a mask.
+    Pairs are found in the keys and values of each call; nothing is kept from one call to the next. A call
+    counts as a self-attention over the image where it has as many queries as keys, or as image tokens, and
+    its keys include the grid. Others are left as they are, and so are calls that are causal or have a mask.
 
     >>> with merge_keys(grid=(14, 14), first=1, threshold=0.9) as seen:
     ...     logits = model(pixels)  # of a vision transformer with a class token
@@ -49,8 +53,8 @@ def merge_keys(grid: tuple[int, int], first: int = 0, config: MergeConfig = RECO
     Args:
         grid: ``(height, width)`` of the image in tokens.
         first: where in the sequence the image tokens begin.
-        config, changes: as in `catome.apply_patch`; ``threshold`` or ``ratio``, ``measure``, ``stride``, ``dst``, ``seed``,
-            ``keep_queries`` and ``weighted`` count.
+        config, changes: as in `catome.apply_patch`; ``threshold`` or ``ratio``, ``measure``, ``stride``,
+            ``dst``, ``seed``, ``keep_queries`` and ``weighted`` count.
 
     Returns:
         (yields) a `MergedKeys`, which counts.
@@ -72,11 +76,19 @@ def merge_keys(grid: tuple[int, int], first: int = 0, config: MergeConfig = RECO
         fits = query.ndim == key.ndim == 4 and len(query) == len(key) == len(value)
         fits = fits and first + tokens <= count and query.shape[2] in (count, tokens)
         if not fits or is_causal or attn_mask is not None:
-            return function(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **rest)
+            return function(
+                query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **rest
+            )
         keys, values = (x[:, :, first : first + tokens].transpose(1, 2).flatten(2) for x in (key, value))
         duplicates = config.threshold == 1.0
         matches = best_matches(
-            joined(keys, values), (height, width), config.stride, config.dst, generator, duplicates, measure=config.measure
+            joined(keys, values),
+            (height, width),
+            config.stride,
+            config.dst,
+            generator,
+            duplicates,
+            measure=config.measure,
         )
         plan = make_plan(matches, config.threshold, config.ratio)
         seen.keys += plan.slot.numel()

@@ -16,17 +16,19 @@ from catome.runtime.state import Rule
 
 
 def apply_patch(pipe, config: MergeConfig = RECOMMENDED, **changes):
-    """Make a diffusers pipeline merge similar tokens in self-attention, and reuse the pairs it found for several steps.
+    """Make a diffusers pipeline merge similar tokens in self-attention, and reuse the pairs it found for
+    several steps.
 
-    ``apply_patch(pipe)`` is the recommended configuration, ``apply_patch(pipe, catome.PAPER)`` CA-ToMe as in the paper's
-    headline, ``apply_patch(pipe, catome.TOME)`` ToMe. Applying again replaces what was applied before.
+    ``apply_patch(pipe)`` is the recommended configuration, ``apply_patch(pipe, catome.PAPER)`` CA-ToMe as in
+    the paper's headline, ``apply_patch(pipe, catome.TOME)`` ToMe. Applying again replaces what was applied
+    before.
 
     Args:
-        pipe: any diffusers pipeline whose U-Net or transformer is of a family that catome knows, or such a model (a ControlNet
-            must be given itself).
+        pipe: any diffusers pipeline whose U-Net or transformer is of a family that catome knows, or such a
+            model (a ControlNet must be given itself).
         config: a `catome.MergeConfig`; its documentation explains every field.
-        changes: fields of the configuration to change, such as ``threshold=0.9`` or ``schedule="CONFIG_1"``; a ``threshold``
-            takes the place of the configuration's ratio, and the other way round.
+        changes: fields of the configuration to change, such as ``threshold=0.9`` or ``schedule="CONFIG_1"``;
+            a ``threshold`` takes the place of the configuration's ratio, and the other way round.
 
     Returns:
         ``pipe``.
@@ -60,7 +62,8 @@ def is_patched(pipe) -> bool:
 
 
 def remove_patch(pipe):
-    """Take the patch off ``pipe``, if there is one; outputs are then bit-identical to the never-patched model's.
+    """Take the patch off ``pipe``, if there is one; outputs are then bit-identical to the never-patched
+    model's.
 
     A generation that another thread is in the middle of goes on as it began, and none after it is merged.
 
@@ -73,8 +76,8 @@ def remove_patch(pipe):
 def new_generation(pipe):
     """Forget what is kept of this thread's generation: the next call of the model begins one.
 
-    Pipelines need it never. It is for loops of your own that no rule can guess, such as one that shows a different image to the
-    model at each place of a timetable (`catome.runtime.steps` has the rules).
+    Pipelines need it never. It is for loops of your own that no rule can guess, such as one that shows a
+    different image to the model at each place of a timetable (`catome.runtime.steps` has the rules).
 
     Returns ``pipe``; raises a TypeError if it has no model that could be patched."""
     for model in find_models(pipe):
@@ -86,11 +89,15 @@ def new_generation(pipe):
 
 @contextmanager
 def patched(pipe, config: MergeConfig = RECOMMENDED, **changes) -> Iterator:
-    """`apply_patch` with these arguments for the length of a ``with`` block; then what was there before is back.
+    """`apply_patch` with these arguments for the length of a ``with`` block; then what was there before is
+    back.
 
     A generation that another thread is in the middle of, by another patch, keeps that."""
     config = configured("apply_patch", config, changes)
-    before = [(model, patch.rule if (patch := active_patch(model)) is not None else None) for model in find_models(pipe)]
+    before = [
+        (model, patch.rule if (patch := active_patch(model)) is not None else None)
+        for model in find_models(pipe)
+    ]
     apply_patch(pipe, config)
     try:
         yield pipe

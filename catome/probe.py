@@ -31,8 +31,8 @@ class Observation:
         step: the place within its generation, from 0.
         timestep: the scheduler's timestep.
         block: module name of the block.
-        matches: `catome.Matches` of the block's input, on the CPU; the rows of a pipeline with classifier-free guidance are
-            all unconditional images, then all conditional ones.
+        matches: `catome.Matches` of the block's input, on the CPU; the rows of a pipeline with
+            classifier-free guidance are all unconditional images, then all conditional ones.
         plan: the plan by which parts of the block ran on merged tokens; None if none did.
         tokens: the block's input ``[B, N, C]``, if it was asked for.
         call: which of the model's calls at this step it is, from 0, where guidance or views take several;
@@ -50,7 +50,8 @@ class Observation:
 
 @dataclass
 class Record:
-    """The record of `probe`: one list of `Observation` for each generation, in the order in which things happened."""
+    """The record of `probe`: one list of `Observation` for each generation, in the order in which things
+    happened."""
 
     generations: list[list[Observation]] = field(default_factory=list)
 
@@ -60,7 +61,9 @@ class Record:
         Raises:
             IndexError: if there was no such generation.
         """
-        seen_there = self.generations[checks.check_index("generation", generation, len(self.generations), "watched")]
+        seen_there = self.generations[
+            checks.check_index("generation", generation, len(self.generations), "watched")
+        ]
         return list(dict.fromkeys(seen.block for seen in seen_there))
 
     def steps(self, generation: int = 0) -> list[int]:
@@ -76,21 +79,27 @@ class Record:
             TypeError: for a step that is no integer, or a block that is neither an integer nor a name.
         """
         blocks, step = self.blocks(generation), checks.check_integer("step", step)
-        by_position = not isinstance(block, str) and -len(blocks) <= checks.check_integer("block", block) < len(blocks)
+        by_position = not isinstance(block, str) and -len(blocks) <= checks.check_integer(
+            "block", block
+        ) < len(blocks)
         name = blocks[block] if by_position else block
         for seen in self.generations[generation]:
             if (seen.step, seen.block) == (step, name):
                 return seen
         known = f"steps are {self.steps(generation)}, blocks are {blocks}"
-        raise KeyError(f"step={step!r}, block={block!r} was not observed{checks.near(str(block), blocks)}; {known}")
+        raise KeyError(
+            f"step={step!r}, block={block!r} was not observed{checks.near(str(block), blocks)}; {known}"
+        )
 
     def similarity(self, generation: int = 0) -> torch.Tensor:
-        """Best similarity of every src token, ``[steps, blocks, B, S]`` float32; the blocks must have equally many tokens.
+        """Best similarity of every src token, ``[steps, blocks, B, S]`` float32; the blocks must have equally
+        many tokens.
 
         Of the first call at each step, where there are several.
 
         Raises:
-            ValueError: if nothing was observed, or blocks of different sizes were (with ``max_downsample`` above 1): use `at`.
+            ValueError: if nothing was observed, or blocks of different sizes were (with ``max_downsample``
+                above 1): use `at`.
         """
         return self._stack(generation, lambda seen: seen.matches.similarity)
 
@@ -99,7 +108,8 @@ class Record:
 
         Args:
             generation: which generation.
-            amount: ``threshold=`` or ``ratio=`` as in `catome.make_plan`; without either, as the patch merged.
+            amount: ``threshold=`` or ``ratio=`` as in `catome.make_plan`; without either, as the patch
+                merged.
 
         Raises:
             ValueError: for an amount out of range, or none when the block was not patched.
@@ -107,7 +117,8 @@ class Record:
         return self._stack(generation, lambda seen: _plan(seen, amount).merged_share)
 
     def pairs(self, step: int, block: str | int, image: int, generation: int = 0, **amount) -> torch.Tensor:
-        """``(src, dst)`` pairs ``[P, 2]`` of one row of the batch; arguments and errors as in `at` and `merged_share`."""
+        """``(src, dst)`` pairs ``[P, 2]`` of one row of the batch; arguments and errors as in `at` and
+        `merged_share`."""
         return _plan(self.at(step, block, generation), amount).pairs(image)
 
     def _stack(self, generation: int, value) -> torch.Tensor:
@@ -116,8 +127,13 @@ class Record:
         by_place = {(seen.step, seen.block): value(seen) for seen in first_calls}
         if len({value.shape for value in by_place.values()}) != 1:
             sizes = sorted({tuple(value.shape) for value in by_place.values()})
-            raise ValueError(f"generation={generation!r} has observations of shapes {sizes}: there must be one shape to stack")
-        rows = [[by_place[step, block] for block in self.blocks(generation)] for step in self.steps(generation)]
+            raise ValueError(
+                f"generation={generation!r} has observations of shapes {sizes}: there must be one shape to "
+                "stack"
+            )
+        rows = [
+            [by_place[step, block] for block in self.blocks(generation)] for step in self.steps(generation)
+        ]
         return torch.stack([torch.stack(row) for row in rows])
 
 
@@ -142,8 +158,8 @@ def probe(
     """Watch a pipeline, patched or not, for the length of a ``with`` block.
 
     Args:
-        pipe: any diffusers pipeline whose model is made of ``BasicTransformerBlock``, as U-Nets with transformer blocks and
-            PixArt are, or such a model.
+        pipe: any diffusers pipeline whose model is made of ``BasicTransformerBlock``, as U-Nets with
+            transformer blocks and PixArt are, or such a model.
         stride, dst, seed, max_downsample: as in `catome.apply_patch`.
         steps: observe these steps only; None observes all.
         keep_tokens: also keep every observed block's input (``B * N * C`` numbers each).
@@ -200,7 +216,9 @@ def probe(
                 return
             grid = (layout.height, layout.width)
             matches = best_matches(x, grid, stride, dst, generation.payload.generator)
-            on_cpu = {key: value.cpu() for key, value in vars(matches).items() if isinstance(value, torch.Tensor)}
+            on_cpu = {
+                key: value.cpu() for key, value in vars(matches).items() if isinstance(value, torch.Tensor)
+            }
             patch = patch_of(model)
             running = patch.running if patch is not None else None
             used = running.used.get(attention.name) if running is not None else None
@@ -220,7 +238,9 @@ def probe(
     with ExitStack() as stack:
         stack.callback(model.register_forward_pre_hook(before_model, with_kwargs=True).remove)
         for attention in watched:
-            stack.callback(attention.block.register_forward_hook(after_block(attention), with_kwargs=True).remove)
+            stack.callback(
+                attention.block.register_forward_hook(after_block(attention), with_kwargs=True).remove
+            )
         yield record
 
 
@@ -233,19 +253,27 @@ class _Watching:
 
 
 def _watched(pipe, max_downsample: int) -> tuple[torch.nn.Module, list[SelfAttention]]:
-    """The first model of ``pipe`` that has transformer blocks whose input can be watched, and their self-attentions."""
+    """The first model of ``pipe`` that has transformer blocks whose input can be watched, and their
+    self-attentions."""
     models = find_models(pipe)
     for model in models:
-        attentions = [_in_its_block(model, attention) for attention in family_of(model).attentions(model, max_downsample)]
+        attentions = [
+            _in_its_block(model, attention)
+            for attention in family_of(model).attentions(model, max_downsample)
+        ]
         watched = [attention for attention in attentions if attention.block is not None]
         if watched:
             return model, watched
     name = type(models[0]).__name__
-    raise TypeError(f"pipe={name} has no transformer block (BasicTransformerBlock of diffusers), whose input the probe watches")
+    raise TypeError(
+        f"pipe={name} has no transformer block (BasicTransformerBlock of diffusers), whose input the probe "
+        "watches"
+    )
 
 
 def _in_its_block(model: torch.nn.Module, attention: SelfAttention) -> SelfAttention:
-    """The attention with the block that it stands in, also of a transformer, where the block's input is merged by no method."""
+    """The attention with the block that it stands in, also of a transformer, where the block's input is
+    merged by no method."""
     if attention.block is not None:
         return attention
     block = model.get_submodule(attention.name.rpartition(".")[0])

@@ -65,7 +65,8 @@ class Summary:
 
 
 def summary(pipe) -> Summary:
-    """Say what the patch on ``pipe`` merged in the generation that runs in this thread, else in the last one that ended.
+    """Say what the patch on ``pipe`` merged in the generation that runs in this thread, else in the last one
+    that ended.
 
     Of a pipeline with several denoising models, all are put together.
 
@@ -139,14 +140,20 @@ def _remarks(report: Report, config, names: list[str]) -> list[str]:
     unseen = [name for name in names if name not in report.entries] if config.merge_attn else []
     active = config.start == 0.0 and config.end == 1.0
     if unseen and active:
-        remarks.append(f"{len(unseen)} attentions were never called, {unseen[0]} first: something else runs in their place")
+        remarks.append(
+            f"{len(unseen)} attentions were never called, {unseen[0]} first: something else runs in their "
+            "place"
+        )
     if not any(entry.merged for entry in report.entries.values()) and not reasons and not unseen:
         amount = f"threshold={config.threshold:g}" if config.ratio is None else f"ratio={config.ratio:g}"
         few = ", or too few to save time" if config.only_where_faster else ""
         remarks.append(f"nothing was merged: no pair of tokens reached {amount}{few}")
     scaled = isinstance(config.schedule, Schedule) and config.schedule.length is not None
     if report.length is None and (scaled or not active):
-        remarks.append(f"nothing told how long the generation is: {LENGTH} calls of the model were assumed for the schedule")
+        remarks.append(
+            f"nothing told how long the generation is: {LENGTH} calls of the model were assumed for the "
+            "schedule"
+        )
     return remarks
 
 

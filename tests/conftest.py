@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are the threads: more of them only get in each other's way
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # the workers are the threads: more of them only get in each other's way
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 os.environ["CATOME_CACHE"] = tempfile.mkdtemp()  # so that nobody's measured rates are read, or written over
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # the kernels are tested on the interpreter; read when they are imported
+    # the kernels are tested on the interpreter; read when they are imported
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from catome import tiny
 from catome.models._torch import hooks_of
@@ -72,7 +75,8 @@ def pytest_xdist_make_scheduler(config, log):
         def _split_scope(self, nodeid: str) -> str:
             file = Path(nodeid.partition("::")[0]).stem
             if file in OF_THE_BOOK:
-                return nodeid if "BOOK" in os.environ else "book"  # one that is there already can be read by all
+                # one that is there already can be read by all
+                return nodeid if "BOOK" in os.environ else "book"
             return file
 
     config.option.loadscopereorder = False
@@ -80,7 +84,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with what takes longest, and mark as slow what runs notebooks or reads the book, and what `slow.txt` lists."""
+    """Begin with what takes longest, and mark as slow what runs notebooks or reads the book, and what
+    `slow.txt` lists."""
     listed = listed_as_slow()
     for item in items:
         file = item.path.relative_to(Path(__file__).parent).as_posix()
@@ -89,14 +94,16 @@ def pytest_collection_modifyitems(items):
         if item.path.stem in OF_THE_BOOK or item.get_closest_marker("book"):
             item.add_marker(pytest.mark.slow)
         if "book" in item.fixturenames and item.path.stem not in OF_THE_BOOK:
-            raise pytest.UsageError(f"{item.nodeid} reads the book: its file must be one of {', '.join(OF_THE_BOOK)}")
+            raise pytest.UsageError(
+                f"{item.nodeid} reads the book: its file must be one of {', '.join(OF_THE_BOOK)}"
+            )
     items.sort(key=lambda item: (item.path.stem not in OF_THE_BOOK, not item.get_closest_marker("book")))
 
 
 @pytest.fixture(scope="session")
 def book(tmp_path_factory) -> Path:
-    """The folder of the rendered book: the one that BOOK names, else the whole book, built by the Makefile with the smoke
-    preset."""
+    """The folder of the rendered book: the one that BOOK names, else the whole book, built by the Makefile
+    with the smoke preset."""
     if "BOOK" in os.environ:
         given = ROOT / os.environ["BOOK"]
         assert (given / "index.html").is_file(), f"{given} is no rendered book: run make book"
@@ -122,7 +129,8 @@ def pipe(loaded):
 
 @pytest.fixture
 def generate(pipe):
-    """``generate(names, steps=..., seed=...)`` -> images ``[B, H, W, 3]``; each image has noise of its own."""
+    """``generate(names, steps=..., seed=...)`` -> images ``[B, H, W, 3]``; each image has noise of its
+    own."""
 
     def run(names, steps=4, seed=0, guidance_scale=tiny.GUIDANCE_SCALE, **arguments):
         names = [names] if isinstance(names, str) else list(names)

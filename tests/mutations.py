@@ -1,7 +1,8 @@
 """Small wrong changes to the code, each of which some test must notice: ``python tests/mutations.py``.
 
-Every mutation is applied by itself to a copy of the repository, in which the tests that should notice it are run. One that they
-pass has survived, and the command ends with 1. `tests/repository/test_mutations.py` holds that each of them still fits the code.
+Every mutation is applied by itself to a copy of the repository, in which the tests that should notice it are
+run. One that they pass has survived, and the command ends with 1. `tests/repository/test_mutations.py` holds
+that each of them still fits the code.
 """
 
 from __future__ import annotations
@@ -52,9 +53,15 @@ MUTATIONS = (
         PLANS,
     ),
     Mutation(
-        "a share is rounded, not cut", "tensors/plan.py", "count = int(ratio * tokens)", "count = round(ratio * tokens)", PLANS
+        "a share is rounded, not cut",
+        "tensors/plan.py",
+        "count = int(ratio * tokens)",
+        "count = round(ratio * tokens)",
+        PLANS,
     ),
-    Mutation("sums for means", "tensors/plan.py", 'mode="mean").to(x.dtype)', 'mode="sum").to(x.dtype)', PLANS),
+    Mutation(
+        "sums for means", "tensors/plan.py", 'mode="mean").to(x.dtype)', 'mode="sum").to(x.dtype)', PLANS
+    ),
     Mutation(
         "a permuted gather",
         "tensors/plan.py",
@@ -237,7 +244,13 @@ MUTATIONS = (
         "turn = list(methods)",
         QUALITY + " -k turns",
     ),
-    Mutation("KID of ten images", "study/measure/quality.py", "subset: int = 100", "subset: int = 10", QUALITY + " -k kid"),
+    Mutation(
+        "KID of ten images",
+        "study/measure/quality.py",
+        "subset: int = 100",
+        "subset: int = 10",
+        QUALITY + " -k kid",
+    ),
     Mutation(
         "the jackknife's factor",
         "study/measure/quality.py",
@@ -287,7 +300,13 @@ MUTATIONS = (
         "np.flatnonzero(np.sort(of_image) == group) for group",
         QUALITY + " -k jackknife",
     ),
-    Mutation("PSNR of another peak", "study/measure/quality.py", "np.log10(255**2 / error)", "np.log10(255 / error)", QUALITY),
+    Mutation(
+        "PSNR of another peak",
+        "study/measure/quality.py",
+        "np.log10(255**2 / error)",
+        "np.log10(255 / error)",
+        QUALITY,
+    ),
     Mutation(
         "DeepCache's interval is ignored",
         "study/methods.py",
@@ -550,18 +569,23 @@ def mutated(text: str, mutation: Mutation) -> str:
         ValueError: unless what is to be changed is there once.
     """
     if text.count(mutation.before) != 1:
-        raise ValueError(f"{mutation.file} has {mutation.before!r} {text.count(mutation.before)} times, not once")
+        raise ValueError(
+            f"{mutation.file} has {mutation.before!r} {text.count(mutation.before)} times, not once"
+        )
     return text.replace(mutation.before, mutation.after)
 
 
 def caught(mutation: Mutation, copy: Path) -> bool:
-    """Return True if the tests notice a mutation of a copy of the repository, which is as before afterwards."""
+    """Return True if the tests notice a mutation of a copy of the repository, which is as before
+    afterwards."""
     file = copy / "catome" / mutation.file
     whole = file.read_text()
     file.write_text(mutated(whole, mutation))
     try:
         command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider -n0 {mutation.tests}"
-        done = subprocess.run(command, shell=True, cwd=copy / "tests", capture_output=True, env=_environment(copy))
+        done = subprocess.run(
+            command, shell=True, cwd=copy / "tests", capture_output=True, env=_environment(copy)
+        )
     finally:
         file.write_text(whole)
     if done.returncode not in (0, 1):  # neither all passed nor some failed
@@ -575,7 +599,9 @@ def _environment(copy: Path) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("numbers", nargs="*", type=int, help="of the mutations to try, from 1; by default all")
+    parser.add_argument(
+        "numbers", nargs="*", type=int, help="of the mutations to try, from 1; by default all"
+    )
     chosen = parser.parse_args().numbers or range(1, len(MUTATIONS) + 1)
     survived = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -589,7 +615,11 @@ def main() -> int:
             found = caught(mutation, copy)
             survived += not found
             verdict = "caught" if found else "SURVIVED"
-            print(f"{number:3d}  {verdict:8}  {time.monotonic() - began:4.0f} s  {mutation.file}: {mutation.what}", flush=True)
+            print(
+                f"{number:3d}  {verdict:8}  {time.monotonic() - began:4.0f} s  {mutation.file}: "
+                f"{mutation.what}",
+                flush=True,
+            )
     print(f"{len(chosen) - survived} of {len(chosen)} mutations are caught")
     return 1 if survived else 0
 

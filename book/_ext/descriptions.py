@@ -1,7 +1,7 @@
 """A description in the head of every page: `description` of its front matter or of its notebook's metadata.
 
-The search page shows them under what it found. (Sphinx would fetch every page to quote from it, which a browser refuses to a
-book that is opened from a folder.)
+The search page shows them under what it found. (Sphinx would fetch every page to quote from it, which a
+browser refuses to a book that is opened from a folder.)
 """
 
 import json
@@ -9,8 +9,13 @@ from html import escape
 from pathlib import Path
 
 WITHOUT_FRONT_MATTER = {
-    "book/model_card": "Model card of the embedded Stable Diffusion: its parts, its recipe, its measured quality and its limits.",
-    "book/transformer_card": "Model card of the embedded transformer: its layers, its recipe, its measured quality and its limits.",
+    "book/model_card": (
+        "Model card of the embedded Stable Diffusion: its parts, its recipe, its measured quality and its "
+        "limits."
+    ),
+    "book/transformer_card": (
+        "Model card of the embedded transformer: its layers, its recipe, its measured quality and its limits."
+    ),
     "search": "Search the book and its reference.",
     "genindex": "Index of every name in the reference.",
     "py-modindex": "Index of the modules in the reference.",
@@ -53,7 +58,9 @@ def description(app, pagename: str) -> str:
 def describe(app, pagename, templatename, context, doctree):
     said = description(app, pagename)
     if said:
-        context["metatags"] = context.get("metatags", "") + f'\n<meta name="description" content="{escape(said)}" />\n'
+        context["metatags"] = (
+            context.get("metatags", "") + f'\n<meta name="description" content="{escape(said)}" />\n'
+        )
     if pagename == "search":
         described = {f"{name}.html": description(app, name) for name in sorted(app.env.found_docs)}
         context["metatags"] += SEARCH % json.dumps(described).replace("</", "<\\/")
@@ -64,7 +71,9 @@ def write_redirect(app, exception):
     if exception is None and app.builder.format == "html":
         root = app.config.root_doc
         page = REDIRECT.format(
-            url=f"{root}.html", title=escape(app.config.html_title), description=escape(description(app, root))
+            url=f"{root}.html",
+            title=escape(app.config.html_title),
+            description=escape(description(app, root)),
         )
         (Path(app.outdir) / "index.html").write_text(page)
 

@@ -1,5 +1,5 @@
-"""Mend what Sphinx and its extensions write into pages: roles that are out of use, ids that occur twice, headers without words,
-links to another name, glued words that are taken for numbers."""
+"""Mend what Sphinx and its extensions write into pages: roles that are out of use, ids that occur twice,
+headers without words, links to another name, glued words that are taken for numbers."""
 
 import re
 
@@ -20,21 +20,28 @@ def mend(app, pagename, templatename, context, doctree):
 
 
 def link_back(app, pagename, templatename, context, doctree):
-    """Source code leads back to its documentation under the name that it is documented by: its module's, or the package's."""
+    """Source code leads back to its documentation under the name that it is documented by: its module's, or
+    the package's."""
     if not pagename.startswith("_modules/"):
         return
-    documented, module = app.env.get_domain("py").objects, pagename.removeprefix("_modules/").replace("/", ".")
+    documented, module = (
+        app.env.get_domain("py").objects,
+        pagename.removeprefix("_modules/").replace("/", "."),
+    )
 
     def under_its_name(found):
         parts = found[2].split(".")
         names = [found[2], *(".".join([module, *parts[i:]]) for i in range(1, len(parts)))]
         return next((f"{found[1]}#{name}" for name in names if name in documented), found[0])
 
-    context["body"] = re.sub(r'(class="viewcode-back" href="[^"#]*)#([^"]*)', under_its_name, context.get("body", ""))
+    context["body"] = re.sub(
+        r'(class="viewcode-back" href="[^"#]*)#([^"]*)', under_its_name, context.get("body", "")
+    )
 
 
 def as_it_is(text: str, fmt_spec: str) -> str:
-    """Return a glued text as it is. MyST-NB evaluates it first, so that 1,200 became (1, 200), and 1.250 became 1.25."""
+    """Return a glued text as it is. MyST-NB evaluates it first, so that 1,200 became (1, 200), and 1.250
+    became 1.25."""
     return text
 
 

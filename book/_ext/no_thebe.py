@@ -1,11 +1,15 @@
-"""Leave out sphinx-thebe's scripts, which Jupyter Book always adds (one of them twice, an error in every page's console)."""
+"""Leave out sphinx-thebe's scripts, which Jupyter Book always adds (one of them twice, an error in every
+page's console)."""
 
 
 def leave_out(app, pagename, templatename, context, doctree):
     def about(script):
-        return f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}".lower()
+        body = getattr(script, "attributes", {}).get("body", "")
+        return f"{getattr(script, 'filename', script)} {body}".lower()
 
-    context["script_files"] = [script for script in context.get("script_files", []) if "thebe" not in about(script)]
+    context["script_files"] = [
+        script for script in context.get("script_files", []) if "thebe" not in about(script)
+    ]
 
 
 def setup(app):

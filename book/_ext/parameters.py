@@ -1,4 +1,5 @@
-"""Fold the cell in which papermill has put a notebook's parameters, as the cell of their defaults is folded."""
+"""Fold the cell in which papermill has put a notebook's parameters, as the cell of their defaults is
+folded."""
 
 
 def fold(app, docname, source):

@@ -1,7 +1,9 @@
-"""The settings that only the place of publication knows, taken from the environment. Whatever is not set stays off.
+"""The settings that only the place of publication knows, taken from the environment. Whatever is not set
+stays off.
 
-``BASE_URL`` is the site's address, for the canonical links. ``GITHUB_REPOSITORY`` (``owner/name``, set by Actions) gives every
-page links to its source and to the issues. With it, ``BINDERHUB_URL`` or ``JUPYTERHUB_URL`` add buttons that open a notebook
+``BASE_URL`` is the site's address, for the canonical links. ``GITHUB_REPOSITORY`` (``owner/name``, set by
+Actions) gives every page links to its source and to the issues. With it, ``BINDERHUB_URL`` or
+``JUPYTERHUB_URL`` add buttons that open a notebook
 there: both kinds of hub copy the whole repository, which the notebooks need.
 """
 
@@ -35,7 +37,9 @@ def fill(app, config):
     options = {
         "repository_url": f"{server}/{repository}",
         "repository_provider": "github",
-        "repository_branch": environment.get("GITHUB_BASE_REF") or environment.get("GITHUB_REF_NAME") or "main",
+        "repository_branch": environment.get("GITHUB_BASE_REF")
+        or environment.get("GITHUB_REF_NAME")
+        or "main",
         "use_repository_button": True,
         "use_source_button": True,
         "use_issues_button": True,

@@ -1,5 +1,5 @@
-"""Leave out of the book what no page loads: MathJax in its other bundles, and maps to the sources of scripts and style
-sheets."""
+"""Leave out of the book what no page loads: MathJax in its other bundles, and maps to the sources of scripts
+and style sheets."""
 
 from pathlib import Path
 
@@ -8,7 +8,10 @@ def leave_out(app, exception):
     if exception is not None or app.builder.format != "html":
         return
     static, loaded = Path(app.outdir) / "_static", Path(app.config.mathjax_path).name
-    for path in [*static.rglob("*.map"), *(path for path in static.glob("mathjax/*.js") if path.name != loaded)]:
+    for path in [
+        *static.rglob("*.map"),
+        *(path for path in static.glob("mathjax/*.js") if path.name != loaded),
+    ]:
         path.unlink()
 
 

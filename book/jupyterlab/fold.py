@@ -2,8 +2,10 @@
 
     python book/jupyterlab/fold.py [--check]
 
-writes into the notebooks' metadata, or only says which ones need it. What the book leaves out or hides is folded in JupyterLab,
-too: slides, and the code that only draws, prints or hands words to the text. The cell of parameters stays open.
+writes into the notebooks' metadata, or only says which ones need it. What the book leaves out or hides is
+folded in JupyterLab,
+too: slides, and the code that only draws, prints or hands words to the text. The cell of parameters stays
+    open.
 """
 
 from __future__ import annotations
@@ -24,9 +26,14 @@ def is_folded(cell: dict) -> bool:
 
 
 def fold(notebook: dict) -> dict:
-    """The notebook, as in its file, with all of its cells folded or open as they should be; changes it in place."""
+    """The notebook, as in its file, with all of its cells folded or open as they should be; changes it in
+    place."""
     for cell in notebook["cells"]:
-        about = {name: value for name, value in cell["metadata"].get("jupyter", {}).items() if name != "source_hidden"}
+        about = {
+            name: value
+            for name, value in cell["metadata"].get("jupyter", {}).items()
+            if name != "source_hidden"
+        }
         if is_folded(cell):
             about["source_hidden"] = True
         cell["metadata"].pop("jupyter", None)

@@ -1,4 +1,5 @@
-"""Install what helps JupyterLab to show the book's notebooks, for the Python that runs this: see extension.js beside it.
+"""Install what helps JupyterLab to show the book's notebooks, for the Python that runs this: see extension.js
+beside it.
 
     python book/jupyterlab/install.py
 
@@ -18,7 +19,8 @@ FILES = {
 
 
 def install(folder: Path) -> Path:
-    """Copy the extension's files into a folder of extensions, which serves no links; the extension's own folder there."""
+    """Copy the extension's files into a folder of extensions, which serves no links; the extension's own
+    folder there."""
     for name, file in FILES.items():
         copy = folder / "catome-book" / name
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""The parts of diffusers that catome uses although diffusers does not export them, or some versions lack them.
+"""The parts of diffusers that catome uses although diffusers does not export them, or some versions lack
+them.
 
 Every name here is a tuple of classes. A class that the installed version lacks is left out, and a tuple may
 be empty; a test asks for all of them (`tests/models/test_unet_layouts.py`). Modules are looked for with
@@ -132,11 +133,13 @@ first two thirds, of the rows."""
 
 
 END_OF_GENERATION = "_reset_stateful_cache"
-"""The method that a pipeline calls on each of its models when a generation has ended; models without caches lack it."""
+"""The method that a pipeline calls on each of its models when a generation has ended; models without caches
+lack it."""
 
 
 def is_plain(module, kwargs: dict) -> bool:
-    """Return True if a call of an attention module may be given other keys, or other tokens, than it comes with.
+    """Return True if a call of an attention module may be given other keys, or other tokens, than it comes
+    with.
 
     Args:
         module: any module.
@@ -154,16 +157,19 @@ def is_plain(module, kwargs: dict) -> bool:
 
 @torch.no_grad()
 def keys_and_values(module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The keys and values that a plain attention module makes of tokens ``[B, N, C]``: two ``[B, N, heads * head size]``."""
+    """The keys and values that a plain attention module makes of tokens ``[B, N, C]``: two ``[B, N, heads *
+    head size]``."""
     return module.to_k(x), module.to_v(x)
 
 
 def calls_sdpa(module) -> bool:
-    """Return True if an attention module calls `F.scaled_dot_product_attention` once, with all rows of its batch."""
+    """Return True if an attention module calls `F.scaled_dot_product_attention` once, with all rows of its
+    batch."""
     return type(getattr(module, "processor", None)) in SDPA_PROCESSORS
 
 
 def keeps_outputs(module) -> bool:
-    """Return True if a hook of diffusers keeps what the module gives for later steps, as `PyramidAttentionBroadcast` does."""
+    """Return True if a hook of diffusers keeps what the module gives for later steps, as
+    `PyramidAttentionBroadcast` does."""
     registry = module.__dict__.get("_diffusers_hook")
     return registry is not None and any(hook._is_stateful for hook in registry.hooks.values())

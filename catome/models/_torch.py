@@ -1,4 +1,5 @@
-"""The parts of torch that catome uses and torch does not promise to keep. `tests/models/test_private_names.py` names each."""
+"""The parts of torch that catome uses and torch does not promise to keep.
+`tests/models/test_private_names.py` names each."""
 
 from __future__ import annotations
 
@@ -35,11 +36,13 @@ HOOK_TABLES = (
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
-"""The tables in which a module keeps its hooks: the first two have them, the others say how they are called."""
+"""The tables in which a module keeps its hooks: the first two have them, the others say how they are
+called."""
 
 
 def original(model):
-    """The module inside `torch.compile`'s wrapper, `torch.nn.DataParallel` or a PEFT model; else ``model`` itself."""
+    """The module inside `torch.compile`'s wrapper, `torch.nn.DataParallel` or a PEFT model; else ``model``
+    itself."""
     while True:
         if hasattr(model, "_orig_mod"):  # torch.compile(model)
             model = model._orig_mod
@@ -63,7 +66,8 @@ def hooks_of(module: torch.nn.Module, kind: type) -> list:
 
 
 def show_to_compiler(module: torch.nn.Module) -> None:
-    """Make `torch.compile` look again at a module whose hooks have changed; it does not watch hooks, but does ``forward``.
+    """Make `torch.compile` look again at a module whose hooks have changed; it does not watch hooks, but does
+    ``forward``.
 
     The module gets its class's own forward as an attribute, which changes nothing else."""
     if "forward" not in vars(module):
@@ -90,8 +94,8 @@ def _is_shown(module: torch.nn.Module) -> bool:
 def renew_shown(module: torch.nn.Module) -> None:
     """Give a module the right attribute of `show_to_compiler` again, if it has one.
 
-    It is of another class where a package has given the module a class of its own since, and of another module in the replicas
-    of `torch.nn.DataParallel`, which have copies of all attributes."""
+    It is of another class where a package has given the module a class of its own since, and of another
+    module in the replicas of `torch.nn.DataParallel`, which have copies of all attributes."""
     own = vars(module).get("forward")
     if _is_shown(module) and (own.__self__ is not module or own.__func__ is not type(module).forward):
         _show(module)
@@ -104,7 +108,8 @@ def hide_from_compiler(module: torch.nn.Module) -> None:
 
 
 def remove_hooks(module: torch.nn.Module, kind: type, but: tuple = ()) -> None:
-    """Take off the hooks that are methods of objects of class ``kind``, and no others; nor those of the objects ``but``."""
+    """Take off the hooks that are methods of objects of class ``kind``, and no others; nor those of the
+    objects ``but``."""
     for table in HOOK_TABLES[:2]:
         hooks = getattr(module, table)
         owners = {key: getattr(hook, "__self__", None) for key, hook in hooks.items()}
@@ -175,15 +180,18 @@ def _last(model: torch.nn.Module):
 
 
 def has_own_forward(module: torch.nn.Module) -> bool:
-    """Return True if somebody put a ``forward`` on a module in place of its class's, as accelerate and diffusers' hooks do."""
+    """Return True if somebody put a ``forward`` on a module in place of its class's, as accelerate and
+    diffusers' hooks do."""
     return "forward" in vars(module) and not _is_shown(module)
 
 
-def twin_of(module: torch.nn.Module, kind: type, known: dict[int, torch.nn.Module] | None = None) -> torch.nn.Module:
+def twin_of(
+    module: torch.nn.Module, kind: type, known: dict[int, torch.nn.Module] | None = None
+) -> torch.nn.Module:
     """A copy of a module and of all in it, without the hooks that are methods of objects of class ``kind``.
 
-    Parameters, buffers and everything else are the module's own. What is changed in them is changed in both; a module or a
-    parameter that takes another's place is not seen by the twin."""
+    Parameters, buffers and everything else are the module's own. What is changed in them is changed in both;
+    a module or a parameter that takes another's place is not seen by the twin."""
     known = {} if known is None else known
     if id(module) in known:
         return known[id(module)]
@@ -195,7 +203,8 @@ def twin_of(module: torch.nn.Module, kind: type, known: dict[int, torch.nn.Modul
     twin.__dict__["_parameters"] = dict(module._parameters)
     twin.__dict__["_buffers"] = dict(module._buffers)
     twin.__dict__["_modules"] = {
-        name: None if child is None else twin_of(child, kind, known) for name, child in module._modules.items()
+        name: None if child is None else twin_of(child, kind, known)
+        for name, child in module._modules.items()
     }
     twin.__dict__.pop("forward", None)
     remove_hooks(twin, kind)
@@ -204,9 +213,13 @@ def twin_of(module: torch.nn.Module, kind: type, known: dict[int, torch.nn.Modul
 
 in_eager = partial(
     torch.compiler.disable,
-    reason="catome decides in Python what to merge; compile with fullgraph=False, or call catome.remove_patch first",
+    reason=(
+        "catome decides in Python what to merge; compile with fullgraph=False, or call catome.remove_patch "
+        "first"
+    ),
 )
-"""Keeps a function out of what `torch.compile` makes; the reason is shown where a whole graph was asked for."""
+"""Keeps a function out of what `torch.compile` makes; the reason is shown where a whole graph was asked
+for."""
 
 alone_in_eager = partial(torch.compiler.disable, recursive=False)
 """Keeps a function out of what `torch.compile` makes, and not what it calls."""
@@ -230,9 +243,9 @@ class SdpaMode(TorchFunctionMode):
 class AttentionMode(SdpaMode):
     """The same within one call of a module, begun by a hook before it and ended by a hook after it.
 
-    Torch runs the latter after any exception but KeyboardInterrupt and its like, which would leave the mode behind. So the mode
-    remembers the call of the module that it was entered in, and does nothing once that is over; `leave_behind` takes such
-    modes off."""
+    Torch runs the latter after any exception but KeyboardInterrupt and its like, which would leave the mode
+    behind. So the mode remembers the call of the module that it was entered in, and does nothing once that is
+    over; `leave_behind` takes such modes off."""
 
     def __init__(self, attend) -> None:
         super().__init__(attend)

@@ -1,7 +1,8 @@
-"""The declaration of a model family: where its self-attention over image tokens is, and where in the sequence these lie.
+"""The declaration of a model family: where its self-attention over image tokens is, and where in the sequence
+these lie.
 
-A family is all that catome knows of a model. Everything that runs (`catome.runtime`) works from it, so that another model
-needs one more declaration and nothing else.
+A family is all that catome knows of a model. Everything that runs (`catome.runtime`) works from it, so that
+another model needs one more declaration and nothing else.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 class Layout:
     """The place of the image tokens among the keys of a self-attention.
 
-    They are the ``frames * height * width`` keys from ``first`` on, frame by frame and row by row; what lies before and behind
-    them (text, registers, reference images) is never merged.
+    They are the ``frames * height * width`` keys from ``first`` on, frame by frame and row by row; what lies
+    before and behind them (text, registers, reference images) is never merged.
     """
 
     first: int
@@ -55,13 +56,13 @@ class SelfAttention:
 
     Attributes:
         name: the module's path in the model.
-        module: the module; within its call `torch.nn.functional.scaled_dot_product_attention` is called, once in most models.
-            If several of these calls have image tokens, each has pairs of its own, and they come in the same order at every
-            step.
-        layout: ``layout(call, queries, keys)`` says where the image tokens are in a call with that many queries and keys, or
-            None where they cannot be told or the call is no self-attention over them.
-        block: the module whose input are the tokens that the paper compares (a U-Net's transformer block); None where keys are
-            compared.
+        module: the module; within its call `torch.nn.functional.scaled_dot_product_attention` is called, once
+            in most models. If several of these calls have image tokens, each has pairs of its own, and they
+            come in the same order at every step.
+        layout: ``layout(call, queries, keys)`` says where the image tokens are in a call with that many
+            queries and keys, or None where they cannot be told or the call is no self-attention over them.
+        block: the module whose input are the tokens that the paper compares (a U-Net's transformer block);
+            None where keys are compared.
     """
 
     name: str
@@ -77,10 +78,11 @@ class Family:
     Attributes:
         name: how it is called in messages.
         classes: names of the diffusers classes that belong to it.
-        attentions: ``attentions(model, max_downsample)`` lists the self-attentions over image tokens, in the order in which
-            they run; ``max_downsample`` concerns U-Nets alone.
+        attentions: ``attentions(model, max_downsample)`` lists the self-attentions over image tokens, in the
+            order in which they run; ``max_downsample`` concerns U-Nets alone.
         timestep: name of the model's argument that has the timestep.
-        sample: name of the argument that has the noisy latents: a tensor ``[B, ...]`` or a list of ``B`` tensors.
+        sample: name of the argument that has the noisy latents: a tensor ``[B, ...]`` or a list of ``B``
+            tensors.
         condition: name of the argument that has the prompt's embedding, or None.
     """
 
@@ -98,7 +100,8 @@ def _signature(kind: type):
 
 
 def bound(model: torch.nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """The arguments of a call of ``model`` by name; an argument that its forward does not know is kept under its own."""
+    """The arguments of a call of ``model`` by name; an argument that its forward does not know is kept under
+    its own."""
     known = _signature(type(model)).parameters
     names = [name for name in known if name != "self"]
     return {**dict(zip(names, args, strict=False)), **kwargs}

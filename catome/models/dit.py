@@ -23,8 +23,12 @@ def _unmasked(call: ModelCall, queries: int, keys: int) -> Layout | None:
 
 def _basic_blocks(model: torch.nn.Module, max_downsample: int) -> list[SelfAttention]:
     """The self-attentions of ``BasicTransformerBlock``, in which each attention may be a cross-attention."""
-    attentions = attentions_of(Stack("transformer_blocks", ("attn1", "attn2"), _unmasked))(model, max_downsample)
-    return [attention for attention in attentions if not getattr(attention.module, "is_cross_attention", False)]
+    attentions = attentions_of(Stack("transformer_blocks", ("attn1", "attn2"), _unmasked))(
+        model, max_downsample
+    )
+    return [
+        attention for attention in attentions if not getattr(attention.module, "is_cross_attention", False)
+    ]
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -50,7 +54,8 @@ REFUSED: dict[str, str] = {
     "SanaVideoTransformer3DModel": _LINEAR,
     "SanaWMTransformer3DModel": _LINEAR,
     "SanaWMLTX2RefinerTransformer3DModel": (
-        "it is told neither the frames of its tokens nor their height and width, so no token's neighbours are known"
+        "it is told neither the frames of its tokens nor their height and width, so no token's neighbours "
+        "are known"
     ),
     "PriorTransformer": "it generates one embedding of an image, not an image: it has no image tokens",
     "TransformerTemporalModel": (
@@ -68,7 +73,8 @@ REFUSED: dict[str, str] = {
         "generates, and catome does not follow how many tokens they are"
     ),
     "WanAnimate2Transformer3DModel": (
-        "its attention packs the frames into a padded buffer for a block-sparse kernel, which takes no bias for merged keys"
+        "its attention packs the frames into a padded buffer for a block-sparse kernel, which takes no bias "
+        "for merged keys"
     ),
     "Cosmos3OmniTransformer": _PACKED,
     "MiniMaxH3Transformer3DModel": _PACKED,
@@ -78,6 +84,8 @@ REFUSED: dict[str, str] = {
     "MiniMaxMusic3Transformer1DModel": _SOUND,
     "StableAudioDiTModel": _SOUND,
     "StableAudio3DiTModel": _SOUND,
-    "RFD4ProteinaTransformer": ("it generates proteins: there is no grid of image tokens whose neighbours could be merged"),
+    "RFD4ProteinaTransformer": (
+        "it generates proteins: there is no grid of image tokens whose neighbours could be merged"
+    ),
 }
 """Models that cannot be sped up by merging, by the name of their class, and why."""

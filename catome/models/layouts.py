@@ -153,7 +153,8 @@ def latent_video(name: str = "hidden_states", axes: tuple[int, int, int] = (2, 3
 
 
 def patch_size(model: torch.nn.Module) -> tuple[int, int, int]:
-    """The numbers of frames, rows and columns of latents that are one token, from the model's configuration."""
+    """The numbers of frames, rows and columns of latents that are one token, from the model's
+    configuration."""
     size = getattr(model.config, "patch_size", None) or 1
     if isinstance(size, int):
         frames = getattr(model.config, "patch_size_t", None) or 1
@@ -194,7 +195,9 @@ def grid_of_positions(positions: Any, first: int) -> tuple[int, int, int] | None
     """
     if not isinstance(positions, torch.Tensor) or positions.ndim not in (2, 3) or positions.shape[-1] < 3:
         return None
-    return told_by(positions, ("grid", first), lambda rows: _grid(rows.reshape(-1, *rows.shape[-2:])[0, first:].float()))
+    return told_by(
+        positions, ("grid", first), lambda rows: _grid(rows.reshape(-1, *rows.shape[-2:])[0, first:].float())
+    )
 
 
 def _grid(positions: torch.Tensor) -> tuple[int, int, int] | None:

@@ -276,7 +276,11 @@ def _text_in_front(grid: GridFunction) -> LayoutFunction:
 
     def layout(call: ModelCall, queries: int, keys: int) -> Layout | None:
         size = grid(call)
-        if size is None or queries != math.prod(size) or keys != queries + length(call, "encoder_hidden_states"):
+        if (
+            size is None
+            or queries != math.prod(size)
+            or keys != queries + length(call, "encoder_hidden_states")
+        ):
             return None
         return placed(keys - queries, size, keys)
 
@@ -414,7 +418,9 @@ FAMILIES: tuple[Family, ...] = (
         ("PRXTransformer2DModel",),
         attentions_of(Stack("blocks", ("attention",), _text_in_front(_LATENTS))),
     ),
-    Family("Krea2", ("Krea2Transformer2DModel",), attentions_of(Stack("transformer_blocks", ("attn",), _krea2))),
+    Family(
+        "Krea2", ("Krea2Transformer2DModel",), attentions_of(Stack("transformer_blocks", ("attn",), _krea2))
+    ),
     Family(
         "Ideogram4",
         ("Ideogram4Transformer2DModel",),

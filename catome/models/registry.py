@@ -28,7 +28,8 @@ _BY_CLASS = {name: family for family in FAMILIES for name in family.classes}
 
 
 def family_of(model: torch.nn.Module) -> Family | None:
-    """The family that a model's class, or one that it is made from, belongs to; None for a model that nobody declared."""
+    """The family that a model's class, or one that it is made from, belongs to; None for a model that nobody
+    declared."""
     for kind in type(model).__mro__:
         if kind.__name__ in REFUSED:
             return None
@@ -49,7 +50,9 @@ def find_models(pipe) -> list[torch.nn.Module]:
         return [given]
     parts = {name: original(part) for name, part in _components(pipe)}
     modules = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
-    found = [part for part in modules.values() if (family := family_of(part)) and family.name not in ON_REQUEST]
+    found = [
+        part for part in modules.values() if (family := family_of(part)) and family.name not in ON_REQUEST
+    ]
     found = list({id(model): model for model in found}.values())
     if found:
         return [model for model in found if _attentions(model)] or [_check_declared(found[0])]
@@ -57,8 +60,10 @@ def find_models(pipe) -> list[torch.nn.Module]:
         _refuse(part)
     held = ", ".join(f"{name}: {type(part).__name__}" for name, part in modules.items()) or "no model"
     raise TypeError(
-        f"pipe={type(pipe).__name__} must be a diffusers pipeline with a denoising model that catome knows, or such a model; "
-        f"it has {held}. Known are the families {', '.join(family.name for family in FAMILIES)}; for any other model "
+        f"pipe={type(pipe).__name__} must be a diffusers pipeline with a denoising model that catome knows, "
+        "or such a model; "
+        f"it has {held}. Known are the families {', '.join(family.name for family in FAMILIES)}; for any "
+        "other model "
         "there is catome.merge_keys"
     )
 
@@ -86,11 +91,15 @@ def _check_declared(model: torch.nn.Module) -> torch.nn.Module:
         near = get_close_matches(name, _BY_CLASS, 1)
         hint = f" (the nearest is {near[0]})" if near else ""
         raise TypeError(
-            f"pipe={name} must be a diffusers pipeline with a denoising model that catome knows, or such a model{hint}. Known "
-            f"are the families {', '.join(family.name for family in FAMILIES)}; for any other model there is catome.merge_keys"
+            f"pipe={name} must be a diffusers pipeline with a denoising model that catome knows, or such a "
+            f"model{hint}. Known "
+            f"are the families {', '.join(family.name for family in FAMILIES)}; for any other model there is "
+            "catome.merge_keys"
         )
     if not _attentions(model):
-        raise TypeError(f"pipe={name} has no self-attention over image tokens, which is what catome merges in")
+        raise TypeError(
+            f"pipe={name} has no self-attention over image tokens, which is what catome merges in"
+        )
     return model
 
 

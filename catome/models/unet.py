@@ -22,13 +22,16 @@ from catome.models.base import Family, Layout, ModelCall, SelfAttention
 
 def transformer_blocks(unet: UNet2DConditionModel) -> dict[str, BasicTransformerBlock]:
     """The transformer blocks of a U-Net by module name, in the order in which they run."""
-    blocks = {name: module for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock)}
+    blocks = {
+        name: module for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock)
+    }
     order = ("down_blocks", "mid_block", "up_blocks")
     return dict(sorted(blocks.items(), key=lambda item: order.index(item[0].split(".")[0])))
 
 
 def topmost_downsample(unet: UNet2DConditionModel) -> int:
-    """The factor by which the topmost transformer blocks are downsampled: 1 in Stable Diffusion 1 and 2, 2 in SDXL.
+    """The factor by which the topmost transformer blocks are downsampled: 1 in Stable Diffusion 1 and 2, 2 in
+    SDXL.
 
     Raises:
         TypeError: if the U-Net has no transformer block.
@@ -38,7 +41,9 @@ def topmost_downsample(unet: UNet2DConditionModel) -> int:
     found = []
     for name in transformer_blocks(unet):
         part, *rest = name.split(".")
-        level = {"down_blocks": int(rest[0]), "up_blocks": -1 - int(rest[0])}[part] if part != "mid_block" else -1
+        level = (
+            {"down_blocks": int(rest[0]), "up_blocks": -1 - int(rest[0])}[part] if part != "mid_block" else -1
+        )
         found.append(downsample[level])
     if not found:
         raise TypeError("pipe's U-Net has no BasicTransformerBlock, whose self-attention catome works on")

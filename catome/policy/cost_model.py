@@ -1,18 +1,21 @@
-"""The rule behind ``apply_patch(only_where_faster=True)``: merge where it saves more time than it costs (beyond the paper).
+"""The rule behind ``apply_patch(only_where_faster=True)``: merge where it saves more time than it costs
+(beyond the paper).
 
-A model of one image in one block, of N tokens of C channels, of which the share m is merged. Saved, at every step, in FLOPs:
+A model of one image in one block, of N tokens of C channels, of which the share m is merged. Saved, at every
+step, in FLOPs:
 
-- self-attention: :math:`4 N^2 C (1 - (1 - m)^2)` of its two products, :math:`8 N C^2 m` of its four projections; where
-  queries are kept, :math:`4 N^2 C m` of its products and, if tokens are merged before them, :math:`4 N C^2 m` of the
-  projections of keys and values;
+- self-attention: :math:`4 N^2 C (1 - (1 - m)^2)` of its two products, :math:`8 N C^2 m` of its four
+  projections; where queries are kept, :math:`4 N^2 C m` of its products and, if tokens are merged before
+  them, :math:`4 N C^2 m` of the projections of keys and values;
 - cross-attention, if it runs on merged tokens: :math:`4 N C^2 m` of its two projections of them;
 - the MLP, if it does: :math:`24 N C^2 m`.
 
-Paid, at every step and for each of these parts, are the :math:`(4 - 2 m) N C` numbers that merging and unmerging read and write
-(:math:`(2 - m) N C` where queries are kept and tokens are merged before the projections, for nothing is unmerged), and
-`LAUNCHES` operations that have to be started. At every checkpoint, the similarities of src and dst tokens are paid: :math:`2 s
-(1 - s) N^2 C` FLOPs, where s is the share of src tokens. The device's rates (`catome.policy.rates`) make them all seconds. It
-is a model of one image, whatever the batch, so that an image's result does not depend on what else is in it.
+Paid, at every step and for each of these parts, are the :math:`(4 - 2 m) N C` numbers that merging and
+unmerging read and write (:math:`(2 - m) N C` where queries are kept and tokens are merged before the
+projections, for nothing is unmerged), and `LAUNCHES` operations that have to be started. At every checkpoint,
+the similarities of src and dst tokens are paid: :math:`2 s (1 - s) N^2 C` FLOPs, where s is the share of src
+tokens. The device's rates (`catome.policy.rates`) make them all seconds. It is a model of one image, whatever
+the batch, so that an image's result does not depend on what else is in it.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ def gain(
     keep_queries: bool = False,
     at_the_call: bool = False,
 ) -> float:
-    """Seconds that merging saves in one block and step, for one image; negative where it costs more than it saves.
+    """Seconds that merging saves in one block and step, for one image; negative where it costs more than it
+    saves.
 
     Args:
         tokens, channels: of the block.
@@ -62,15 +66,22 @@ def gain(
     both_ways = cross + mlp + attention * (0.5 if keep_queries and not at_the_call else 1)
     moved = both_ways * (4 - 2 * share) * tokens * channels * itemsize
     matching = 2 * sources * (1 - sources) * tokens**2 * channels
-    return (saved - matching / interval) / rates.flops - moved / rates.bytes - sum(parts) * LAUNCHES * rates.launch
+    return (
+        (saved - matching / interval) / rates.flops
+        - moved / rates.bytes
+        - sum(parts) * LAUNCHES * rates.launch
+    )
 
 
 @lru_cache(maxsize=256)
 def least_share(tokens: int, channels: int, rates: Rates, itemsize: int, **rest) -> float:
-    """The least merged share, in steps of a hundredth, that pays; infinite if none does. Arguments as in `gain`."""
+    """The least merged share, in steps of a hundredth, that pays; infinite if none does. Arguments as in
+    `gain`."""
     most = int(100 * rest.get("sources", 0.75))
     shares = (share / 100 for share in range(1, most + 1))
-    return next((share for share in shares if gain(tokens, channels, share, rates, itemsize, **rest) > 0), math.inf)
+    return next(
+        (share for share in shares if gain(tokens, channels, share, rates, itemsize, **rest) > 0), math.inf
+    )
 
 
 def without_small(plan: MergePlan, share: float) -> MergePlan:

@@ -1,9 +1,11 @@
-"""Choose the steps of a generation that compute the model, and forecast the others from them (beyond the paper).
+"""Choose the steps of a generation that compute the model, and forecast the others from them (beyond the
+paper).
 
-A denoising model's output changes smoothly along a generation, and less and less so after its first steps, in which the image
-is decided. So the output of many later steps can be extrapolated from the last ones that were computed, by a polynomial in the
-timestep, and the model need not run in them at all. TaylorSeer (arXiv 2503.06923) forecasts the features of every layer so.
-Here it is the output as a whole, which needs to know nothing of the layers, and intervals grow.
+A denoising model's output changes smoothly along a generation, and less and less so after its first steps, in
+which the image is decided. So the output of many later steps can be extrapolated from the last ones that were
+computed, by a polynomial in the timestep, and the model need not run in them at all. TaylorSeer (arXiv
+2503.06923) forecasts the features of every layer so. Here it is the output as a whole, which needs to know
+nothing of the layers, and intervals grow.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _LONGEST = 4096
 
 @dataclass(frozen=True)
 class Forecast:
-    """The steps that run the model: the first ones, then at intervals that grow. The others extrapolate its output.
+    """The steps that run the model: the first ones, then at intervals that grow. The others extrapolate its
+    output.
 
     Attributes:
         first: steps at the beginning that run the model in any case; at least 1, and more than ``order``.
@@ -70,5 +73,6 @@ def computed_steps(interval: float, first: int, growth: float = 1.0) -> frozense
 
 
 def weights(times: Sequence[float], now: float) -> list[float]:
-    """The weights of the known outputs in the polynomial through all of them, at another time (Lagrange); they add up to 1."""
+    """The weights of the known outputs in the polynomial through all of them, at another time (Lagrange);
+    they add up to 1."""
     return [math.prod((now - other) / (at - other) for other in times if other != at) for at in times]

@@ -1,6 +1,8 @@
-"""The rates of a device: what data sheets and estimates say, and what `calibrate` has measured on this machine.
+"""The rates of a device: what data sheets and estimates say, and what `calibrate` has measured on this
+machine.
 
-`catome.policy.cost_model` reckons with these rates; a measurement takes the place of an estimate wherever there is one."""
+`catome.policy.cost_model` reckons with these rates; a measurement takes the place of an estimate wherever
+there is one."""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from catome.tensors.plan import match
 
 @dataclass(frozen=True)
 class Rates:
-    """The rates that a device reaches: FLOPs and bytes a second, and the seconds that starting an operation takes."""
+    """The rates that a device reaches: FLOPs and bytes a second, and the seconds that starting an operation
+    takes."""
 
     flops: float
     bytes: float
@@ -38,20 +41,23 @@ ESTIMATES = {
     ("cuda", 4): Rates(50e12, 2e12, 8e-6),
     ("cuda", 2): Rates(400e12, 2e12, 8e-6),
 }
-"""By type of device and bytes of a number. Those of the CPU in float32 are rounded from self-attention and merging timed on two
-cores; in half precision, which few CPUs multiply natively, a third of that is assumed. Those of CUDA are rounded down from a
-data sheet (H100), and the time to start a kernel from Python is an assumption: none of them has been measured."""
+"""By type of device and bytes of a number. Those of the CPU in float32 are rounded from self-attention and
+merging timed on two cores; in half precision, which few CPUs multiply natively, a third of that is assumed.
+Those of CUDA are rounded down from a data sheet (H100), and the time to start a kernel from Python is an
+assumption: none of them has been measured."""
 
 FILE = "rates.json"
 
 _NAMES = ("flops", "bytes", "launch")
-_TOKENS, _HEADS, _CHANNELS = 2048, 8, 320  # of the attention that is timed: of the size of Stable Diffusion's topmost
+# of the attention that is timed: of the size of Stable Diffusion's topmost
+_TOKENS, _HEADS, _CHANNELS = 2048, 8, 320
 _LEAST_SAMPLE = 0.02  # seconds of work between two looks at the clock
 _SAMPLES = 5
 
 
 def cache_folder() -> Path:
-    """The folder where rates are kept: ``$CATOME_CACHE``, else ``catome`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """The folder where rates are kept: ``$CATOME_CACHE``, else ``catome`` in ``$XDG_CACHE_HOME`` or
+    ``~/.cache``."""
     given = os.environ.get("CATOME_CACHE")
     if given:
         return Path(given)
@@ -69,7 +75,8 @@ def processor() -> str:
 
 
 def key_of(device: torch.device, itemsize: int) -> str:
-    """The name of what rates hold for: the device, a CPU's number of threads, the bytes of a number, and torch's version."""
+    """The name of what rates hold for: the device, a CPU's number of threads, the bytes of a number, and
+    torch's version."""
     cpu = f"{processor()}, {torch.get_num_threads()} threads"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return f"{name}, {itemsize} bytes, torch {torch.__version__}"
@@ -77,11 +84,12 @@ def key_of(device: torch.device, itemsize: int) -> str:
 
 @torch.no_grad()
 def calibrate(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Rates:
-    """Measure how fast this machine computes attention and merges tokens, in seconds, and keep it for `only_where_faster`.
+    """Measure how fast this machine computes attention and merges tokens, in seconds, and keep it for
+    `only_where_faster`.
 
-    The rates hold for this device, dtype, number of threads and version of torch, in this process and in later ones. They are
-    kept as ``rates.json`` in ``$CATOME_CACHE``, or ``catome`` in the user's cache folder. Run it while the machine does nothing
-    else.
+    The rates hold for this device, dtype, number of threads and version of torch, in this process and in
+    later ones. They are kept as ``rates.json`` in ``$CATOME_CACHE``, or ``catome`` in the user's cache
+    folder. Run it while the machine does nothing else.
 
     Args:
         device: to measure on.
@@ -165,7 +173,10 @@ def kept() -> dict[str, Rates]:
     try:
         return {key: Rates(**{name: float(own[name]) for name in _NAMES}) for key, own in _read(file).items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        warnings.warn(f"{file} cannot be read, and nothing in it is used ({error}): run catome.calibrate() again", stacklevel=2)
+        warnings.warn(
+            f"{file} cannot be read, and nothing in it is used ({error}): run catome.calibrate() again",
+            stacklevel=2,
+        )
         return {}
 
 
@@ -174,7 +185,8 @@ def _read(file: Path) -> dict:
 
 
 def _keep(key: str, rates: Rates) -> None:
-    """Write rates beside those of other devices; a reader sees the old file or the new one, never half of one."""
+    """Write rates beside those of other devices; a reader sees the old file or the new one, never half of
+    one."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     known = {name: asdict(own) for name, own in kept().items()}

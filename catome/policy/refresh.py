@@ -1,8 +1,10 @@
-"""``schedule="auto"``: find an image's pairs afresh when too many of the cached ones are no longer similar (beyond the paper).
+"""``schedule="auto"``: find an image's pairs afresh when too many of the cached ones are no longer similar
+(beyond the paper).
 
-At each step a block looks at the pairs in its cache and at how similar they are *now*, which costs one gather and one product
-for each pair, not a search. An image in which more than the tolerated share of pairs has fallen below the threshold gets new
-pairs; the others keep theirs. So each image has checkpoints of its own, whatever else is in the batch.
+At each step a block looks at the pairs in its cache and at how similar they are *now*, which costs one gather
+and one product for each pair, not a search. An image in which more than the tolerated share of pairs has
+fallen below the threshold gets new pairs; the others keep theirs. So each image has checkpoints of its own,
+whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ _ROUNDING = 1e-5  # two computations of one similarity may differ by this much
 def pair_similarity(plan: MergePlan, tokens: torch.Tensor, measure: Measure = "cosine") -> torch.Tensor:
     """Similarity, in float32 at least, of every token of ``tokens`` ``[B, N, C]`` and its target: ``[B, N]``.
 
-    ``measure`` is that of `catome.best_matches`. 1 for tokens that are not merged; NaN where a token is not finite. Raises a
-    ValueError if the tokens do not fit the plan."""
+    ``measure`` is that of `catome.best_matches`. 1 for tokens that are not merged; NaN where a token is not
+    finite. Raises a ValueError if the tokens do not fit the plan."""
     check_values("tokens", tokens, plan.target)
     exact = tokens.to(torch.promote_types(tokens.dtype, torch.float32)).contiguous()
     with torch.autocast(tokens.device.type, enabled=False):

@@ -1,4 +1,5 @@
-"""Checkpoint schedules: the denoising steps at which pairs are found afresh (paper, Section III-B and Table II)."""
+"""Checkpoint schedules: the denoising steps at which pairs are found afresh (paper, Section III-B and Table
+II)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from catome.policy.staleness import Steps
 from catome.policy.staleness import derive as derive
 
 LENGTH = 51
-"""Calls of the model in the paper's generations: 50 PLMS steps, which call it 51 times. Assumed where nothing else is known."""
+"""Calls of the model in the paper's generations: 50 PLMS steps, which call it 51 times. Assumed where nothing
+else is known."""
 
 SCHEDULES: dict[str, tuple[int, ...]] = {
     "CONFIG_1": (0, 1, 2, 3, 5, 10, 15, 25, 35),
@@ -22,9 +24,10 @@ SCHEDULES: dict[str, tuple[int, ...]] = {
     "CONF_ADAPTIVE": (0, 1, 5, 7, 10, 12, 15, 35, 40, 45, 46, 47, 48, 49, 50, 51),
     "CONFIG_FIVE": tuple(range(0, 51, 5)),
 }
-"""The paper's named schedules (Table II), for 50 PLMS steps, which are 51 calls of the model with indices 0 to 50.
-In another generation they are fitted to its length: see `Schedule`. CONF_ADAPTIVE names step 51, which never comes; a
-checkpoint that a generation does not reach is harmless."""
+"""The paper's named schedules (Table II), for 50 PLMS steps, which are 51 calls of the model with indices 0
+to 50.
+In another generation they are fitted to its length: see `Schedule`. CONF_ADAPTIVE names step 51, which never
+comes; a checkpoint that a generation does not reach is harmless."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,16 @@ class Schedule:
 
     def __post_init__(self) -> None:
         object.__setattr__(
-            self, "steps", _checked_steps("steps", check_collection("steps", self.steps, "a collection of steps"))
+            self,
+            "steps",
+            _checked_steps("steps", check_collection("steps", self.steps, "a collection of steps")),
         )
         if self.length is not None:
             check_integer("length", self.length, 1)
 
     def at(self, length: int | None) -> tuple[int, ...]:
-        """The checkpoints of a generation of ``length`` calls of the model; `LENGTH` is assumed where that is None."""
+        """The checkpoints of a generation of ``length`` calls of the model; `LENGTH` is assumed where that is
+        None."""
         if self.length is None:
             return self.steps
         calls = LENGTH if length is None else length
@@ -90,7 +96,8 @@ class Auto:
     Costs a look at the cached pairs, and one device synchronisation, at each step and block.
 
     Attributes:
-        tolerance: share in [0, 1] of an image's cached pairs that may have fallen below the threshold (with a fixed share of
+        tolerance: share in [0, 1] of an image's cached pairs that may have fallen below the threshold (with a
+            fixed share of
             tokens: below the weakest pair that was merged) before the image's pairs are found afresh.
 
     Raises:
@@ -103,20 +110,23 @@ class Auto:
         check_number("tolerance", self.tolerance, 0.0, 1.0)
 
 
-def parse_schedule(schedule: str | Auto | Schedule | Iterable[int] | Iterable[float] | None) -> Schedule | Auto | None:
+def parse_schedule(
+    schedule: str | Auto | Schedule | Iterable[int] | Iterable[float] | None,
+) -> Schedule | Auto | None:
     """Turn what a user writes into a `Schedule`.
 
     Args:
-        schedule: a name in `SCHEDULES`; "EVEN_13", "EVEN_8" and so on for so many checkpoints at equal distances; a collection
-            of step indices (model calls of one generation, from 0); a collection of shares of a generation, in [0, 1), at
-            least one of them no integer; a `Schedule`; or None for a checkpoint at every step. "auto" or a `catome.Auto`
-            decides while it runs.
+        schedule: a name in `SCHEDULES`; "EVEN_13", "EVEN_8" and so on for so many checkpoints at equal
+            distances; a collection of step indices (model calls of one generation, from 0); a collection of
+            shares of a generation, in [0, 1), at least one of them no integer; a `Schedule`; or None for a
+            checkpoint at every step. "auto" or a `catome.Auto` decides while it runs.
 
     Returns:
         The schedule, None when every step is a checkpoint, or the `catome.Auto`.
 
     Raises:
-        ValueError: for an unknown name, an empty collection, one without step 0, or a negative or repeated step.
+        ValueError: for an unknown name, an empty collection, one without step 0, or a negative or repeated
+            step.
         TypeError: for anything that is not a name or a collection of numbers.
     """
     if schedule is None or isinstance(schedule, (Auto, Schedule)):
@@ -130,16 +140,21 @@ def parse_schedule(schedule: str | Auto | Schedule | Iterable[int] | Iterable[fl
     return Schedule(_checked_steps("schedule", steps), length)
 
 
-_SHARES = 1 << 40  # shares of a generation are kept as whole parts of this many, so that no rounding moves a checkpoint
+# shares of a generation are kept as whole parts of this many, so that no rounding moves a checkpoint
+_SHARES = 1 << 40
 
 
 def _of_shares(shares: list) -> Schedule:
     for share in shares:
         check_number("schedule", share, 0.0, 1.0)
         if share >= 1:
-            raise ValueError(f"schedule={shown(shares)} has the share {shown(share)}: shares of a generation are below 1")
+            raise ValueError(
+                f"schedule={shown(shares)} has the share {shown(share)}: shares of a generation are below 1"
+            )
     # rounded up, for 1/3 of 51 calls must be call 17 although 1/3 is a little less as a float
-    return Schedule(_checked_steps("schedule", [math.ceil(share * _SHARES) for share in shares], shares), _SHARES)
+    return Schedule(
+        _checked_steps("schedule", [math.ceil(share * _SHARES) for share in shares], shares), _SHARES
+    )
 
 
 def _named(name: str | bytes) -> Schedule | Auto:
@@ -159,7 +174,8 @@ def _checked_steps(name: str, steps: list, written: list | None = None) -> tuple
     for step in steps:
         if isinstance(step, bool) or not isinstance(step, Integral):
             raise TypeError(
-                f"{name}={shown(written)} has the step {shown(step)}: steps must be integers, 0 for the first call of the "
+                f"{name}={shown(written)} has the step {shown(step)}: steps must be integers, 0 for the "
+                "first call of the "
                 "model, or shares of a generation below 1"
             )
         if step < 0:
@@ -172,6 +188,7 @@ def _checked_steps(name: str, steps: list, written: list | None = None) -> tuple
         raise ValueError(f"{name}={shown(written)} repeats step {repeated[0]}: name each step once")
     if 0 not in steps:
         raise ValueError(
-            f"{name}={shown(written)} lacks step 0: the first step has no pairs to reuse, so it must be a checkpoint"
+            f"{name}={shown(written)} lacks step 0: the first step has no pairs to reuse, so it must be a "
+            "checkpoint"
         )
     return tuple(sorted(steps))

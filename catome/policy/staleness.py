@@ -1,4 +1,5 @@
-"""Checkpoint schedules derived from measured staleness, exactly optimal for a budget (beyond the paper's Table II)."""
+"""Checkpoint schedules derived from measured staleness, exactly optimal for a budget (beyond the paper's
+Table II)."""
 
 from __future__ import annotations
 
@@ -27,17 +28,18 @@ class Steps(tuple):
 
 @suggests_arguments
 def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int) -> Steps:
-    """The schedule of ``checkpoints`` steps that pays the least total staleness, found by dynamic programming.
+    """The schedule of ``checkpoints`` steps that pays the least total staleness, found by dynamic
+    programming.
 
-    A step j that reuses the pairs of the last checkpoint i <= j pays ``staleness[i, j]``; a schedule pays the sum over all
-    steps. Of several optimal schedules, the one whose last checkpoints are earliest is returned.
+    A step j that reuses the pairs of the last checkpoint i <= j pays ``staleness[i, j]``; a schedule pays the
+    sum over all steps. Of several optimal schedules, the one whose last checkpoints are earliest is returned.
 
     >>> derive([[0, 1, 9], [1, 0, 9], [9, 9, 0]], checkpoints=2)
     (0, 2)
 
     Args:
-        staleness: ``[T, T]``, the distance between the pairs of steps i and j (such as the mean Jaccard distance over images
-            and blocks that `catome.study.drift_study` measures); only i < j is read.
+        staleness: ``[T, T]``, the distance between the pairs of steps i and j (such as the mean Jaccard
+            distance over images and blocks that `catome.study.drift_study` measures); only i < j is read.
         checkpoints: the budget, from 1 (step 0 alone) to T (every step).
 
     Returns:
@@ -45,14 +47,16 @@ def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int
         ``apply_patch(schedule=...)``, which fits them to generations of another length.
 
     Raises:
-        ValueError: if ``staleness`` is not a square matrix of finite numbers that are not negative, or the budget is out of
-            range.
+        ValueError: if ``staleness`` is not a square matrix of finite numbers that are not negative, or the
+            budget is out of range.
         TypeError: if ``checkpoints`` is no integer.
     """
     cost = _costs(staleness)
     steps = len(cost)
     if check_integer("checkpoints", checkpoints, 1) > steps:
-        raise ValueError(f"checkpoints={checkpoints!r} must be at most {steps}, the steps of this staleness matrix")
+        raise ValueError(
+            f"checkpoints={checkpoints!r} must be at most {steps}, the steps of this staleness matrix"
+        )
     # paid[i, j]: steps i ... j - 1 all reuse the pairs of checkpoint i
     paid = torch.zeros(steps, steps + 1, dtype=torch.float64)
     paid[:, 1:] = cost.cumsum(1)
@@ -61,7 +65,8 @@ def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int
     choices = []
     for _ in range(checkpoints - 1):
         total = before_next[:steps, None] + paid  # [last checkpoint i, end j]
-        total[torch.ones_like(total, dtype=torch.bool).tril()] = float("inf")  # a checkpoint serves at least its own step
+        # a checkpoint serves at least its own step
+        total[torch.ones_like(total, dtype=torch.bool).tril()] = float("inf")
         before_next, choice = total.min(0)
         choices.append(choice)
     end = steps
@@ -74,10 +79,12 @@ def derive(staleness: torch.Tensor | Sequence[Sequence[float]], checkpoints: int
 
 @suggests_arguments
 def total_staleness(staleness: torch.Tensor | Sequence[Sequence[float]], schedule: Sequence[int]) -> float:
-    """The total that a schedule pays: the sum over all steps j of ``staleness[i, j]``, i the last checkpoint at or before j.
+    """The total that a schedule pays: the sum over all steps j of ``staleness[i, j]``, i the last checkpoint
+    at or before j.
 
     Raises:
-        ValueError: if the schedule lacks step 0 or has a negative one, or for a staleness that `derive` refuses.
+        ValueError: if the schedule lacks step 0 or has a negative one, or for a staleness that `derive`
+            refuses.
         TypeError: if the schedule is no collection of integers.
     """
     cost = _costs(staleness)
@@ -109,5 +116,7 @@ def _costs(staleness) -> torch.Tensor:
     wrong = (~cost.isfinite() | (cost < 0)).nonzero().tolist()
     if wrong:
         i, j = wrong[0]
-        raise ValueError(f"staleness[{i}, {j}]={cost[i, j].item()!r} must be a finite number that is not negative")
+        raise ValueError(
+            f"staleness[{i}, {j}]={cost[i, j].item()!r} must be a finite number that is not negative"
+        )
     return cost

@@ -1,1 +1,2 @@
-"""The code inside a patched model: where a call is in its generation, which pairs serve it, and the hooks that merge."""
+"""The code inside a patched model: where a call is in its generation, which pairs serve it, and the hooks
+that merge."""

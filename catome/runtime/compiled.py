@@ -1,10 +1,10 @@
 """The cached steps of a patched model as one compiled program.
 
-Between two checkpoints nothing is decided: the pairs are known, and a call of the model is the same computation each time. Only
-the hooks keep `torch.compile` from taking it as a whole, and only the numbers of keys keep its shapes from being the same. So
-there is a twin of the model, which shares its weights and has no hooks of catome. Where the model merges, the twin has a
-`MergedAttention` with the pairs in tensors and with a number of slots from a short list. Checkpoints run as ever, and so does
-everything that is not plain.
+Between two checkpoints nothing is decided: the pairs are known, and a call of the model is the same
+computation each time. Only the hooks keep `torch.compile` from taking it as a whole, and only the numbers of
+keys keep its shapes from being the same. So there is a twin of the model, which shares its weights and has no
+hooks of catome. Where the model merges, the twin has a `MergedAttention` with the pairs in tensors and with a
+number of slots from a short list. Checkpoints run as ever, and so does everything that is not plain.
 """
 
 from __future__ import annotations
@@ -36,22 +36,25 @@ BUCKETS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1.0)
 def compile_cached_steps(pipe, buckets: Iterable[float] = BUCKETS, **options):
     """Run the cached steps of a patched pipeline as one compiled program each, without a graph break.
 
-    Every attention gets slots for a share of its tokens. The share is the least of ``buckets`` that suffices, and it never
-    shrinks: after the first generations nothing is compiled any more. Results do not depend on it, since slots that are not
-    needed are never attended to. Steps run as before where the program cannot: at checkpoints, with gradients, where a hook of
-    somebody else has taken a module's forward, and where an attention is called several times in a call of the model.
+    Every attention gets slots for a share of its tokens. The share is the least of ``buckets`` that suffices,
+    and it never
+    shrinks: after the first generations nothing is compiled any more. Results do not depend on it, since
+    slots that are not needed are never attended to. Steps run as before where the program cannot: at
+    checkpoints, with gradients, where a hook of somebody else has taken a module's forward, and where an
+    attention is called several times in a call of the model.
 
     Args:
         pipe: a patched pipeline or model (`catome.apply_patch`).
         buckets: shares in (0, 1]; 1 is added where it is missing.
-        options: of `torch.compile`, such as ``mode="reduce-overhead"`` for CUDA graphs; ``fullgraph`` is True.
+        options: of `torch.compile`, such as ``mode="reduce-overhead"`` for CUDA graphs; ``fullgraph`` is
+            True.
 
     Returns:
         ``pipe``. `catome.remove_patch` takes the programs off, too.
 
     Raises:
-        TypeError, ValueError: if the pipeline is not patched, merges queries or parts, or decides its checkpoints while it
-            runs; for buckets out of range.
+        TypeError, ValueError: if the pipeline is not patched, merges queries or parts, or decides its
+            checkpoints while it runs; for buckets out of range.
     """
     shares = checks.check_collection("buckets", buckets, "a collection of shares")
     shares = [checks.check_number(f"buckets[{i}]", share, 0.0, 1.0) for i, share in enumerate(shares)]
@@ -61,7 +64,9 @@ def compile_cached_steps(pipe, buckets: Iterable[float] = BUCKETS, **options):
     for model in models:
         patch = patch_of(model)
         if patch is None or patch.config is None:
-            raise ValueError(f"pipe={type(pipe).__name__} is not patched: call catome.apply_patch(pipe) first")
+            raise ValueError(
+                f"pipe={type(pipe).__name__} is not patched: call catome.apply_patch(pipe) first"
+            )
         _check(patch.config)
     for model in models:
         CompiledSteps.take_off(model)
@@ -73,12 +78,19 @@ def compile_cached_steps(pipe, buckets: Iterable[float] = BUCKETS, **options):
 def _check(config: MergeConfig) -> None:
     """Raise a ValueError for what has no cached steps that are one program."""
     if not config.keep_queries:
-        raise ValueError("keep_queries=False cannot be compiled as a whole: its merged tokens have as many rows as they need")
+        raise ValueError(
+            "keep_queries=False cannot be compiled as a whole: its merged tokens have as many rows as they "
+            "need"
+        )
     for part in PARTS[1:]:
         if getattr(config, part):
-            raise ValueError(f"{part}=True cannot be compiled as a whole: only self-attention with keep_queries=True can")
+            raise ValueError(
+                f"{part}=True cannot be compiled as a whole: only self-attention with keep_queries=True can"
+            )
     if isinstance(config.schedule, Auto):
-        raise ValueError(f"schedule={config.schedule!r} cannot be compiled as a whole: every step may be a checkpoint")
+        raise ValueError(
+            f"schedule={config.schedule!r} cannot be compiled as a whole: every step may be a checkpoint"
+        )
 
 
 def compilable(config: MergeConfig) -> bool:
@@ -91,7 +103,8 @@ def compilable(config: MergeConfig) -> bool:
 
 
 class MergedAttention(torch.nn.Module):
-    """Stands in for an attention module in the twin: its keys and values are merged by pairs that are given in tensors.
+    """Stands in for an attention module in the twin: its keys and values are merged by pairs that are given
+    in tensors.
 
     Attributes:
         inner: the attention module's twin.
@@ -110,7 +123,8 @@ class MergedAttention(torch.nn.Module):
 
     @torch.no_grad()
     def fill(self, ran: Ran, slots: int, weighted: bool) -> None:
-        """Take over a plan; buffers of the right shape stay where they are in memory, as CUDA graphs want it."""
+        """Take over a plan; buffers of the right shape stay where they are in memory, as CUDA graphs want
+        it."""
         groups = padded_groups(ran.plan, slots, weighted)
         self.slots = slots
         self.place = ran.place
@@ -224,7 +238,8 @@ class CompiledSteps(ReplacedForward):
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"catome compiles no cached steps: a hook of another package runs in place of a {name}'s forward "
+                f"catome compiles no cached steps: a hook of another package runs in place of a {name}'s "
+                "forward "
                 "(offloading, or a cache of diffusers)",
                 stacklevel=4,
             )
@@ -254,7 +269,11 @@ class CompiledSteps(ReplacedForward):
         """The slots of the least bucket that suffices."""
         tokens = ran.plan.slot.shape[1]
         most = max(ran.plan.lengths)
-        return next(slots for share in self.shares if (slots := min(tokens, 8 * math.ceil(share * tokens / 8))) >= most)
+        return next(
+            slots
+            for share in self.shares
+            if (slots := min(tokens, 8 * math.ceil(share * tokens / 8))) >= most
+        )
 
 
 def _same_plans(one: tuple | None, other: tuple) -> bool:

@@ -1,4 +1,5 @@
-"""The settings of what a model merges, and when: one frozen dataclass, and the configurations that have a name."""
+"""The settings of what a model merges, and when: one frozen dataclass, and the configurations that have a
+name."""
 
 from __future__ import annotations
 
@@ -23,40 +24,44 @@ PARTS = ("merge_attn", "merge_crossattn", "merge_mlp")
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """The configuration of merging; `catome.apply_patch` takes it in place of keywords, or with keywords that change it.
+    """The configuration of merging; `catome.apply_patch` takes it in place of keywords, or with keywords that
+    change it.
 
     Without arguments it is the recommended configuration, `catome.RECOMMENDED`.
 
     Attributes:
-        threshold: merge every src token whose best similarity is at least this, in [-1, 1]; 1.0 merges exact duplicates
-            only. None where ``ratio`` is given.
+        threshold: merge every src token whose best similarity is at least this, in [-1, 1]; 1.0 merges exact
+            duplicates only. None where ``ratio`` is given.
         ratio: merge this share of all tokens instead, in [0, 1 - 1/(sy*sx)]; exactly one of the two.
-        schedule: the steps at which pairs are found afresh: a name of the paper's Table II, fitted to the length of the
-            generation; a collection of steps counted from 0; a collection of shares of the generation in [0, 1); a
-            `catome.Schedule`; or None for every step. "auto" or a `catome.Auto` decides while it runs.
+        schedule: the steps at which pairs are found afresh: a name of the paper's Table II, fitted to the
+            length of the generation; a collection of steps counted from 0; a collection of shares of the
+            generation in [0, 1); a `catome.Schedule`; or None for every step. "auto" or a `catome.Auto`
+            decides while it runs.
         keep_queries: merge keys and values alone. Every token keeps its own query, and nothing is unmerged.
         weighted: let a merged key count as often as it has members (`catome.tensors.attention`).
         stride: ``(vertical, horizontal)`` size in tokens of the window that has one dst token.
         dst: "top_left" (the paper) or "random" token of each window, drawn from a generator of its own.
         seed: of that generator; each generation begins with it.
-        measure: of similarity (`catome.tensors.matching`): "distance" is how near two tokens lie on the scale of their image;
-            "cosine", the paper's, is the cosine of the angle between them.
-        compare: "keys" compares the keys and values of each attention, the values half as much; "input" compares what enters
-            the block that it is in, as the paper does, where the model has such a place (U-Nets), and keys and values
-            elsewhere. Pairs for cross-attention and the MLP are always found by the input.
+        measure: of similarity (`catome.tensors.matching`): "distance" is how near two tokens lie on the scale
+            of their image; "cosine", the paper's, is the cosine of the angle between them.
+        compare: "keys" compares the keys and values of each attention, the values half as much; "input"
+            compares what enters the block that it is in, as the paper does, where the model has such a place
+            (U-Nets), and keys and values elsewhere. Pairs for cross-attention and the MLP are always found by
+            the input.
         start: where in a generation merging begins, as a share in [0, 1].
         end: where it ends, likewise.
         across_frames: in videos, let tokens merge with tokens of other frames, too.
-        max_downsample: U-Nets: merge in blocks downsampled at most this much against the topmost blocks that have attention
+        max_downsample: U-Nets: merge in blocks downsampled at most this much against the topmost blocks that
+            have attention
             (1: in those only, which in SDXL are themselves downsampled by 2).
         merge_attn: merge in self-attention.
         merge_crossattn: U-Nets: run cross-attention on merged tokens, too.
         merge_mlp: U-Nets: run the MLP on merged tokens, too.
-        forecast: a `catome.Forecast`: leave the model out at some steps, and extrapolate its output there. None runs it at
-            every step. With ``merge_attn=False`` this is all that is done.
-        only_where_faster: leave blocks and images as they are where so few tokens, or so small a share of them, would be
-            merged that it costs more time than it saves, by the model of `catome.policy.cost_model` and the rates that
-            `catome.calibrate` has measured, else estimates.
+        forecast: a `catome.Forecast`: leave the model out at some steps, and extrapolate its output there.
+            None runs it at every step. With ``merge_attn=False`` this is all that is done.
+        only_where_faster: leave blocks and images as they are where so few tokens, or so small a share of
+            them, would be merged that it costs more time than it saves, by the model of
+            `catome.policy.cost_model` and the rates that `catome.calibrate` has measured, else estimates.
 
     Raises:
         TypeError, ValueError: naming the field, its value and what is allowed.
@@ -103,7 +108,8 @@ class MergeConfig:
         if self.forecast is not None:
             checks.check_kind("forecast", self.forecast, Forecast, "a catome.Forecast, or None")
         for name, value in checked.items():
-            object.__setattr__(self, name, value)  # a frozen dataclass is written to this way while it is made
+            # a frozen dataclass is written to this way while it is made
+            object.__setattr__(self, name, value)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -115,11 +121,13 @@ class MergeConfig:
             raise ValueError(f"{given}: at least one of them must be True, or forecast must be given")
         if isinstance(self.schedule, Auto) and self.dst == "random":
             raise ValueError(
-                "dst='random' draws other dst tokens at each checkpoint, and schedule='auto' compares old with new"
+                "dst='random' draws other dst tokens at each checkpoint, and schedule='auto' compares old "
+                "with new"
             )
 
     def changed(self, **changes) -> MergeConfig:
-        """This configuration with some fields changed; a threshold takes the place of a ratio, and the other way round.
+        """This configuration with some fields changed; a threshold takes the place of a ratio, and the other
+        way round.
 
         Raises:
             TypeError, ValueError: as the class does.
@@ -130,7 +138,8 @@ class MergeConfig:
         return replace(self, **changes)
 
     def least_share(self, x: torch.Tensor, matched: bool, at_the_call: bool = False) -> float:
-        """The least share of the tokens ``x`` ``[B, N, C]`` that is worth merging, with or without the search for pairs.
+        """The least share of the tokens ``x`` ``[B, N, C]`` that is worth merging, with or without the search
+        for pairs.
 
         ``at_the_call``: they are merged where attention is called, behind the projections."""
         if not self.only_where_faster:
@@ -149,7 +158,8 @@ class MergeConfig:
 
     @property
     def interval(self) -> float:
-        """Steps for which the pairs of one checkpoint serve, on average; four are assumed where that is decided on the way."""
+        """Steps for which the pairs of one checkpoint serve, on average; four are assumed where that is
+        decided on the way."""
         if self.schedule is None:
             return 1.0
         return 4.0 if isinstance(self.schedule, Auto) else self.schedule.interval
@@ -170,8 +180,8 @@ def configured(function: str, config, changes: dict) -> MergeConfig:
 
 
 RECOMMENDED = MergeConfig()
-"""Keys and values merged in 2x2 windows where they are at least 0.7 similar, each group counted, and pairs found at 13 steps:
-a little more than a third of the attention scores is left."""
+"""Keys and values merged in 2x2 windows where they are at least 0.7 similar, each group counted, and pairs
+found at 13 steps: a little more than a third of the attention scores is left."""
 
 FAST = MergeConfig(threshold=0.6, stride=(4, 4))
 """The same in 4x4 windows and from 0.6 on, which leaves about a fifth of the attention scores."""
@@ -182,4 +192,5 @@ PAPER = MergeConfig(threshold=0.7, schedule="CONFIG_3", **_THEIRS)
 """CA-ToMe with threshold 0.7 and CONFIG_3, the headline of arXiv 2501.00946."""
 
 TOME = MergeConfig(threshold=None, ratio=0.5, schedule=None, **_THEIRS)
-"""ToMe for Stable Diffusion (arXiv 2303.17604) with half of the tokens, found afresh at every step, and top-left dst tokens."""
+"""ToMe for Stable Diffusion (arXiv 2303.17604) with half of the tokens, found afresh at every step, and
+top-left dst tokens."""

@@ -1,4 +1,5 @@
-"""The ``forward`` of a model that runs at some steps only, and gives a forecast of its output at the others."""
+"""The ``forward`` of a model that runs at some steps only, and gives a forecast of its output at the
+others."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class ForecastSteps(ReplacedForward):
 
     @classmethod
     def to_the_front(cls, model: torch.nn.Module) -> None:
-        """Stand in front of everything else on a model, if at all: a step that is left out needs nothing behind."""
+        """Stand in front of everything else on a model, if at all: a step that is left out needs nothing
+        behind."""
         if cls.on(model) is not None:
             cls.take_off(model)
             cls(model).put_on()
@@ -49,7 +51,12 @@ class ForecastSteps(ReplacedForward):
         """The call that this thread is in, where it may be left out; None where the model must run."""
         patch = patch_of(self.model)
         running = patch.running if patch is not None else None
-        if running is None or not running.active or running.config.forecast is None or torch.is_grad_enabled():
+        if (
+            running is None
+            or not running.active
+            or running.config.forecast is None
+            or torch.is_grad_enabled()
+        ):
             return None
         family = family_of(self.model)
         given = args[0] if args else kwargs.get(family.sample)
@@ -70,7 +77,8 @@ def _time(timestep) -> float:
 
 
 def combined(outputs: Sequence[Any], shares: Sequence[float]):
-    """The weighted sum of outputs of a model: of tensors, and of what holds tensors; what is no tensor is the last one's."""
+    """The weighted sum of outputs of a model: of tensors, and of what holds tensors; what is no tensor is the
+    last one's."""
     last = outputs[-1]
     if isinstance(last, torch.Tensor):
         if not last.is_floating_point():

@@ -1,19 +1,21 @@
 """The hooks on a patched model. The life of a call, from the outside in:
 
-1. `Patch.before` runs before the model. It asks the `Timeline` which generation, step and condition the call belongs to, and
-   keeps the answer for this thread (`Running`).
+1. `Patch.before` runs before the model. It asks the `Timeline` which generation, step and condition the call
+   belongs to, and keeps the answer for this thread (`Running`).
 2. `BlockHook.before` notes what enters a transformer block of a U-Net, if that is compared: the paper's way.
 3. `AttentionHook.before` runs before a self-attention and takes one of three ways:
-   a. *at the call*: it watches for `F.scaled_dot_product_attention` inside (`AttentionMode`), and merges keys and values there;
-   b. *context*: it hands over merged tokens as the context that the attention makes keys and values of, which saves
-      projections, and every token stays a query;
-   c. *tokens*: as the paper does it, the attention gets merged tokens, and `AttentionHook.after` copies its results back.
+   a. *at the call*: it watches for `F.scaled_dot_product_attention` inside (`AttentionMode`), and merges keys
+       and values there;
+   b. *context*: it hands over merged tokens as the context that the attention makes keys and values of, which
+      saves projections, and every token stays a query;
+   c. *tokens*: as the paper does it, the attention gets merged tokens, and `AttentionHook.after` copies its
+       results back.
 4. `PartHook` does (c) for cross-attention and the MLP, if asked.
 5. `Patch.after` ends the call; the pipeline's `_reset_stateful_cache`, or an exception, ends the generation.
 
-All are torch's own module hooks, which run around whatever `forward` a module has. So offloading, adapters, compilation and
-other people's hooks may come and go in any order, a copy of the model has a copy of the patch, and taking the hooks off
-leaves nothing behind.
+All are torch's own module hooks, which run around whatever `forward` a module has. So offloading, adapters,
+compilation and other people's hooks may come and go in any order, a copy of the model has a copy of the
+patch, and taking the hooks off leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -96,7 +98,9 @@ class Patch(Hook):
 
     def change(self, rule: Rule | None, pipe: Any = None) -> None:
         """Have generations that begin go by another rule, and this thread at once."""
-        self.leave_when_idle = None  # or the end of this thread's generation would take off what is being put on
+        self.leave_when_idle = (
+            None  # or the end of this thread's generation would take off what is being put on
+        )
         self.reset()
         self.last = None  # it was merged by the old rule
         with self._lock:
@@ -183,7 +187,8 @@ class Patch(Hook):
 
         Those that are wanted stay where they are: another thread may be inside their module."""
         with self._lock:
-            rules = [self.rule, *(kept.rule for kept in self.generations)]  # those of other threads stay as they are
+            # those of other threads stay as they are
+            rules = [self.rule, *(kept.rule for kept in self.generations)]
             configs = [rule.config for rule in rules if rule is not None]
             deepest = max((config.max_downsample for config in configs), default=1)
             declared = family_of(model).attentions(model, deepest)
@@ -197,7 +202,9 @@ class Patch(Hook):
             for module in model.modules():
                 remove_hooks(module, ModuleHook, tuple(wanted))
 
-    def _hook(self, kind: type[ModuleHook], module: torch.nn.Module, name: str, part: str | None) -> ModuleHook:
+    def _hook(
+        self, kind: type[ModuleHook], module: torch.nn.Module, name: str, part: str | None
+    ) -> ModuleHook:
         """The hook of a kind that is on a module, put there now if it is not."""
         for hook in hooks_of(module, kind):
             if (hook.patch, hook.name, hook.part) == (self, name, part):
@@ -227,7 +234,8 @@ class Patch(Hook):
         self._local.running = running
 
     def _shown(self, model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-        """The modules that may have hooks of catome, or in a replica (`torch.nn.DataParallel`) all modules."""
+        """The modules that may have hooks of catome, or in a replica (`torch.nn.DataParallel`) all
+        modules."""
         if getattr(model, "_is_replica", False):
             yield from model.modules()
             return
@@ -278,7 +286,8 @@ class Patch(Hook):
 
 
 def _places(attention: SelfAttention, config: MergeConfig) -> list[tuple]:
-    """The hooks that an attention needs: for each its kind, the module, the attention's name and the field that asks for it."""
+    """The hooks that an attention needs: for each its kind, the module, the attention's name and the field
+    that asks for it."""
     places = []
     block = attention.block
     compared = config.compare == "input" or config.merge_crossattn or config.merge_mlp
@@ -304,12 +313,14 @@ def _length_by(scheduler) -> int | None:
 def _refuse_what_cannot_work(model: torch.nn.Module) -> None:
     if torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False):
         raise RuntimeError(
-            "catome cannot go with gradient checkpointing, which runs a block a second time, with whatever pairs are cached "
+            "catome cannot go with gradient checkpointing, which runs a block a second time, with whatever "
+            "pairs are cached "
             "then: disable_gradient_checkpointing(), or catome.remove_patch"
         )
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         raise RuntimeError(
-            "catome cannot be exported or traced: which tokens are merged is decided by the image while the model runs; "
+            "catome cannot be exported or traced: which tokens are merged is decided by the image while the "
+            "model runs; "
             "call catome.remove_patch first"
         )
     refuse_other_merging(model)
@@ -319,7 +330,8 @@ def refuse_other_merging(model: torch.nn.Module) -> None:
     """Raise a RuntimeError where another package merges tokens in the same model."""
     if getattr(model, "_tome_info", {}).get("hooks"):  # empty where that package has been taken off again
         raise RuntimeError(
-            f"{type(model).__name__} is patched by another token merging package (tomesd, or one made from it), and merging "
+            f"{type(model).__name__} is patched by another token merging package (tomesd, or one made from "
+            "it), and merging "
             "merged tokens would be neither's method: take that patch off first"
         )
 
@@ -328,7 +340,8 @@ class ModuleHook(Hook):
     """A pair of hooks around one module of a patched model."""
 
     def __init__(self, patch: Patch, name: str, part: str | None = None) -> None:
-        """``name`` is that of the attention, which also names the block it is in; ``part`` the field that asks for the hook."""
+        """``name`` is that of the attention, which also names the block it is in; ``part`` the field that
+        asks for the hook."""
         self.patch = patch
         self.name = name
         self.part = part
@@ -346,7 +359,8 @@ class ModuleHook(Hook):
 
     @property
     def running(self) -> Running | None:
-        """The call that this thread is in, if its generation merges here; the hooks of several rules may be on a model."""
+        """The call that this thread is in, if its generation merges here; the hooks of several rules may be
+        on a model."""
         running = self.patch.running
         if running is None or not running.active:
             return None
@@ -365,7 +379,8 @@ class ModuleHook(Hook):
             self.patch.warn(reason)
 
     def block_plan(self, running: Running, x: torch.Tensor) -> MergePlan | None:
-        """The plan for the tokens that entered the block; None where ``x`` ``[B, N, C]`` are not these tokens."""
+        """The plan for the tokens that entered the block; None where ``x`` ``[B, N, C]`` are not these
+        tokens."""
         tokens = running.inputs.get(self.name)
         if tokens is None or x.ndim != 3 or tokens.shape[:2] != x.shape[:2]:
             return None
@@ -403,15 +418,22 @@ class BlockHook(ModuleHook):
 
 _NOT_IMAGE = "its queries and keys are not the image tokens that were expected there"
 _MASKED = "it has a mask that treats image tokens differently"
-_MASKED_QUERIES = "queries cannot be merged in this call, whose mask has a row for each; keep_queries=True can merge its keys"
+_MASKED_QUERIES = (
+    "queries cannot be merged in this call, whose mask has a row for each; keep_queries=True can merge its "
+    "keys"
+)
 _CAUSAL = "it is causal"
 _UNSEEN = (
-    "it does not call torch.nn.functional.scaled_dot_product_attention (another attention backend, or a processor with "
-    "attention of its own); set_attention_backend('native') or set_default_attn_processor() would let it merge"
+    "it does not call torch.nn.functional.scaled_dot_product_attention (another attention backend, or a "
+    "processor with "
+    "attention of its own); set_attention_backend('native') or set_default_attn_processor() would let it "
+    "merge"
 )
 _SLOWER = "merging would take longer than it saves here"
 _KEPT = "a hook inside gave the output of an earlier step"
-_SEVERAL = "queries cannot be merged in this call, in which keys lie elsewhere; keep_queries=True can merge its keys"
+_SEVERAL = (
+    "queries cannot be merged in this call, in which keys lie elsewhere; keep_queries=True can merge its keys"
+)
 
 
 class AttentionHook(ModuleHook):
@@ -429,25 +451,30 @@ class AttentionHook(ModuleHook):
         return way.enter(args, kwargs)
 
     def _too_few(self, running: Running, x: torch.Tensor) -> bool:
-        """Return True if so few tokens ``x`` ``[B, N, C]`` enter the attention that no merging pays, which is written down."""
+        """Return True if so few tokens ``x`` ``[B, N, C]`` enter the attention that no merging pays, which is
+        written down."""
         tokens = x.shape[1]
         layout = self.layout(running, tokens, tokens) if x.ndim == 3 else None
         if layout is None or layout.tokens != tokens or not running.too_few(x):
             return False
-        self.left_alone(running, _SLOWER, aloud=False, images=len(x), queries=tokens, keys=tokens, tokens=tokens)
+        self.left_alone(
+            running, _SLOWER, aloud=False, images=len(x), queries=tokens, keys=tokens, tokens=tokens
+        )
         return True
 
     def _plan_by_keys(self, running: Running, module, x: torch.Tensor) -> MergePlan | None:
-        """The plan for the tokens ``x`` ``[B, N, C]`` that enter the attention, by the keys and values that it will make of
-        them.
+        """The plan for the tokens ``x`` ``[B, N, C]`` that enter the attention, by the keys and values that
+        it will make of them.
 
-        These are linear in tokens: the mean of keys is the key of the mean, and tokens can be merged before they are projected.
-        Where pairs are looked for, this takes two projections more."""
+        These are linear in tokens: the mean of keys is the key of the mean, and tokens can be merged before
+        they are projected. Where pairs are looked for, this takes two projections more."""
         layout = self.layout(running, x.shape[1], x.shape[1]) if x.ndim == 3 else None
         if layout is None or layout.tokens != x.shape[1]:
             return None
         running.times[self.name, "keys"] += 1
-        return running.plan(self.name, "keys", lambda: joined(*_diffusers.keys_and_values(module, x)), x, len(x), layout)
+        return running.plan(
+            self.name, "keys", lambda: joined(*_diffusers.keys_and_values(module, x)), x, len(x), layout
+        )
 
     @in_eager
     def after(self, module, args, kwargs, output):
@@ -461,7 +488,8 @@ class AttentionHook(ModuleHook):
         return self.patch._local.__dict__.setdefault(f"ways {self.name}", [])
 
     def _by_tokens(self, running: Running, module, args: tuple, kwargs: dict):
-        """The ways that merge what enters the attention, where the module and its call are plain enough for them."""
+        """The ways that merge what enters the attention, where the module and its call are plain enough for
+        them."""
         config = running.config
         x = args[0] if args else kwargs.get("hidden_states")
         plain = len(args) <= 1 and _diffusers.is_plain(module, kwargs)
@@ -480,7 +508,9 @@ class AttentionHook(ModuleHook):
         if not plan.merges:
             return AsItIs()
         if config.keep_queries:
-            return ByContext(plan, x, config.weighted, at_the_call=avoids_masks(x) and _diffusers.calls_sdpa(module))
+            return ByContext(
+                plan, x, config.weighted, at_the_call=avoids_masks(x) and _diffusers.calls_sdpa(module)
+            )
         return ByTokens(plan, x, config.weighted, packed=_diffusers.calls_sdpa(module))
 
 
@@ -495,7 +525,8 @@ class AsItIs:
 
 
 class ByContext:
-    """The attention gets merged tokens as its context, which it makes keys and values of; its queries are all tokens."""
+    """The attention gets merged tokens as its context, which it makes keys and values of; its queries are all
+    tokens."""
 
     def __init__(self, plan: MergePlan, x: torch.Tensor, weighted: bool, at_the_call: bool) -> None:
         """``at_the_call``: weigh the keys there in the way that is fastest, and not by a mask."""
@@ -524,7 +555,8 @@ class ByTokens:
     """The attention gets merged tokens, and every token gets the result of its group."""
 
     def __init__(self, plan: MergePlan, x: torch.Tensor, weighted: bool, packed: bool) -> None:
-        """``packed``: the images of a ragged batch lie behind each other, as if they were one, up to the attention itself."""
+        """``packed``: the images of a ragged batch lie behind each other, as if they were one, up to the
+        attention itself."""
         self.plan = plan
         self.weighted = weighted
         self.packed = packed and plan.ragged
@@ -552,7 +584,9 @@ class ByTokens:
         images = []
         parts = zip(*(x.split(self.plan.lengths, 2) for x in (query, key, value)), strict=True)
         for i, (image, length) in enumerate(zip(parts, self.plan.lengths, strict=True)):
-            bias = self.bias[i, :length][None, None, None] if self.bias is not None and self.weighted else None
+            bias = (
+                self.bias[i, :length][None, None, None] if self.bias is not None and self.weighted else None
+            )
             images.append(function(*image, attn_mask=bias, **rest))
         return torch.cat(images, 2)
 
@@ -568,7 +602,8 @@ class AtTheCall:
     """Keys and values are merged where the module calls `F.scaled_dot_product_attention`."""
 
     def __init__(self, hook: AttentionHook, running: Running, keeps_outputs: bool) -> None:
-        """``keeps_outputs``: a hook of diffusers inside may give what it kept, and not call the attention at all."""
+        """``keeps_outputs``: a hook of diffusers inside may give what it kept, and not call the attention at
+        all."""
         self.hook = hook
         self.running = running
         self.keeps_outputs = keeps_outputs
@@ -590,7 +625,9 @@ class AtTheCall:
         self.calls += 1
         plan, layout = self._plan(query, key, value, attn_mask, is_causal)
         if plan is None or not plan.merges:
-            return function(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **rest)
+            return function(
+                query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **rest
+            )
         config = self.running.config
         return attend(
             query,
@@ -606,7 +643,8 @@ class AtTheCall:
         )
 
     def _plan(self, query, key, value, mask, is_causal: bool) -> tuple[MergePlan | None, Layout | None]:
-        """The plan for a call of the attention, and where its image tokens are; without one, the reason is written down."""
+        """The plan for a call of the attention, and where its image tokens are; without one, the reason is
+        written down."""
         hook = self.hook
         running = self.running
         images, _, queries, _ = query.shape
@@ -633,13 +671,22 @@ class AtTheCall:
     def _found(self, query, key, value, layout: Layout) -> tuple[MergePlan | None, Layout]:
         hook = self.hook
         running = self.running
-        image, values = (x[:, :, layout.first : layout.first + layout.tokens].transpose(1, 2) for x in (key, value))
+        image, values = (
+            x[:, :, layout.first : layout.first + layout.tokens].transpose(1, 2) for x in (key, value)
+        )
         if running.too_few(key.new_empty(0, layout.tokens, key.shape[1] * key.shape[3]), at_the_call=True):
-            size = {"images": len(key), "queries": query.shape[2], "keys": key.shape[2], "tokens": layout.tokens}
+            size = {
+                "images": len(key),
+                "queries": query.shape[2],
+                "keys": key.shape[2],
+                "tokens": layout.tokens,
+            }
             hook.left_alone(running, _SLOWER, aloud=False, **size)
             return None, layout
         running.times[hook.name, "call"] += 1
-        plan = running.plan(hook.name, "call", lambda: joined(image.flatten(2), values.flatten(2)), key, len(key), layout)
+        plan = running.plan(
+            hook.name, "call", lambda: joined(image.flatten(2), values.flatten(2)), key, len(key), layout
+        )
         around_keys = key.shape[2] - layout.tokens
         around_queries = max(query.shape[2] - layout.tokens, 0)
         running.note(Ran(hook.name, plan, "call", layout, around_queries, around_keys))
@@ -647,12 +694,14 @@ class AtTheCall:
 
 
 def _uniform(mask: torch.Tensor, layout: Layout, running: Running) -> bool:
-    """Return True if a mask treats all image tokens alike. The device is asked once for each mask of a call of the model."""
+    """Return True if a mask treats all image tokens alike. The device is asked once for each mask of a call
+    of the model."""
     key = ("uniform", mask.data_ptr(), mask.shape, mask.stride(), layout)
     memo = running.call.memo
     if key not in memo:
         image = unexpanded(mask)[..., layout.first : layout.first + layout.tokens]
-        memo[key] = (bool((image == image[..., :1]).all()), mask)  # held, so that its place in memory stays its own
+        # held, so that its place in memory stays its own
+        memo[key] = (bool((image == image[..., :1]).all()), mask)
     return memo[key][0]
 
 

@@ -23,8 +23,8 @@ from catome.tensors.plan import MergePlan
 class Borrowed:
     """Methods of the model that a patch listens to, put on the instance in front of the class's own.
 
-    Both are how pipelines talk to the caches of diffusers' models: `cache_context` says which condition is computed, and
-    the other is called where a generation has ended."""
+    Both are how pipelines talk to the caches of diffusers' models: `cache_context` says which condition is
+    computed, and the other is called where a generation has ended."""
 
     NAMES = ("cache_context", END_OF_GENERATION)
 
@@ -46,7 +46,10 @@ class Borrowed:
     @contextmanager
     def cache_context(self, name: str, **where):
         """Tell the patch, and whatever else the model tells."""
-        with self.patch.context(name, **where), type(self.model).cache_context(self.model, name, **where) as context:
+        with (
+            self.patch.context(name, **where),
+            type(self.model).cache_context(self.model, name, **where) as context,
+        ):
             yield context
 
     def end_of_generation(self, *args, **kwargs):
@@ -64,8 +67,8 @@ def install(
 ) -> Patch:
     """Put a patch on a model, or give the one that is there another rule.
 
-    This thread goes by the new rule from its next call on. A generation that another thread is in the middle of keeps the rule
-    that it began with.
+    This thread goes by the new rule from its next call on. A generation that another thread is in the middle
+    of keeps the rule that it began with.
 
     Args:
         model: of a declared family.
@@ -74,7 +77,8 @@ def install(
         pipe: the pipeline that the model is in, whose scheduler may tell how long a generation is.
 
     Raises:
-        TypeError, ValueError: if the configuration asks for what the model does not have, before anything is changed.
+        TypeError, ValueError: if the configuration asks for what the model does not have, before anything is
+            changed.
         RuntimeError: if another package merges tokens in the model.
     """
     refuse_other_merging(model)
@@ -100,14 +104,16 @@ def _check_fits(model: torch.nn.Module, config: MergeConfig) -> None:
         for part in ("merge_crossattn", "merge_mlp"):
             if getattr(config, part):
                 raise ValueError(
-                    f"{part}=True needs the transformer blocks of a U-Net, and {type(model).__name__} has none of them"
+                    f"{part}=True needs the transformer blocks of a U-Net, and {type(model).__name__} has "
+                    "none of them"
                 )
 
 
 def uninstall(model: torch.nn.Module) -> None:
     """Take a patch off.
 
-    Where another thread is in the middle of a generation, the hooks stay until that has ended; no later one is merged."""
+    Where another thread is in the middle of a generation, the hooks stay until that has ended; no later one
+    is merged."""
     leave_behind()
     patch = patch_of(model)
     if patch is None:

@@ -1,4 +1,5 @@
-"""The record of a model's run: what each attention merged, when pairs were found, and why something was not merged."""
+"""The record of a model's run: what each attention merged, when pairs were found, and why something was not
+merged."""
 
 from __future__ import annotations
 
@@ -14,8 +15,10 @@ class Entry:
 
     Attributes:
         calls: how often it was called.
-        tokens, merged: image tokens it had, and how many of them were merged away, summed over calls and images.
-        scores, scores_left: scores of queries and keys without merging and with it, for one head, summed likewise.
+        tokens, merged: image tokens it had, and how many of them were merged away, summed over calls and
+            images.
+        scores, scores_left: scores of queries and keys without merging and with it, for one head, summed
+            likewise.
         found: the steps at which pairs were looked for, ascending.
         reasons: why it was left alone, and in how many calls.
     """
@@ -49,7 +52,9 @@ class Report:
         if not found or found[-1] != step:
             found.append(step)
 
-    def merged(self, name: str, plan: MergePlan, around_queries: int, around_keys: int, queries_merged: bool) -> None:
+    def merged(
+        self, name: str, plan: MergePlan, around_queries: int, around_keys: int, queries_merged: bool
+    ) -> None:
         """Write down that an attention ran by a plan.
 
         Args:
@@ -68,7 +73,9 @@ class Report:
             entry.scores += (around_queries + tokens) * (around_keys + tokens)
             entry.scores_left += queries * (around_keys + kept)
 
-    def left_alone(self, name: str, reason: str, images: int = 0, queries: int = 0, keys: int = 0, tokens: int = 0) -> None:
+    def left_alone(
+        self, name: str, reason: str, images: int = 0, queries: int = 0, keys: int = 0, tokens: int = 0
+    ) -> None:
         """Write down that an attention ran as it is; its size, where that is known."""
         entry = self.entry(name)
         entry.calls += 1

@@ -1,4 +1,5 @@
-"""The pairs that serve a call of the model: kept for each condition of a generation, found afresh when they are due."""
+"""The pairs that serve a call of the model: kept for each condition of a generation, found afresh when they
+are due."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def decide(matches: Matches, config: MergeConfig) -> MergePlan:
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule by which a generation merges: its configuration, and the function that makes plans of matches."""
+    """The rule by which a generation merges: its configuration, and the function that makes plans of
+    matches."""
 
     config: MergeConfig
     choose: Callable[[Matches, MergeConfig], MergePlan] = decide
@@ -36,7 +38,8 @@ class Rule:
 class Kept:
     """The state that a generation keeps beside its place: its rule, its random numbers, its report.
 
-    A generation holds the rule that it began with: another thread that changes the patch changes later generations."""
+    A generation holds the rule that it began with: another thread that changes the patch changes later
+        generations."""
 
     def __init__(self, rule: Rule | None) -> None:
         self.rule = rule
@@ -45,7 +48,8 @@ class Kept:
         self.over = False
 
     def end(self) -> None:
-        """Note that the generation has ended; something may hold this longer, such as an exception's traceback."""
+        """Note that the generation has ended; something may hold this longer, such as an exception's
+        traceback."""
         self.over = True
 
 
@@ -57,7 +61,8 @@ class Cached:
         plan: the plan.
         fits: what it was made for: batch, layout, dtype and device.
         made: the step at which it was made.
-        floor: with an online schedule, the similarity below which a pair counts as broken, one for all images or for each.
+        floor: with an online schedule, the similarity below which a pair counts as broken, one for all images
+            or for each.
     """
 
     plan: MergePlan
@@ -100,7 +105,8 @@ class Running:
         active: whether tokens are merged at this step.
         inputs: what entered the blocks that are being run, by the name of their attention.
         used: the plans that this call merged by, by the name of the attention.
-        times: how often each place where tokens are compared has come by in this call, by attention and place.
+        times: how often each place where tokens are compared has come by in this call, by attention and
+            place.
         ran: what the attentions came to so far, in the order in which they were called.
     """
 
@@ -138,11 +144,14 @@ class Running:
             self.report.left_alone(ran.name, ran.reason, **ran.size)
             return
         self.used[ran.name] = ran.plan
-        self.report.merged(ran.name, ran.plan, ran.around_queries, ran.around_keys, not self.config.keep_queries)
+        self.report.merged(
+            ran.name, ran.plan, ran.around_queries, ran.around_keys, not self.config.keep_queries
+        )
 
     @property
     def cached(self) -> bool:
-        """True if every plan of this condition still serves at this step, so that nothing is compared in it."""
+        """True if every plan of this condition still serves at this step, so that nothing is compared in
+        it."""
         if isinstance(self.config.schedule, Auto) or self.condition.since is not None:
             return False
         due = self._due()
@@ -177,10 +186,11 @@ class Running:
 
         Args:
             name: of the attention.
-            place: where tokens are compared: "block" where they enter it, "keys" where an attention makes keys of them, "call"
-                where attention is called. A model may come by there several times in one call, and each time has pairs of its
-                own.
-            tokens: gives the tokens to compare, ``[images, layout.tokens, C]``; called only where pairs are looked for.
+            place: where tokens are compared: "block" where they enter it, "keys" where an attention makes
+                keys of them, "call" where attention is called. A model may come by there several times in one
+                call, and each time has pairs of its own.
+            tokens: gives the tokens to compare, ``[images, layout.tokens, C]``; called only where pairs are
+                looked for.
             like: a tensor of the same dtype and device.
             images: rows of the batch.
             layout: where the image tokens are.
@@ -202,13 +212,18 @@ class Running:
             self.condition.plans[key] = made
         return made.plan
 
-    def _mended(self, cached: Cached, tokens: Callable[[], torch.Tensor], layout: Layout, place: str) -> Cached:
+    def _mended(
+        self, cached: Cached, tokens: Callable[[], torch.Tensor], layout: Layout, place: str
+    ) -> Cached:
         """The cached plan, with new pairs for the images whose old ones no longer hold."""
         rows = self._of_other_images(cached)
         online = isinstance(self.config.schedule, Auto)
         if online:
             x = tokens()
-            broken = broken_share(cached.plan, x, cached.floor, self.config.measure) > self.config.schedule.tolerance
+            broken = (
+                broken_share(cached.plan, x, cached.floor, self.config.measure)
+                > self.config.schedule.tolerance
+            )
             rows = broken if rows is None else broken | rows.to(broken.device)
         if rows is None or not rows.any():
             return cached
@@ -223,7 +238,8 @@ class Running:
         return Cached(plan, cached.fits, self.generation.step, floor)
 
     def _of_other_images(self, cached: Cached) -> torch.Tensor | None:
-        """The rows of a plan that were made for the latents of another image; None where all were made for these."""
+        """The rows of a plan that were made for the latents of another image; None where all were made for
+        these."""
         since = self.condition.since
         if since is None:
             return None
@@ -231,7 +247,8 @@ class Running:
         images = len(cached.plan.lengths)
         if images % len(changed):
             return changed.any().expand(images)
-        return changed.repeat_interleave(images // len(changed))  # a video's frames are rows behind each other
+        # a video's frames are rows behind each other
+        return changed.repeat_interleave(images // len(changed))
 
     def _floor(self, plan: MergePlan, x: torch.Tensor, layout: Layout) -> torch.Tensor | float | None:
         if not isinstance(self.config.schedule, Auto):
@@ -259,15 +276,19 @@ class Running:
         )
         plan = self.rule.choose(matches, config)
         if config.ratio is None:
-            keys = x if place == "block" else x[..., : x.shape[-1] // 2]  # without the values that lie beside them
+            # without the values that lie beside them
+            keys = x if place == "block" else x[..., : x.shape[-1] // 2]
             plan = without_small(plan, config.least_share(keys, matched=True, at_the_call=place == "call"))
         return _joined(plan, images) if apart else plan
 
     def too_few(self, like: torch.Tensor, at_the_call: bool = False) -> bool:
-        """Return True if no share of the tokens ``like`` ``[B, N, C]`` that may come out is worth looking for."""
+        """Return True if no share of the tokens ``like`` ``[B, N, C]`` that may come out is worth looking
+        for."""
         config = self.config
         most = 1 - 1 / math.prod(config.stride) if config.ratio is None else config.ratio
-        return config.only_where_faster and most < config.least_share(like, matched=False, at_the_call=at_the_call)
+        return config.only_where_faster and most < config.least_share(
+            like, matched=False, at_the_call=at_the_call
+        )
 
 
 def _joined(plan: MergePlan, images: int) -> MergePlan:

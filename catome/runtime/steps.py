@@ -1,21 +1,26 @@
 """The place of a call of the model: in which generation, at which step, and for which of its conditions.
 
-A *generation* is one walk along a timetable of timesteps. A *step* is a place on that timetable, however many calls of the
-model it takes. The calls at one place are its *conditions*: the two halves of guidance, the views of a panorama, several
-images in a row. Each condition has pairs of its own, which is all that keeps one from being merged by another's.
+A *generation* is one walk along a timetable of timesteps. A *step* is a place on that timetable, however many
+calls of the
+model it takes. The calls at one place are its *conditions*: the two halves of guidance, the views of a
+panorama, several images in a row. Each condition has pairs of its own, which is all that keeps one from being
+merged by another's.
 
-What is known of a call is little: its timestep, its latents, its prompt. The rules, from the surest to the least:
+What is known of a call is little: its timestep, its latents, its prompt. The rules, from the surest to the
+    least:
 
 1. `cache_context` of diffusers, where a pipeline gives it, names the condition and may number the step.
-2. A timestep that is a view of a longer tensor, whose numbers fall or rise throughout, lies at a place of that tensor, the
-   timetable. Another timetable, or an earlier place, begins a generation. If it is the one of the pipeline's own scheduler, no
-   value is read from the device.
-3. Other timesteps are compared by value. They fall in most models and rise in some; a turn begins a generation.
+2. A timestep that is a view of a longer tensor, whose numbers fall or rise throughout, lies at a place of
+   that tensor, the timetable. Another timetable, or an earlier place, begins a generation. If it is the one
+   of the pipeline's own scheduler, no value is read from the device.
+3. Other timesteps are compared by value. They fall in most models and rise in some; a turn begins a
+    generation.
 
-Where a call does not continue the last one without a doubt (by rule 3, on a timetable that is not the scheduler's, after a
-jump, or where several conditions have the same prompt) the latents decide: those of one generation resemble each other from
-step to step, and those of different images do not. The next place of a timetable makes it likely that they do, so that less
-will do. Rows of latents that do not continue the last ones get new pairs.
+Where a call does not continue the last one without a doubt (by rule 3, on a timetable that is not the
+scheduler's, after a jump, or where several conditions have the same prompt) the latents decide: those of one
+generation resemble each other from step to step, and those of different images do not. The next place of a
+timetable makes it likely that they do, so that less will do. Rows of latents that do not continue the last
+ones get new pairs.
 """
 
 from __future__ import annotations
@@ -34,15 +39,17 @@ _MOST_GENERATIONS = 4
 """Timetables on which generations may run by turns in one thread."""
 
 _CONTINUES = 0.8
-"""The cosine similarity of latents from which on they continue those of the step before. Unrelated ones are near 0 as long as
-there is noise, and those of one generation above 0.9 unless its steps are very large or add much new noise. Where they are, the
-check costs a search for pairs and no image."""
+"""The cosine similarity of latents from which on they continue those of the step before. Unrelated ones are
+near 0 as long as there is noise, and those of one generation above 0.9 unless its steps are very large or add
+much new noise. Where they are, the check costs a search for pairs and no image."""
 
 _LIKELY = 0.25
-"""The same at the next place of a long timetable. The steps of samplers that add noise, or are few, come down to about 0.3."""
+"""The same at the next place of a long timetable. The steps of samplers that add noise, or are few, come down
+to about 0.3."""
 
 _LONG = 9
-"""Numbers that fall or rise throughout are a long timetable from here on: as many random ones do so once in 181,440."""
+"""Numbers that fall or rise throughout are a long timetable from here on: as many random ones do so once in
+181,440."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,8 @@ class CallFacts:
         prompt: the prompt's embedding, or None.
         context: name of the condition that `cache_context` gave, or None.
         step_index: the step that `cache_context` gave, or None.
-        length: number of steps that `cache_context` or the pipeline's scheduler gave, or None; a timetable has its own.
+        length: number of steps that `cache_context` or the pipeline's scheduler gave, or None; a timetable
+            has its own.
         planned: the timesteps of the pipeline's scheduler, or None.
     """
 
@@ -79,7 +87,8 @@ class Condition:
         sample: its latents at the last step.
         place: the last place at which it was called.
         plans: its merge plans, by attention; see `catome.runtime.state`.
-        since: ``[B]`` int64 on the CPU: the step at which each row's image began; None where all began with the condition.
+        since: ``[B]`` int64 on the CPU: the step at which each row's image began; None where all began with
+            the condition.
         ran: what its attentions came to in its last call; see `catome.runtime.state`.
         outputs: what the model gave, by timestep, the last one at the end; see `catome.runtime.forecast`.
     """
@@ -102,7 +111,8 @@ class Generation:
         step: the current step, from 0.
         length: how many steps there are; None where nothing tells.
         conditions: in the order in which they were first called.
-        payload: what the caller keeps with a generation: the rule it merges by, its random generator, its report.
+        payload: what the caller keeps with a generation: the rule it merges by, its random generator, its
+            report.
     """
 
     def __init__(self, payload: Any = None, direction: int = 1) -> None:
@@ -129,8 +139,11 @@ class Generation:
 class Timeline:
     """The generations that run in one thread."""
 
-    def __init__(self, begin: Callable[[], Any] = lambda: None, end: Callable[[Any], None] = lambda payload: None) -> None:
-        """``begin()`` makes the payload of each new generation, and ``end(payload)`` is told when it is over."""
+    def __init__(
+        self, begin: Callable[[], Any] = lambda: None, end: Callable[[Any], None] = lambda payload: None
+    ) -> None:
+        """``begin()`` makes the payload of each new generation, and ``end(payload)`` is told when it is
+        over."""
         self.begin = begin
         self.end = end
         self._generations: OrderedDict[Any, Generation] = OrderedDict()
@@ -160,11 +173,16 @@ class Timeline:
         if next_place and sure:
             condition = candidates[0]
         elif candidates:
-            likely = next_place and key != "values" and self._held[key].nbytes() >= _LONG * facts.timestep.element_size()
+            likely = (
+                next_place
+                and key != "values"
+                and self._held[key].nbytes() >= _LONG * facts.timestep.element_size()
+            )
             condition, changed = _continued(candidates, facts.sample, _LIKELY if likely else _CONTINUES)
         if candidates and condition is None:
             if generation.place == place or (key != "values" and place == generation.place + 1):
-                generation.conditions.remove(candidates[0])  # another image in its place, in the same generation
+                # another image in its place, in the same generation
+                generation.conditions.remove(candidates[0])
             else:
                 # Another image altogether: a generation that was given up, or a loop over images.
                 generation = self._new(key, place, length, held)
@@ -174,7 +192,9 @@ class Timeline:
         if condition is None:
             condition = _new_condition(generation, facts)
         if changed is not None:
-            before = torch.zeros_like(changed, dtype=torch.int64) if condition.since is None else condition.since
+            before = (
+                torch.zeros_like(changed, dtype=torch.int64) if condition.since is None else condition.since
+            )
             condition.since = torch.where(changed, generation.step, before)
         condition.place = place
         condition.sample = _copy(facts.sample)
@@ -182,12 +202,15 @@ class Timeline:
         return generation, condition
 
     def _clock(self, facts: CallFacts) -> tuple[Any, float, int | None, Any]:
-        """The clock of a call, its place there, the length of a generation that begins here, and what to hold on to."""
+        """The clock of a call, its place there, the length of a generation that begins here, and what to hold
+        on to."""
         if facts.step_index is not None:
             return "context", facts.step_index, facts.length, None
         timetable = timetable_of(facts.timestep)
         known = timetable is not None and timetable.data_ptr() in self._generations
-        if timetable is None or not (known or _is_planned(timetable, facts) or _one_way(timetable, facts.timestep)):
+        if timetable is None or not (
+            known or _is_planned(timetable, facts) or _one_way(timetable, facts.timestep)
+        ):
             return "values", _value(facts.timestep), facts.length, None
         place = facts.timestep.storage_offset()
         end = timetable.nbytes() // facts.timestep.element_size()
@@ -196,7 +219,8 @@ class Timeline:
         return timetable.data_ptr(), place, end - place, timetable
 
     def _new(self, key, place, length: int | None, held) -> Generation:
-        # Places on a timetable and numbers of steps rise; timesteps by value go where the first two of them go.
+        # Places on a timetable and numbers of steps rise; timesteps by value go where the first two of them
+        # go.
         if key in self._generations:
             self._over(key)
         generation = Generation(self.begin(), 0 if key == "values" else 1)
@@ -222,7 +246,8 @@ def timetable_of(timestep) -> torch.UntypedStorage | None:
 
 
 def _is_planned(timetable: torch.UntypedStorage, facts: CallFacts) -> bool:
-    """Return True if a timetable is that of the pipeline's scheduler, and not one that happens to look like it."""
+    """Return True if a timetable is that of the pipeline's scheduler, and not one that happens to look like
+    it."""
     if not isinstance(facts.planned, torch.Tensor):
         return False
     return facts.planned.untyped_storage().data_ptr() == timetable.data_ptr()
@@ -252,14 +277,19 @@ def _step(generation: Generation, key, place) -> int:
 
 
 def _candidates(generation: Generation, facts: CallFacts, place) -> tuple[list[Condition], bool]:
-    """The conditions that a call may continue, none for a new one; and whether the prompt serves several conditions, as it
-    does for the views of a panorama, so that it does not tell which one this is."""
+    """The conditions that a call may continue, none for a new one; and whether the prompt serves several
+    conditions, as it does for the views of a panorama, so that it does not tell which one this is."""
     shape = _shape(facts.sample)
-    named = [condition for condition in generation.conditions if (condition.name, condition.shape) == (facts.context, shape)]
+    named = [
+        condition
+        for condition in generation.conditions
+        if (condition.name, condition.shape) == (facts.context, shape)
+    ]
     waiting = [condition for condition in named if condition.place != place]
     if not waiting or not _tensors(facts.prompt):
         return waiting, len(named) > 1
-    for same in (_same_memory, torch.equal):  # where prompts are made anew for each call, only a look at them tells
+    # where prompts are made anew for each call, only a look at them tells
+    for same in (_same_memory, torch.equal):
         fitting = [condition for condition in named if _alike(condition.prompt, facts.prompt, same)]
         if fitting:
             return [condition for condition in fitting if condition.place != place], len(fitting) > 1
@@ -268,8 +298,11 @@ def _candidates(generation: Generation, facts: CallFacts, place) -> tuple[list[C
     return [], False
 
 
-def _continued(candidates: list[Condition], sample, least: float) -> tuple[Condition | None, torch.Tensor | None]:
-    """The first condition whose latents a call continues, and which rows do not, if that is only true of some."""
+def _continued(
+    candidates: list[Condition], sample, least: float
+) -> tuple[Condition | None, torch.Tensor | None]:
+    """The first condition whose latents a call continues, and which rows do not, if that is only true of
+    some."""
     partly = None
     for condition in candidates:
         continues = _continues(condition.sample, sample, least)
@@ -281,7 +314,9 @@ def _continued(candidates: list[Condition], sample, least: float) -> tuple[Condi
 
 
 def _new_condition(generation: Generation, facts: CallFacts) -> Condition:
-    condition = Condition(facts.context, _shape(facts.sample), [part.detach() for part in _tensors(facts.prompt)])
+    condition = Condition(
+        facts.context, _shape(facts.sample), [part.detach() for part in _tensors(facts.prompt)]
+    )
     if len(generation.conditions) < _MOST_CONDITIONS:
         generation.conditions.append(condition)
     return condition
@@ -321,7 +356,8 @@ def _copy(sample):
 
 @torch.no_grad()
 def _continues(before, now, least: float) -> torch.Tensor:
-    """Tell which rows of the latents continue those of the step before, by a cosine of ``least``: ``[B]`` bool on the CPU.
+    """Tell which rows of the latents continue those of the step before, by a cosine of ``least``: ``[B]``
+    bool on the CPU.
 
     What is not finite tells nothing, and is left out."""
     if isinstance(now, (list, tuple)):

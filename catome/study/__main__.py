@@ -1,8 +1,9 @@
 """Run a study without its notebook: ``python -m catome.study sweep --images 1000``.
 
-Any number of processes may do so at once, on one machine or on many that share the output folder: under ``accelerate launch``,
-``torchrun``, ``srun``, or started by hand. They send each other nothing; each claims pieces of the work
-(`catome.study.run.claims`). The study's notebook, run with the same parameters, then finds all rows.
+Any number of processes may do so at once, on one machine or on many that share the output folder: under
+``accelerate launch``, ``torchrun``, ``srun``, or started by hand. They send each other nothing; each claims
+pieces of the work (`catome.study.run.claims`). The study's notebook, run with the same parameters, then finds
+all rows.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def parameters(files: Sequence[str], given: Mapping[str, str] | None = None) -> 
         try:
             held = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"f={file!r} must be a YAML file of parameters: {str(error).splitlines()[0]}") from None
+            raise ValueError(
+                f"f={file!r} must be a YAML file of parameters: {str(error).splitlines()[0]}"
+            ) from None
         if not isinstance(held, dict) or not all(isinstance(name, str) for name in held):
             raise ValueError(f"f={file!r} must hold names and values, one `name: value` a line")
         found |= held
@@ -58,8 +61,12 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     found.add_argument("study", help=f"one of {', '.join(STUDIES)}")
-    found.add_argument("-f", dest="files", action="append", default=[], metavar="FILE", help="a YAML file of parameters")
-    found.add_argument("--count", action="store_true", help="say how much there is to generate, and compute nothing")
+    found.add_argument(
+        "-f", dest="files", action="append", default=[], metavar="FILE", help="a YAML file of parameters"
+    )
+    found.add_argument(
+        "--count", action="store_true", help="say how much there is to generate, and compute nothing"
+    )
     found.add_argument("--timed", action="store_true", help="time the methods, too, when everything is there")
     return found
 
@@ -86,9 +93,14 @@ def split(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, d
 def _count(study: ModuleType, params) -> str:
     """The list of what there is to generate, as lines."""
     table = jobs.table(study.jobs(params))
-    lines = [f"{row.images:8d} images, {row.calls} U-Net calls each: {row.method}" for row in table.itertuples()]
+    lines = [
+        f"{row.images:8d} images, {row.calls} U-Net calls each: {row.method}" for row in table.itertuples()
+    ]
     images = f"{table['images'].sum()} images in {len(table)} ways, {jobs.unet_calls(table)} U-Net calls"
-    note = "if none of them is kept already; shares and schedules that depend on results stand for what will be found"
+    note = (
+        "if none of them is kept already; shares and schedules that depend on results stand for what will "
+        "be found"
+    )
     return "\n".join([*lines, f"{images}, {note}"])
 
 
@@ -96,8 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (by default the process's).
 
     Returns:
-        0 when nothing is missing any more; 2 where the parameters are wrong, before anything is computed; 1 where results could
-        not be written or read; 130 after an interrupt. All but the last are said in one message, by the first process alone.
+        0 when nothing is missing any more; 2 where the parameters are wrong, before anything is computed; 1
+        where results could not be written or read; 130 after an interrupt. All but the last are said in one
+        message, by the first process alone.
     """
     rank, processes = place()
 
@@ -120,11 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if params.recompute and processes > 1:
             raise ValueError(
-                f"recompute=True with {processes} processes: each would compute everything; give another output folder"
+                f"recompute=True with {processes} processes: each would compute everything; give another "
+                "output folder"
             )
         if processes > 1 and getattr(study, "ALONE", False):
             raise ValueError(
-                f"{processes} processes: the study {own.study} times while it searches, and needs the machine alone"
+                f"{processes} processes: the study {own.study} times while it searches, and needs the "
+                "machine alone"
             )
         if own.timed and not hasattr(study, "timed"):
             raise ValueError(f"--timed: the study {own.study} times nothing")

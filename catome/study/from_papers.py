@@ -1,7 +1,7 @@
 """Methods that no registry has, written plainly from their papers for the comparison.
 
-Each is what its paper describes for Stable Diffusion's topmost self-attentions, at its simplest: pairs are found afresh at
-every step. Where a paper leaves something open, the docstring says what is done here."""
+Each is what its paper describes for Stable Diffusion's topmost self-attentions, at its simplest: pairs are
+found afresh at every step. Where a paper leaves something open, the docstring says what is done here."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PATCH = 2
 
 
 def average_pooling(factor: int = 2) -> Method:
-    """Keys and values averaged over windows of ``factor`` x ``factor`` tokens; all queries are kept. ToDo's paper compares with
-    it (arXiv 2402.13573)."""
+    """Keys and values averaged over windows of ``factor`` x ``factor`` tokens; all queries are kept. ToDo's
+    paper compares with it (arXiv 2402.13573)."""
 
     def reduce(grid: torch.Tensor) -> torch.Tensor:
         pooled = F.avg_pool2d(grid.permute(0, 3, 1, 2), factor, ceil_mode=True)
@@ -31,11 +31,12 @@ def average_pooling(factor: int = 2) -> Method:
 
 
 def tofu(ratio: float) -> Method:
-    """Token fusion (arXiv 2312.01026): a share of the tokens is pruned in the first half of the blocks, and merged in the rest.
+    """Token fusion (arXiv 2312.01026): a share of the tokens is pruned in the first half of the blocks, and
+    merged in the rest.
 
-    Pairs are ToMe's. A pruned token is left out, and gets what its partner gets. A merged group is the mean of its tokens,
-    scaled to the norm of the longest of them, which the paper calls MLERP. That the first half of the U-Net's blocks prunes is
-    what the paper says of transformers in general."""
+    Pairs are ToMe's. A pruned token is left out, and gets what its partner gets. A merged group is the mean
+    of its tokens, scaled to the norm of the longest of them, which the paper calls MLERP. That the first half
+    of the U-Net's blocks prunes is what the paper says of transformers in general."""
 
     def fuse(depth: float, hidden: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, MergePlan]:
         plan = make_plan(best_matches(hidden, grid, (PATCH, PATCH), find_duplicates=False), ratio=ratio)
@@ -45,17 +46,21 @@ def tofu(ratio: float) -> Method:
 
 
 def sito(ratio: float, noise: float = 0.1) -> Method:
-    """Similarity-based token pruning (SiTo, AAAI 2025): a share of the tokens is left out, and copies what its base token gets.
+    """Similarity-based token pruning (SiTo, AAAI 2025): a share of the tokens is left out, and copies what
+    its base token gets.
 
-    In each window of 2 x 2 tokens the one that is most similar to all tokens of the image, by the sum of cosines, is the base
-    token; normal noise makes the choice differ from step to step. What is most similar to a base token is left out. The noise
-    is ``noise`` times the standard deviation of the sums here, from a generator of its own, which begins with the method."""
+    In each window of 2 x 2 tokens the one that is most similar to all tokens of the image, by the sum of
+    cosines, is the base token; normal noise makes the choice differ from step to step. What is most similar
+    to a base token is left out. The noise is ``noise`` times the standard deviation of the sums here, from a
+    generator of its own, which begins with the method."""
 
     @contextmanager
     def applied(pipe) -> Iterator:
         generator = torch.Generator().manual_seed(0)
 
-        def prune(depth: float, hidden: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, MergePlan]:
+        def prune(
+            depth: float, hidden: torch.Tensor, grid: tuple[int, int]
+        ) -> tuple[torch.Tensor, MergePlan]:
             plan = similarity_plan(hidden, grid, ratio, noise, generator)
             return kept(hidden, plan), plan
 
@@ -69,8 +74,8 @@ def _with_fewer_tokens(reduce: Callable) -> Callable:
     """The ``applied`` of a `Method` that attends on fewer tokens, and copies the results back.
 
     Args:
-        reduce: ``reduce(depth, hidden, grid)`` gives the tokens to attend on ``[B, M, C]`` and the plan by which they were
-        made.
+        reduce: ``reduce(depth, hidden, grid)`` gives the tokens to attend on ``[B, M, C]`` and the plan by
+        which they were made.
     """
 
     @contextmanager
@@ -92,15 +97,15 @@ def _with_fewer_tokens(reduce: Callable) -> Callable:
 
 
 def kept(hidden: torch.Tensor, plan: MergePlan) -> torch.Tensor:
-    """The tokens that a plan keeps, as they are: ``[B, M, C]`` of ``[B, N, C]``, for a plan that keeps equally many of each
-    image."""
+    """The tokens that a plan keeps, as they are: ``[B, M, C]`` of ``[B, N, C]``, for a plan that keeps
+    equally many of each image."""
     itself = plan.target == torch.arange(hidden.shape[1], device=hidden.device)
     return hidden[itself].view(len(hidden), -1, hidden.shape[2])
 
 
 def mlerp(hidden: torch.Tensor, plan: MergePlan) -> torch.Tensor:
-    """The mean of each group, scaled to the norm of its longest token: ``[B, M, C]`` of ``[B, N, C]``, for such a plan as
-    well."""
+    """The mean of each group, scaled to the norm of its longest token: ``[B, M, C]`` of ``[B, N, C]``, for
+    such a plan as well."""
     mean = plan.merge(hidden)
     norms = hidden.norm(dim=-1).flatten()
     longest = torch.zeros(len(mean), device=hidden.device, dtype=norms.dtype)

@@ -1,11 +1,14 @@
-"""A leaderboard for a project week: ``python -m catome.study.leaderboard FOLDER``, with ``--help`` for what it takes.
+"""A leaderboard for a project week: ``python -m catome.study.leaderboard FOLDER``, with ``--help`` for what
+it takes.
 
-Every Python file in the folder is an *entry*: it defines ``TITLE``, a short text, and ``method()``, which returns a
-`catome.study.methods.Method`. All entries generate the same images, of a seed that nobody has seen before. Who comes closest to
-the unmerged images wins, of those that leave no more of the topmost self-attentions' scores than the limit allows.
+Every Python file in the folder is an *entry*: it defines ``TITLE``, a short text, and ``method()``, which
+returns a `catome.study.methods.Method`. All entries generate the same images, of a seed that nobody has seen
+before. Who comes closest to the unmerged images wins, of those that leave no more of the topmost
+self-attentions' scores than the limit allows.
 
-What was generated is kept under a digest of the entry's file: the same seed again computes nothing, and a file that was changed
-is judged anew. What failed is tried again. The entries are programs, and they run with the rights of whoever calls this.
+What was generated is kept under a digest of the entry's file: the same seed again computes nothing, and a
+file that was changed is judged anew. What failed is tried again. The entries are programs, and they run with
+the rights of whoever calls this.
 """
 
 from __future__ import annotations
@@ -35,7 +38,16 @@ from catome.study.measure.scores import counted, without_merging
 from catome.study.methods import Method
 from catome.study.run.generate import load
 from catome.study.run.parameters import Setting
-from catome.study.run.store import Damaged, Stopwatch, Store, computed_on, fingerprint, prompts_of, provenance, shared_keys
+from catome.study.run.store import (
+    Damaged,
+    Stopwatch,
+    Store,
+    computed_on,
+    fingerprint,
+    prompts_of,
+    provenance,
+    shared_keys,
+)
 from catome.study.studies.frontier import SCORES
 
 BASELINE = "baseline.py"
@@ -71,26 +83,32 @@ class Entry:
 
 @dataclass(frozen=True)
 class Entries:
-    """The content of a folder: entries by file name, and, by file name too, why the others could not be read."""
+    """The content of a folder: entries by file name, and, by file name too, why the others could not be
+    read."""
 
     read: list[Entry]
     failed: dict[str, str]
 
 
 def read(folder: str | Path) -> Entries:
-    """Read the entries of a folder; one whose file or ``method()`` raises an error has failed, and the others go on.
+    """Read the entries of a folder; one whose file or ``method()`` raises an error has failed, and the others
+    go on.
 
     Raises:
-        ValueError: if there is no such folder, or no entry in it, or a file lacks ``TITLE`` or ``method()``, or two titles are
-            equal; it names what is wrong, and what is allowed.
+        ValueError: if there is no such folder, or no entry in it, or a file lacks ``TITLE`` or ``method()``,
+            or two titles are equal; it names what is wrong, and what is allowed.
         TypeError: for a ``TITLE`` that is no text.
     """
     check_kind("folder", folder, (str, Path), "the path of a folder")
     if not Path(folder).is_dir():
-        raise ValueError(f"folder={str(folder)!r} must be a folder of entries, Python files with TITLE and method()")
+        raise ValueError(
+            f"folder={str(folder)!r} must be a folder of entries, Python files with TITLE and method()"
+        )
     files = sorted(Path(folder).glob("*.py"))
     if not files:
-        raise ValueError(f"folder={str(folder)!r} holds no entry: it must hold Python files (*.py) with TITLE and method()")
+        raise ValueError(
+            f"folder={str(folder)!r} holds no entry: it must hold Python files (*.py) with TITLE and method()"
+        )
     found, failed = [], {}
     for file in files:
         try:
@@ -101,20 +119,27 @@ def read(folder: str | Path) -> Entries:
             continue
         title = _title(file, module)
         if not callable(getattr(module, "method", None)):
-            raise ValueError(f"entry={file.name!r} has no method(): it must define this function, which returns a Method")
+            raise ValueError(
+                f"entry={file.name!r} has no method(): it must define this function, which returns a Method"
+            )
         try:
             method = module.method()
             check_kind("method()", method, Method, "a catome.study.methods.Method")
         except (Exception, SystemExit) as error:
             failed[file.name] = _why(error, file)
             continue
-        found.append(Entry(file, title, Method(f"entry {digest}: {method.label}", "entry", method.applied, method.batch)))
+        found.append(
+            Entry(
+                file, title, Method(f"entry {digest}: {method.label}", "entry", method.applied, method.batch)
+            )
+        )
     _check_titles(found)
     return Entries(found, failed)
 
 
 def _run(file: Path, digest: str) -> ModuleType:
-    """The module of a file. It is not imported: nothing is written beside the file, and it is read anew each time."""
+    """The module of a file. It is not imported: nothing is written beside the file, and it is read anew each
+    time."""
     module = ModuleType(f"catome_entry_{digest}")
     module.__file__ = str(file)
     sys.modules[module.__name__] = module  # where dataclasses look for the names of their fields' types
@@ -144,7 +169,9 @@ def _check_titles(entries: list[Entry]) -> None:
 
 def _why(error: BaseException, file: Path) -> str:
     """An error on one line, with the place in the entry's file that it comes from."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)
+    ]
     said = " ".join(str(error).split()) or "it says no more"
     place = f" (line {lines[-1]})" if lines else ""
     return f"{type(error).__name__}: {said[:200]}{place}"
@@ -153,8 +180,9 @@ def _why(error: BaseException, file: Path) -> str:
 class Guard:
     """Knows a pipeline as it is, sees what an entry has left on it, and makes it again what it was.
 
-    Weights are compared, and all that can stand in the way of a method or be called beside it: hooks, classes, attention
-    processors, parts that take another's place, methods of the classes and attention itself."""
+    Weights are compared, and all that can stand in the way of a method or be called beside it: hooks,
+    classes, attention processors, parts that take another's place, methods of the classes and attention
+    itself."""
 
     def __init__(self, pipe) -> None:
         self._copy = deepcopy(pipe)
@@ -204,12 +232,17 @@ def _things(pipe) -> Iterator[tuple[str, object]]:
 
 
 def _places(pipe) -> dict[str, tuple]:
-    """The state of each place: the thing itself, its class, its hooks, and what hides a method of its class."""
+    """The state of each place: the thing itself, its class, its hooks, and what hides a method of its
+    class."""
     found = {}
     for name, thing in _things(pipe):
         own = getattr(thing, "__dict__", {})
         hooks = [hook for table in HOOK_TABLES[:2] for hook in own.get(table, {}).values()]
-        hidden = {attribute: value for attribute, value in own.items() if callable(getattr(type(thing), attribute, None))}
+        hidden = {
+            attribute: value
+            for attribute, value in own.items()
+            if callable(getattr(type(thing), attribute, None))
+        }
         found[name] = (thing, type(thing), hooks, hidden)
     return found
 
@@ -237,7 +270,9 @@ def _guarded(method: Method, guard: Guard, counts: dict[str, int]) -> Method:
             if left is not None:
                 guard.put_back(pipe)
         if left is not None:
-            raise RuntimeError(f"it left something on the pipeline, which was taken off: {left} is not as it was before")
+            raise RuntimeError(
+                f"it left something on the pipeline, which was taken off: {left} is not as it was before"
+            )
         counts[method.label] = counts.get(method.label, 0) + count.found
 
     return Method(method.label, method.family, applied, method.batch)
@@ -269,7 +304,8 @@ class Leaderboard:
         return next((entry for entry in self.entries if entry.file.name == BASELINE), None)
 
     def psnr(self, entry: Entry) -> tuple[float, float, float]:
-        """Mean PSNR against the unmerged images of the same seeds, in dB, with its 95 % interval; infinite if all are equal."""
+        """Mean PSNR against the unmerged images of the same seeds, in dB, with its 95 % interval; infinite if
+        all are equal."""
         return quality.mean_interval(self.made.of(entry.method)["psnr"].to_numpy(float))
 
     def within(self) -> list[Entry]:
@@ -289,7 +325,17 @@ class Leaderboard:
     def table(self) -> list[list[str]]:
         """The rows as texts, the first their heads; ranks for those within the limit alone."""
         against = self._against()
-        rows = [["rank", "title", "PSNR (95 % interval)", "scores left", "minus the baseline (dB)", "verdict", "after Holm"]]
+        rows = [
+            [
+                "rank",
+                "title",
+                "PSNR (95 % interval)",
+                "scores left",
+                "minus the baseline (dB)",
+                "verdict",
+                "after Holm",
+            ]
+        ]
         within = self.within()
         for entry in [*within, *self.over()]:
             rank = str(within.index(entry) + 1) if entry in within else "over"
@@ -300,13 +346,18 @@ class Leaderboard:
         return rows
 
     def _against(self) -> dict[str, list[str]]:
-        """The paired difference to the baseline in dB with its interval, the verdict, and the one after Holm, by title."""
+        """The paired difference to the baseline in dB with its interval, the verdict, and the one after Holm,
+        by title."""
         baseline = self.baseline
         others = [entry for entry in self.entries if entry is not baseline]
         if baseline is None or not others:
             return {}
-        found = {entry.title: self.made.differences("psnr", entry.method, baseline.method) for entry in others}
-        return {title: [str(cell) for cell in row] for title, row in quality.difference_table(found).T.items()}
+        found = {
+            entry.title: self.made.differences("psnr", entry.method, baseline.method) for entry in others
+        }
+        return {
+            title: [str(cell) for cell in row] for title, row in quality.difference_table(found).T.items()
+        }
 
     def report(self) -> str:
         """The table, those that failed, and what a reader must know of them."""
@@ -317,7 +368,8 @@ class Leaderboard:
             lines.append(f"No entry was compared with the baseline: there is no {BASELINE}, or it failed.")
         if self.entries and self.setting.images < IMAGES:
             lines.append(
-                f"Intervals from {self.setting.images} images are narrower than they should be: judge by {IMAGES} or more."
+                f"Intervals from {self.setting.images} images are narrower than they should be: judge by "
+                f"{IMAGES} or more."
             )
         if self.failed:
             lines += ["", "failed:", *(f"  {file}: {why}" for file, why in sorted(self.failed.items()))]
@@ -335,11 +387,12 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 def judge(pipe, setting: Setting, entries: Entries, limit: float = LIMIT) -> Leaderboard:
     """Generate by all entries, count the scores that each leaves, and keep both in ``setting.output``.
 
-    The scores are those of the whole generation of all images, as a share of what the unmerged pipeline computes for them: a
-    step that is left out computes none of its scores.
+    The scores are those of the whole generation of all images, as a share of what the unmerged pipeline
+    computes for them: a step that is left out computes none of its scores.
 
     Args:
-        pipe: an unpatched pipeline with a U-Net; after an entry that left something on it, its parts are fresh copies.
+        pipe: an unpatched pipeline with a U-Net; after an entry that left something on it, its parts are
+            fresh copies.
         setting: what to generate.
         entries: of `read`.
         limit: the largest share of the scores that may be left, above 0 and at most 1.
@@ -358,16 +411,22 @@ def judge(pipe, setting: Setting, entries: Entries, limit: float = LIMIT) -> Lea
     if todo:
         run, watch = provenance(setting, keys["model"]), Stopwatch()
         whole = without_merging(pipe, setting)
-        compare(pipe, setting, todo, recompute=True, recorded=None, failed=failed)  # all images, for all are counted
+        # all images, for all are counted
+        compare(pipe, setting, todo, recompute=True, recorded=None, failed=failed)
         new = {label: found / whole for label, found in counts.items() if label not in failed}
-        rows = [keys | {"method": label, "scores_left": left, "merged_share": np.nan} for label, left in new.items()]
+        rows = [
+            keys | {"method": label, "scores_left": left, "merged_share": np.nan}
+            for label, left in new.items()
+        ]
         store.add(rows, run, watch.lap())
         store.finish()
         scores |= new
     kept = [way for label, way in ways.items() if label not in failed]
     made = compare(pipe, setting, kept, recorded=None, failed=failed) if kept else None
     judged = [entry for entry in entries.read if entry.method.label not in failed]
-    whys = {e.file.name: _why(failed[e.method.label], e.file) for e in entries.read if e.method.label in failed}
+    whys = {
+        e.file.name: _why(failed[e.method.label], e.file) for e in entries.read if e.method.label in failed
+    }
     return Leaderboard(setting, limit, judged, scores, made if judged else None, entries.failed | whys)
 
 
@@ -384,17 +443,24 @@ def _checked_limit(limit) -> float:
 def _parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         "python -m catome.study.leaderboard",
-        description="Judge the entries in a folder: who comes closest to the unmerged images, of those within the limit?",
-        epilog="An entry is a Python file with TITLE, a short text, and method(), which returns a Method. Entries are "
-        "programs: read those of others before you run them.",
+        description="Judge the entries in a folder: who comes closest to the unmerged images, of those "
+        "within the limit?",
+        epilog="An entry is a Python file with TITLE, a short text, and method(), which returns a Method. "
+        "Entries are programs: read those of others before you run them.",
         allow_abbrev=False,
     )
     found.add_argument("folder", help="of the entries; all are compared with its baseline.py")
     found.add_argument("--seed", metavar="N", help="of the images; by default one is drawn, and printed")
-    found.add_argument("--images", metavar="N", default=str(IMAGES), help=f"the classes in turn; default: {IMAGES}")
+    found.add_argument(
+        "--images", metavar="N", default=str(IMAGES), help=f"the classes in turn; default: {IMAGES}"
+    )
     found.add_argument("--steps", metavar="N", default="50", help="of each generation; default: 50")
-    found.add_argument("--limit", metavar="SHARE", default=str(LIMIT), help=f"of the scores; default: {LIMIT:g}")
-    found.add_argument("--output", metavar="FOLDER", default=OUTPUT, help=f"of what is kept; default: {OUTPUT}")
+    found.add_argument(
+        "--limit", metavar="SHARE", default=str(LIMIT), help=f"of the scores; default: {LIMIT:g}"
+    )
+    found.add_argument(
+        "--output", metavar="FOLDER", default=OUTPUT, help=f"of what is kept; default: {OUTPUT}"
+    )
     return found
 
 
@@ -419,8 +485,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (by default the process's), and print the leaderboard.
 
     Returns:
-        0 when the entries were judged, also where some of them failed; 2 where something that was given is wrong, before
-        anything is generated; 1 where results could not be read or written; 130 after an interrupt.
+        0 when the entries were judged, also where some of them failed; 2 where something that was given is
+        wrong, before anything is generated; 1 where results could not be read or written; 130 after an
+        interrupt.
     """
     given = _parser().parse_args(arguments)
 

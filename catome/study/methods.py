@@ -1,7 +1,7 @@
 """The methods that are compared, each a name and a way to put it on a pipeline for a while.
 
-catome itself and, as their own packages, `tomesd` and `DeepCache`; what no registry has is written plainly from its paper and
-says so.
+catome itself and, as their own packages, `tomesd` and `DeepCache`; what no registry has is written plainly
+from its paper and says so.
 """
 
 from __future__ import annotations
@@ -67,8 +67,11 @@ def schedule_name(schedule: str | Auto | Schedule | Iterable[int] | None) -> str
     return " ".join(str(step) for step in parsed.at(parsed.length))
 
 
-def tome(ratio: float, schedule: str | Auto | Iterable[int] | None = None, only_where_faster: bool = False) -> Method:
-    """ToMe for Stable Diffusion by catome: a fixed share, found afresh at each step unless a schedule is given."""
+def tome(
+    ratio: float, schedule: str | Auto | Iterable[int] | None = None, only_where_faster: bool = False
+) -> Method:
+    """ToMe for Stable Diffusion by catome: a fixed share, found afresh at each step unless a schedule is
+    given."""
     given = dict(ratio=ratio, schedule=schedule, only_where_faster=only_where_faster)
     aside = ", only where faster" if only_where_faster else ""
     label = f"ToMe(ratio={ratio:g}, schedule={schedule_name(schedule)}{aside})"
@@ -76,7 +79,8 @@ def tome(ratio: float, schedule: str | Auto | Iterable[int] | None = None, only_
 
 
 def ca_tome(threshold: float, schedule: str | Auto | Iterable[int] | None, weighted: bool = False) -> Method:
-    """CA-ToMe by catome. With ``weighted``, which the paper does not have, a merged token counts as often as it has members."""
+    """CA-ToMe by catome. With ``weighted``, which the paper does not have, a merged token counts as often as
+    it has members."""
     aside = ", weighted" if weighted else ""
     label = f"CA-ToMe(threshold={threshold:g}, schedule={schedule_name(schedule)}{aside})"
     given = dict(threshold=threshold, schedule=schedule, weighted=weighted)
@@ -95,7 +99,8 @@ def merged_keys(
     """The library's own method: keys and values merged, every query kept, and each group counted by its size.
 
     Args:
-        threshold, ratio, stride, schedule, measure, compare: as in `catome.MergeConfig`; one of the first two.
+        threshold, ratio, stride, schedule, measure, compare: as in `catome.MergeConfig`; one of the first
+            two.
         weighted: whether groups count; without it, this is the ablation.
     """
     amount = f"threshold={threshold:g}" if threshold is not None else f"ratio={ratio:g}"
@@ -118,10 +123,19 @@ def named_configuration(config: MergeConfig, schedule: str) -> Method:
         ValueError: if the configuration is not what the method would merge by.
     """
     method = merged_keys(
-        config.threshold, config.ratio, config.stride, schedule, config.weighted, config.measure, config.compare
+        config.threshold,
+        config.ratio,
+        config.stride,
+        schedule,
+        config.weighted,
+        config.measure,
+        config.compare,
     )
     if RECOMMENDED.changed(**_given(config, schedule)) != config:
-        raise ValueError(f"config={config!r} has fields that merged_keys does not take, or another schedule than {schedule!r}")
+        raise ValueError(
+            f"config={config!r} has fields that merged_keys does not take, or another schedule than "
+            f"{schedule!r}"
+        )
     return method
 
 
@@ -137,7 +151,9 @@ def tomesd(ratio: float) -> Method:
     def applied(pipe) -> Iterator:
         import tomesd as package
 
-        package.apply_patch(pipe, ratio=ratio, use_rand=False, max_downsample=topmost_downsample(denoiser(pipe)))
+        package.apply_patch(
+            pipe, ratio=ratio, use_rand=False, max_downsample=topmost_downsample(denoiser(pipe))
+        )
         try:
             yield pipe
         finally:
@@ -147,21 +163,24 @@ def tomesd(ratio: float) -> Method:
 
 
 def fullest_row(matches: Matches, config: MergeConfig) -> MergePlan:
-    """A plan that merges as many tokens of every image of a batch as the threshold merges of the one where it merges most."""
+    """A plan that merges as many tokens of every image of a batch as the threshold merges of the one where it
+    merges most."""
     return _merging(matches, int((matches.similarity >= config.threshold).sum(1).max()))
 
 
 def _merging(matches: Matches, count: int) -> MergePlan:
     """The plan that merges so many tokens of each image, the most similar ones."""
     tokens = matches.grid[0] * matches.grid[1]
-    return make_plan(matches, ratio=min(count + 0.5, matches.best.shape[1]) / tokens)  # the half is safe from rounding
+    # the half is safe from rounding
+    return make_plan(matches, ratio=min(count + 0.5, matches.best.shape[1]) / tokens)
 
 
 def batch_maximum(threshold: float, schedule: str | Iterable[int] | None, batch: int) -> Method:
-    """CA-ToMe by the rule of the authors' code: every image of a batch merges as many tokens as the one that merges most.
+    """CA-ToMe by the rule of the authors' code: every image of a batch merges as many tokens as the one that
+    merges most.
 
-    Written for this comparison; the authors' package needs libraries of 2023. Its images depend on what else is in their batch,
-    so ``batch``, the number of images generated together, is part of the label."""
+    Written for this comparison; the authors' package needs libraries of 2023. Its images depend on what else
+    is in their batch, so ``batch``, the number of images generated together, is part of the label."""
 
     @contextmanager
     def applied(pipe) -> Iterator:
@@ -177,7 +196,8 @@ def batch_maximum(threshold: float, schedule: str | Iterable[int] | None, batch:
 
 
 class PlaceInCall:
-    """The place of a patched pipeline: the step, and how many plans were made in this call of the model before."""
+    """The place of a patched pipeline: the step, and how many plans were made in this call of the model
+    before."""
 
     def __init__(self) -> None:
         self._call = None
@@ -194,7 +214,8 @@ class PlaceInCall:
 
 
 def fixed_shares(shares: np.ndarray, name: str) -> Method:
-    """ToMe with a fixed share for each step and block, pairs found afresh at every step: a control for thresholds.
+    """ToMe with a fixed share for each step and block, pairs found afresh at every step: a control for
+    thresholds.
 
     Args:
         shares: ``[calls, blocks]`` of all tokens; what the windows do not allow is cut off.
@@ -227,9 +248,10 @@ def hooked(pipe, before: Callable, after: Callable | None = None) -> Iterator:
 
     Args:
         pipe: the pipeline.
-        before: ``before(depth, hidden, grid)`` returns ``(hidden, context)`` to run the attention with: what queries are made
-            of, and what keys and values are made of, None for the same. ``depth`` in [0, 1) is where the block stands among all
-            blocks, ``hidden`` is ``[B, N, C]``, and ``grid`` is ``(height, width)`` in tokens.
+        before: ``before(depth, hidden, grid)`` returns ``(hidden, context)`` to run the attention with: what
+            queries are made of, and what keys and values are made of, None for the same. ``depth`` in [0, 1)
+            is where the block stands among all blocks, ``hidden`` is ``[B, N, C]``, and ``grid`` is
+            ``(height, width)`` in tokens.
         after: ``after(output)`` returns what the attention gives instead.
     """
     model = denoiser(pipe)
@@ -268,7 +290,8 @@ def hooked(pipe, before: Callable, after: Callable | None = None) -> Iterator:
 
 
 def fewer_keys(reduce: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[object], AbstractContextManager]:
-    """The ``applied`` of a `Method` that makes the topmost keys and values of fewer tokens, and keeps all queries.
+    """The ``applied`` of a `Method` that makes the topmost keys and values of fewer tokens, and keeps all
+    queries.
 
     Args:
         reduce: makes tokens ``[B, M, C]`` of a grid of them, ``[B, H, W, C]``.
@@ -277,19 +300,20 @@ def fewer_keys(reduce: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[obje
 
 
 def todo(factor: int = 2, rows: int | None = None) -> Method:
-    """ToDo (arXiv 2402.13573): keys and values of the topmost self-attentions downsampled to every ``factor``-th token each
-    way.
+    """ToDo (arXiv 2402.13573): keys and values of the topmost self-attentions downsampled to every
+    ``factor``-th token each way.
 
-    Written from the paper for this comparison: nearest-neighbour downsampling of the attention's input. With ``rows``, every
-    ``rows``-th row of tokens is kept instead, which the paper does not do: ``rows=1`` halves the keys where factor 2 would
-    leave a quarter of them."""
+    Written from the paper for this comparison: nearest-neighbour downsampling of the attention's input. With
+    ``rows``, every ``rows``-th row of tokens is kept instead, which the paper does not do: ``rows=1`` halves
+    the keys where factor 2 would leave a quarter of them."""
     of_rows = factor if rows is None else rows
     applied = fewer_keys(lambda grid: grid[:, ::of_rows, ::factor].flatten(1, 2))
     return Method(f"ToDo(factor={factor}{'' if rows is None else f', rows={rows}'})", "ToDo", applied)
 
 
 def deep_cache(interval: int = 3) -> Method:
-    """DeepCache by its authors' package (arXiv 2312.00858): the deep part of the U-Net runs every ``interval`` steps only."""
+    """DeepCache by its authors' package (arXiv 2312.00858): the deep part of the U-Net runs every
+    ``interval`` steps only."""
 
     @contextmanager
     def applied(pipe) -> Iterator:
@@ -304,7 +328,8 @@ def deep_cache(interval: int = 3) -> Method:
             yield pipe
         finally:
             helper.disable()
-            for module, forward in before.items():  # it leaves bound methods behind on every module it wrapped
+            # it leaves bound methods behind on every module it wrapped
+            for module, forward in before.items():
                 if forward is None:
                     module.__dict__.pop("forward", None)
                 else:
@@ -319,7 +344,8 @@ def kept_steps(share: float, steps: int) -> int:
 
 
 def fewer_steps(steps: int) -> Method:
-    """The pipeline as it is, with fewer denoising steps than it is asked for: the simplest way to be faster."""
+    """The pipeline as it is, with fewer denoising steps than it is asked for: the simplest way to be
+    faster."""
 
     @contextmanager
     def applied(pipe) -> Iterator:
@@ -335,10 +361,12 @@ def fewer_steps(steps: int) -> Method:
 
 
 def keys_in_layer(layer: int, ratio: float = 0.5) -> Method:
-    """Keys merged in one layer alone, a fixed share, with pairs found at every call: how much the model needs that layer.
+    """Keys merged in one layer alone, a fixed share, with pairs found at every call: how much the model needs
+    that layer.
 
     Args:
-        layer: the place of its block among those around the topmost self-attentions, from 0 in the order in which they run.
+        layer: the place of its block among those around the topmost self-attentions, from 0 in the order in
+            which they run.
         ratio: the share of its tokens that is merged.
     """
 
@@ -370,10 +398,11 @@ def keys_in_layer(layer: int, ratio: float = 0.5) -> Method:
 
 
 def noise(share: float) -> Method:
-    """A control that saves nothing: what the model gives gets noise of a share of its standard deviation, at every call.
+    """A control that saves nothing: what the model gives gets noise of a share of its standard deviation, at
+    every call.
 
-    The noise of a call is the same for every row of a batch but for its scale, so an image does not depend on its batch. The
-    timestep decides it, so it is the same in every generation.
+    The noise of a call is the same for every row of a batch but for its scale, so an image does not depend on
+    its batch. The timestep decides it, so it is the same in every generation.
 
     Args:
         share: 0.01 is noise of one hundredth of the standard deviation of the row.
@@ -400,7 +429,8 @@ def noise(share: float) -> Method:
 
 
 def forecast(interval: int = 3, order: int = 1, first: int = 4, growth: float = 1.0) -> Method:
-    """Steps left out, by the library: the model's output is extrapolated from what it last computed (`catome.Forecast`).
+    """Steps left out, by the library: the model's output is extrapolated from what it last computed
+    (`catome.Forecast`).
 
     Args:
         interval: steps from one that is computed to the next.
@@ -412,7 +442,9 @@ def forecast(interval: int = 3, order: int = 1, first: int = 4, growth: float = 
     @contextmanager
     def applied(pipe) -> Iterator:
         patch = applied_patch(pipe)
-        beside = patch.config if patch is not None else RECOMMENDED.changed(merge_attn=False, forecast=Forecast())
+        beside = (
+            patch.config if patch is not None else RECOMMENDED.changed(merge_attn=False, forecast=Forecast())
+        )
         with patched(pipe, beside, forecast=Forecast(first, interval, growth, order)):
             yield pipe
 

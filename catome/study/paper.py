@@ -1,8 +1,8 @@
-"""The figures that the paper prints (arXiv 2501.00946), to stand beside measured ones. Nothing here was measured by this
-project.
+"""The figures that the paper prints (arXiv 2501.00946), to stand beside measured ones. Nothing here was
+measured by this project.
 
-Setting: Tesla V100S, Stable Diffusion v1.5, 512x512, 50 PLMS steps, guidance 7.5 with rescale 1, 2 images for each of
-ImageNet's 1000 classes, FID against 5000 validation images.
+Setting: Tesla V100S, Stable Diffusion v1.5, 512x512, 50 PLMS steps, guidance 7.5 with rescale 1, 2 images for
+each of ImageNet's 1000 classes, FID against 5000 validation images.
 """
 
 from __future__ import annotations

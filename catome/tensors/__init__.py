@@ -1,1 +1,2 @@
-"""Tensors alone: finding similar tokens, planning their merging, attention over merged keys. Knows torch and no model."""
+"""Tensors alone: finding similar tokens, planning their merging, attention over merged keys. Knows torch and
+no model."""

@@ -1,26 +1,32 @@
 r"""Attention over merged keys: every query is kept, and a merged key counts as many times as it has members.
 
-Softmax attention of a query :math:`q` over a group of :math:`s` tokens with keys :math:`k_i` and values :math:`v_i` adds
+Softmax attention of a query :math:`q` over a group of :math:`s` tokens with keys :math:`k_i` and values
+:math:`v_i` adds
 :math:`\sum_i e^{q k_i} v_i` to its numerator and :math:`\sum_i e^{q k_i}` to its denominator. With the means
 :math:`\bar k` and :math:`\bar v`,
 
 .. math:: \sum_i e^{q k_i} = s\, e^{q \bar k} \Bigl(1 + \tfrac12 \operatorname{Var}_i(q k_i) + \dots\Bigr)
 
-because the first-order term :math:`\sum_i (q k_i - q \bar k)` is zero. So one key with the score :math:`q \bar k + \log s`
-stands for the group: exactly where its keys are equal, and to first order elsewhere. What is left out is of second order: half
-the variance of the group's scores, and the covariance of its scores and values.
+because the first-order term :math:`\sum_i (q k_i - q \bar k)` is zero. So one key with the score :math:`q
+\bar k + \log s`
+stands for the group: exactly where its keys are equal, and to first order elsewhere. What is left out is of
+second order: half the variance of the group's scores, and the covariance of its scores and values.
 
-A bound. Let the scores of each group lie within :math:`\delta` of their mean. A group's true weight is then between 1 and
-:math:`\cosh\delta` times the one it gets (Jensen's inequality below, convexity above). Two distributions whose ratio stays
-within a factor :math:`e^R` differ by at most :math:`\tanh(R/4)` in total variation, so the output moves by at most
+A bound. Let the scores of each group lie within :math:`\delta` of their mean. A group's true weight is then
+between 1 and
+:math:`\cosh\delta` times the one it gets (Jensen's inequality below, convexity above). Two distributions
+whose ratio stays within a factor :math:`e^R` differ by at most :math:`\tanh(R/4)` in total variation, so the
+output moves by at most
 
 .. math:: \tanh\bigl(\tfrac14 \log\cosh\delta\bigr)\, D + \tanh\bigl(\tfrac12 \delta\bigr)\, d
    \;\le\; \tfrac18 \delta^2 D + \tfrac12 \delta\, d
 
-where :math:`D` is the largest distance between the mean values of two groups, and :math:`d` the largest between two values of
-one group. Similar tokens make :math:`\delta` and :math:`d` small together, and that is what a similarity threshold does.
+where :math:`D` is the largest distance between the mean values of two groups, and :math:`d` the largest
+between two values of one group. Similar tokens make :math:`\delta` and :math:`d` small together, and that is
+what a similarity threshold does.
 
-Without the bias ("proportional attention" in Bolya et al., Token Merging, arXiv 2210.09461, Section 3) a group counts as one
+Without the bias ("proportional attention" in Bolya et al., Token Merging, arXiv 2210.09461, Section 3) a
+group counts as one
 token, whatever it stands for: even merging *identical* tokens changes the result.
 """
 
@@ -37,7 +43,8 @@ from catome.tensors.matching import centre
 from catome.tensors.plan import MergePlan
 
 Way = Literal["bias", "channel", "values"]
-"""The ways to tell attention that a key counts more than once; all three are exact, see `weighted_attention`."""
+"""The ways to tell attention that a key counts more than once; all three are exact, see
+`weighted_attention`."""
 
 _NEVER = -1e4
 """As a score, never chosen; fits in float16."""
@@ -46,27 +53,34 @@ _NEVER = -1e4
 _VALUES = 0.5
 """The weight of a difference of values beside one of keys, each on the scale of its image.
 
-In the bound above the spread of values appears only in a product with that of scores: where keys are equal, values may
-differ and nothing is lost. That they count half, and not at all or as much, was chosen on images of the embedded model."""
+In the bound above the spread of values appears only in a product with that of scores: where keys are equal,
+values may differ and nothing is lost. That they count half, and not at all or as much, was chosen on images
+of the embedded model."""
 
 
 @torch.no_grad()
 def joined(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Join keys ``[B, N, C]`` and values ``[B, N, D]`` into what is compared where keys are, ``[B, N, C + D]``.
+    """Join keys ``[B, N, C]`` and values ``[B, N, D]`` into what is compared where keys are, ``[B, N, C +
+    D]``.
 
     Each of the two is divided by the spread that it has in its image."""
     wide = torch.promote_types(keys.dtype, torch.float32)
     images = []
-    for key, value in zip(keys, values, strict=True):  # one by one: what an image gives must not depend on the others
+    # one by one: what an image gives must not depend on the others
+    for key, value in zip(keys, values, strict=True):
         scaled = (part / centre(part.to(wide))[1].sqrt()[..., None] for part in (key, value))
         images.append(
-            torch.cat([part.to(keys.dtype) * weight for part, weight in zip(scaled, (1.0, _VALUES), strict=True)], -1)
+            torch.cat(
+                [part.to(keys.dtype) * weight for part, weight in zip(scaled, (1.0, _VALUES), strict=True)],
+                -1,
+            )
         )
     return torch.stack(images) if images else torch.cat([keys, values], -1)
 
 
 def padded(plan: MergePlan, packed: torch.Tensor) -> torch.Tensor:
-    """The packed tokens ``[S, C]`` as a batch ``[B, L, C]``, L of the image that keeps most; zeros where others keep fewer."""
+    """The packed tokens ``[S, C]`` as a batch ``[B, L, C]``, L of the image that keeps most; zeros where
+    others keep fewer."""
     images = len(plan.lengths)
     longest = max(plan.lengths)
     if not plan.ragged:
@@ -82,7 +96,8 @@ def unpadded(plan: MergePlan, batch: torch.Tensor) -> torch.Tensor:
 
 
 def key_bias(plan: MergePlan, weighted: bool, dtype: torch.dtype) -> torch.Tensor | None:
-    """The bias that is added to the scores of merged keys, ``[B, L]`` as in `padded`; None where that is zero for all.
+    """The bias that is added to the scores of merged keys, ``[B, L]`` as in `padded`; None where that is zero
+    for all.
 
     Args:
         plan: of ``B`` images.
@@ -99,9 +114,10 @@ def key_bias(plan: MergePlan, weighted: bool, dtype: torch.dtype) -> torch.Tenso
 def way_for(query: torch.Tensor, attn_mask: torch.Tensor | None = None) -> Way:
     """The way of `weighted_attention` that is taken where none is asked for.
 
-    A mask takes CUDA's attention off its flash kernels, which know no bias. They compute heads in widths of 32, 64, 96, 128,
-    160, 192, 224 and 256 numbers, so that one more channel costs nothing where the head does not fill its width: 40 and 80 of
-    Stable Diffusion 1.5 do not, 64 and 128 of most other models do. On a CPU a bias costs nothing."""
+    A mask takes CUDA's attention off its flash kernels, which know no bias. They compute heads in widths of
+    32, 64, 96, 128, 160, 192, 224 and 256 numbers, so that one more channel costs nothing where the head does
+    not fill its width: 40 and 80 of Stable Diffusion 1.5 do not, 64 and 128 of most other models do. On a CPU
+    a bias costs nothing."""
     trained = torch.is_grad_enabled() and query.requires_grad
     if attn_mask is None and avoids_masks(query) and not trained:
         channels = query.shape[-1]
@@ -111,7 +127,8 @@ def way_for(query: torch.Tensor, attn_mask: torch.Tensor | None = None) -> Way:
 
 
 def avoids_masks(x: torch.Tensor) -> bool:
-    """Return True if attention over tokens like ``x`` may be faster without a mask, which `way_for` then decides."""
+    """Return True if attention over tokens like ``x`` may be faster without a mask, which `way_for` then
+    decides."""
     return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
 
 
@@ -134,12 +151,14 @@ def weighted_attention(
 
     - "bias": the logarithms are added to the scores, as an attention mask.
     - "channel": queries get one more channel, a constant, and keys the logarithm over that constant.
-    - "values": values are multiplied by the weights, beside a column of the weights alone, by which the result is divided.
+    - "values": values are multiplied by the weights, beside a column of the weights alone, by which the
+        result is divided.
 
     Args:
         query: ``[B, H, Q, D]``.
         key, value: ``[B, G, K, D]``.
-        log_weights: ``[B, K]``, logarithms of the keys' weights; minus infinity for a key that does not count.
+        log_weights: ``[B, K]``, logarithms of the keys' weights; minus infinity for a key that does not
+            count.
         attn_mask: as torch's; needs the way "bias".
         way: None for `way_for`.
         scale: of the scores; ``1 / sqrt(D)`` by default.
@@ -181,13 +200,14 @@ _CONSTANT = 8.0
 
 
 def _log_factor(scale: float) -> float:
-    """By what the logarithm of a weight is multiplied in a key's further channel, so that it comes out of the scores as it
-    is."""
+    """By what the logarithm of a weight is multiplied in a key's further channel, so that it comes out of the
+    scores as it is."""
     return 1 / (scale * _CONSTANT)
 
 
 def _by_channel(query, key, value, scale: float, **rest) -> torch.Tensor:
-    """Attention over keys ``[B, G, K, W]`` that have the weights in channel D, with queries ``[B, H, Q, D]``."""
+    """Attention over keys ``[B, G, K, W]`` that have the weights in channel D, with queries ``[B, H, Q,
+    D]``."""
     channels = query.shape[-1]
     query = F.pad(query, (0, key.shape[-1] - channels))
     query[..., channels] = _CONSTANT
@@ -223,8 +243,8 @@ def attend(
         plan: for the ``N`` keys from ``first`` on.
         first: the first image token among the keys.
         weighted: let each group count as often as it has members.
-        merge_queries: merge the image tokens among the queries, too, and give each the result of its group. They must be all
-            queries, or lie where the keys lie.
+        merge_queries: merge the image tokens among the queries, too, and give each the result of its group.
+            They must be all queries, or lie where the keys lie.
         attn_mask: as torch's, the same for all image tokens among the keys; boolean, or added to the scores.
         scale: of the scores; ``1 / sqrt(D)`` by default.
         rest: ``dropout_p``, ``enable_gqa``, as torch's.
@@ -249,14 +269,18 @@ def attend(
     return torch.cat([out[:, :, :own], image, out[:, :, own:text]], 2)
 
 
-def _over_merged(query, key, value, plan: MergePlan, first: int, weighted: bool, mask, scale, rest: dict) -> torch.Tensor:
+def _over_merged(
+    query, key, value, plan: MergePlan, first: int, weighted: bool, mask, scale, rest: dict
+) -> torch.Tensor:
     """Attention with every query, over merged keys."""
     kept = key.shape[2] - plan.slot.shape[1]
     channels = key.shape[3]
     usable = kernels.usable(key) and kernels.usable(value)
     if usable and (weighted or plan.ragged) and way_for(query, mask) == "channel":
         scale = scale or 1 / math.sqrt(channels)
-        keys, values = _by_kernel(plan, key, value, first, _widened(channels), _log_factor(scale) if weighted else None)
+        keys, values = _by_kernel(
+            plan, key, value, first, _widened(channels), _log_factor(scale) if weighted else None
+        )
         if plan.ragged:
             longest = torch.arange(max(plan.lengths), device=key.device)
             missing = longest >= plan.bounds.diff()[:, None]
@@ -273,7 +297,8 @@ def _over_merged(query, key, value, plan: MergePlan, first: int, weighted: bool,
 def _by_kernel(
     plan: MergePlan, key, value, first: int, width: int, log_factor: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merged keys and values ``[B, G, L, width]``, what is no image token before the others, written in one pass."""
+    """Merged keys and values ``[B, G, L, width]``, what is no image token before the others, written in one
+    pass."""
     tokens = plan.slot.shape[1]
     kept = key.shape[2] - tokens
     images, heads, _, channels = key.shape
@@ -301,7 +326,8 @@ def _by_kernel(
 
 
 def _merged_keys(plan: MergePlan, key, value, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merged keys and values ``[B, G, L, D]``, image tokens last: what pads an image that keeps fewer can then be cut off."""
+    """Merged keys and values ``[B, G, L, D]``, image tokens last: what pads an image that keeps fewer can
+    then be cut off."""
     around = [(0, first), (first + plan.slot.shape[1], key.shape[2])]
     keys = torch.cat([*_spans(key, around), _merged(plan, key, first)], 2)
     values = torch.cat([*_spans(value, around), _merged(plan, value, first)], 2)
@@ -327,7 +353,8 @@ def _log_weights(plan: MergePlan, weighted: bool, kept: int, dtype: torch.dtype)
 
 
 def in_order(mask: torch.Tensor | None, first: int, tokens: int, longest: int, dtype) -> torch.Tensor | None:
-    """A mask ``[B or 1, H or 1, Q or 1, L]`` of numbers, with the keys in the order that `attend` gives them."""
+    """A mask ``[B or 1, H or 1, Q or 1, L]`` of numbers, with the keys in the order that `attend` gives
+    them."""
     if mask is None:
         return None
     mask = unexpanded(mask)  # or copies of it would take the room of all scores
@@ -343,8 +370,11 @@ def _pads(query: torch.Tensor) -> bool:
     return query.device.type != "cpu"
 
 
-def _attention(query, key, value, log_weights, mask, plan: MergePlan, kept: int, text: int | None, rest: dict) -> torch.Tensor:
-    """One call, or one for each image where they keep different numbers of tokens on a CPU, which has no use for padding."""
+def _attention(
+    query, key, value, log_weights, mask, plan: MergePlan, kept: int, text: int | None, rest: dict
+) -> torch.Tensor:
+    """One call, or one for each image where they keep different numbers of tokens on a CPU, which has no use
+    for padding."""
     if not plan.ragged or _pads(query):
         return weighted_attention(query, key, value, log_weights, mask, **rest)
     images = []

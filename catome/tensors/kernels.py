@@ -1,10 +1,11 @@
 """The operations of `catome.tensors.matching` and `catome.tensors.plan` as Triton kernels, for CUDA devices.
 
-The plain torch versions are the reference; these give the same values up to the rounding of float32 and write nothing that
-is not needed: the similarity matrix never exists, the sum over a group of merged tokens is taken in one order (so that two
-runs are equal to the bit), and keys and values are merged in one pass that also writes the weights of groups. With
-``TRITON_INTERPRET=1`` in the environment they run on the CPU, to be tested; `tests/core/test_kernel_table.py` compiles each for
-several GPUs where there is none.
+The plain torch versions are the reference; these give the same values up to the rounding of float32 and write
+nothing that
+is not needed: the similarity matrix never exists, the sum over a group of merged tokens is taken in one order
+(so that two runs are equal to the bit), and keys and values are merged in one pass that also writes the
+weights of groups. With ``TRITON_INTERPRET=1`` in the environment they run on the CPU, to be tested;
+`tests/core/test_kernel_table.py` compiles each for several GPUs where there is none.
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ except ImportError:  # a platform without Triton: the torch versions serve
     triton = None
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_FEW, _MANY = 4, 8  # tokens of a group that are read at a time: most groups have few, a plain sky has thousands
+# tokens of a group that are read at a time: most groups have few, a plain sky has thousands
+_FEW, _MANY = 4, 8
 _WIDEST = 256  # numbers of a token that one program takes; more would spill registers
 
 
 def usable(x: torch.Tensor) -> bool:
-    """Return True if these kernels take ``x``: on a CUDA device, float16, bfloat16 or float32, no gradient asked for."""
-    return triton is not None and x.is_cuda and x.dtype in DTYPES and not (torch.is_grad_enabled() and x.requires_grad)
+    """Return True if these kernels take ``x``: on a CUDA device, float16, bfloat16 or float32, no gradient
+    asked for."""
+    return (
+        triton is not None
+        and x.is_cuda
+        and x.dtype in DTYPES
+        and not (torch.is_grad_enabled() and x.requires_grad)
+    )
 
 
 if triton is not None:
@@ -79,8 +87,16 @@ if triton is not None:
             for start in range(0, channels, CHANNELS):
                 channel = start + tl.arange(0, CHANNELS)
                 held = channel < channels
-                a = tl.load(x + source[:, None] * of_token + channel[None, :] * of_channel, mask=held[None, :], other=0.0)
-                b = tl.load(x + target[None, :] * of_token + channel[:, None] * of_channel, mask=held[:, None], other=0.0)
+                a = tl.load(
+                    x + source[:, None] * of_token + channel[None, :] * of_channel,
+                    mask=held[None, :],
+                    other=0.0,
+                )
+                b = tl.load(
+                    x + target[None, :] * of_token + channel[:, None] * of_channel,
+                    mask=held[:, None],
+                    other=0.0,
+                )
                 if WIDEN:
                     a = a.to(tl.float32)
                     b = b.to(tl.float32)
@@ -99,7 +115,8 @@ if triton is not None:
 
     @triton.jit
     def _sum_of(x, order, start, end, at, held, tokens, of_image, of_token, ROWS: tl.constexpr):  # noqa: N803
-        """The sum of tokens ``order[start:end]``, ROWS of them at most; ``at`` says where in a token its numbers are."""
+        """The sum of tokens ``order[start:end]``, ROWS of them at most; ``at`` says where in a token its
+        numbers are."""
         place = start + tl.arange(0, ROWS)
         token = tl.load(order + place, mask=place < end, other=0).to(tl.int64)
         row = token // tokens * of_image + token % tokens * of_token
@@ -184,7 +201,8 @@ if triton is not None:
         end = tl.load(offsets + slot + 1)
         image = tl.load(order + begin) // tokens
         row = slot - tl.load(first_slot + image)
-        # The columns are those of what is written: WIDTH for each head, of which the first ``channels`` are read.
+        # The columns are those of what is written: WIDTH for each head, of which the first ``channels`` are
+        # read.
         columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         head = columns // WIDTH
         channel = columns % WIDTH
@@ -198,7 +216,9 @@ if triton is not None:
         out = image * out_of_image + head * out_of_head + row * WIDTH + channel
         tl.store(keys + out, mean.to(keys.dtype.element_ty), mask=written)
         at = head * value_of_head + channel * value_of_channel
-        mean = _group_mean(value, order, begin, end, at, held, tokens, value_of_image, value_of_token, FEW, MANY)
+        mean = _group_mean(
+            value, order, begin, end, at, held, tokens, value_of_image, value_of_token, FEW, MANY
+        )
         tl.store(values + out, mean.to(values.dtype.element_ty), mask=written)
 
     @triton.jit
@@ -214,11 +234,13 @@ if triton is not None:
 def best_matches_of(
     tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor, measure: str = "cosine"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `catome.tensors.matching.best_matches_of`: similarity (float32) and index of each src token's best dst, two ``[B,
-    S]``.
+    """As `catome.tensors.matching.best_matches_of`: similarity (float32) and index of each src token's best
+    dst, two ``[B, S]``.
 
-    Products are of the tokens as they are, in float32 (three TF32 products for float32 tokens), and scaled afterwards; among
-    equally similar dst tokens the first is taken. Memory: nothing beside the result and a few numbers for each token."""
+    Products are of the tokens as they are, in float32 (three TF32 products for float32 tokens), and scaled
+    afterwards; among
+    equally similar dst tokens the first is taken. Memory: nothing beside the result and a few numbers for
+        each token."""
     images, count, channels = tokens.shape
     squares = torch.empty(images, count, dtype=torch.float32, device=tokens.device)
     strides = tokens.stride()
@@ -239,8 +261,8 @@ def best_matches_of(
             shift = -squares / 2
         _best[(triton.cdiv(len(src), 64), images)](
             tokens, factor, shift, src, dst, highest, best, count, len(src), len(dst), channels, *strides,
-            PRECISION="tf32x3" if wide else "ieee", SRC=64, DST=64 if wide else 128, CHANNELS=16 if wide else 32,
-            WIDEN=not tokens.is_cuda,
+            PRECISION="tf32x3" if wide else "ieee", SRC=64, DST=64 if wide else 128,
+            CHANNELS=16 if wide else 32, WIDEN=not tokens.is_cuda,
         )  # fmt: skip
     if measure == "cosine":
         return highest * factor[:, src], best
@@ -249,7 +271,8 @@ def best_matches_of(
 
 
 def _variance(tokens: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
-    """The mean square of an image's tokens less their mean, ``[B, 1]``; of the finite ones, and 1 where all are equal."""
+    """The mean square of an image's tokens less their mean, ``[B, 1]``; of the finite ones, and 1 where all
+    are equal."""
     finite = squares.isfinite()
     count = finite.sum(1).clamp(min=1)
     mean = torch.where(finite[..., None], tokens, 0).sum(1, dtype=torch.float32) / count[:, None]
@@ -258,7 +281,8 @@ def _variance(tokens: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
 
 
 def merge(x: torch.Tensor, order: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """The mean of every group of tokens: ``[B, N, C]`` to ``[S, C]``, summed in float32 in the order of ``order``.
+    """The mean of every group of tokens: ``[B, N, C]`` to ``[S, C]``, summed in float32 in the order of
+    ``order``.
 
     Args:
         x: ``[B, N, C]``, of any strides.
@@ -293,9 +317,10 @@ def merge_keys(
         key, value: ``[B, H, N, D]``, of any strides.
         order, offsets: as in `merge`.
         first_slot: ``[B + 1]``, the first group of each image.
-        keys, values: ``[B, H, L, W]`` with W >= D, of the same strides, the last two of them (W, 1). Image ``b`` fills as many
-            rows as it has groups; columns from D on get zeros.
-        log_factor: write the logarithm of each group's size, times this, to column D of ``keys``; needs W > D.
+        keys, values: ``[B, H, L, W]`` with W >= D, of the same strides, the last two of them (W, 1). Image
+            ``b`` fills as many rows as it has groups; columns from D on get zeros.
+        log_factor: write the logarithm of each group's size, times this, to column D of ``keys``; needs W >
+            D.
     """
     _, heads, count, channels = key.shape
     width = keys.shape[3]
@@ -321,7 +346,9 @@ def unmerge(y: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
     if out.numel():
         with _on(y):
             grid = (triton.cdiv(slot.numel(), 4),)
-            _unmerge[grid](y, slot, out, slot.numel(), channels, ROWS=4, BLOCK=triton.next_power_of_2(channels))
+            _unmerge[grid](
+                y, slot, out, slot.numel(), channels, ROWS=4, BLOCK=triton.next_power_of_2(channels)
+            )
     return out
 
 

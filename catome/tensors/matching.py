@@ -1,8 +1,8 @@
 r"""Bipartite soft matching: for every src token its most similar dst token. Plain torch, no state.
 
-Tokens of a grid are split into *dst*, one of every ``stride`` window, and *src*, all the others (Bolya & Hoffman, "Token
-Merging for Fast Stable Diffusion", arXiv 2303.17604). Each src token's best partner is the dst token of highest
-similarity; who is then merged is `catome.tensors.plan`'s business.
+Tokens of a grid are split into *dst*, one of every ``stride`` window, and *src*, all the others (Bolya &
+Hoffman, "Token Merging for Fast Stable Diffusion", arXiv 2303.17604). Each src token's best partner is the
+dst token of highest similarity; who is then merged is `catome.tensors.plan`'s business.
 
 How similar two tokens are can be measured in two ways:
 
@@ -11,13 +11,15 @@ How similar two tokens are can be measured in two ways:
 
   .. math:: s_{ij} = 1 - \frac{|x_i - x_j|^2}{2 \sigma^2}, \qquad \sigma^2 = \frac1N \sum_n |x_n - \bar x|^2,
 
-  which is 1 for equal tokens and 0, on average, for two tokens drawn at random from the image. It is cut off at -1, so that
-  both measures have one range.
+  which is 1 for equal tokens and 0, on average, for two tokens drawn at random from the image. It is cut off
+  at -1, so that both measures have one range.
 
 What merging changes in attention is decided by differences of keys and of values within a group
-(`catome.tensors.attention`), and these are linear in differences of tokens. A vector that all tokens have in common is no
-difference: it changes no attention weight, and no distance. But it makes every cosine larger. Some layers of a network have a
-large common vector and others a small one, so that one threshold for cosines merges far too much here and too little there.
+(`catome.tensors.attention`), and these are linear in differences of tokens. A vector that all tokens have in
+common is no
+difference: it changes no attention weight, and no distance. But it makes every cosine larger. Some layers of
+a network have a large common vector and others a small one, so that one threshold for cosines merges far too
+much here and too little there.
 """
 
 from __future__ import annotations
@@ -43,15 +45,18 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 
 @dataclass(frozen=True)
 class Matches:
-    """The best partner of every src token, for ``B`` images of ``N`` tokens, of which ``S`` are src and ``D`` dst.
+    """The best partner of every src token, for ``B`` images of ``N`` tokens, of which ``S`` are src and ``D``
+    dst.
 
     Attributes:
         src: ``[S]`` int64, indices of the src tokens, ascending.
         dst: ``[D]`` int64, indices of the dst tokens, ascending.
         best: ``[B, S]`` int64, the index (into the N tokens) of each src token's most similar dst token.
         similarity: ``[B, S]`` float32, how similar they are.
-        duplicate: ``[B, S]`` int64, the first dst token that equals the src token exactly, or -1; None if not asked for.
-        grid: ``(height, width)`` of the token grid, ``height * width == N``; of one frame, where there are several.
+        duplicate: ``[B, S]`` int64, the first dst token that equals the src token exactly, or -1; None if not
+            asked for.
+        grid: ``(height, width)`` of the token grid, ``height * width == N``; of one frame, where there are
+            several.
     """
 
     src: torch.Tensor
@@ -72,7 +77,8 @@ def split_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Split a token grid into src and dst (paper, Section IV: dst is always the top-left token).
 
-    Only complete windows have a dst token: where ``stride`` does not divide ``grid``, the tokens left over are src.
+    Only complete windows have a dst token: where ``stride`` does not divide ``grid``, the tokens left over
+        are src.
 
     Args:
         grid: ``(height, width)`` in tokens.
@@ -93,13 +99,21 @@ def split_tokens(
     device = checks.check_device("device", device)
     windows = (height // sy) * (width // sx)
     if checks.check_dst(dst) == "random":
-        return _split((height, width), (sy, sx), torch.randint(sy * sx, (windows,), generator=generator, device="cpu"), device)
+        return _split(
+            (height, width),
+            (sy, sx),
+            torch.randint(sy * sx, (windows,), generator=generator, device="cpu"),
+            device,
+        )
     return _top_left((height, width), (sy, sx), device)
 
 
 @lru_cache(maxsize=64)
-def _top_left(grid: tuple[int, int], stride: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Kept, for each copy to a GPU would make it wait; not as inference tensors, which autograd refuses later."""
+def _top_left(
+    grid: tuple[int, int], stride: tuple[int, int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kept, for each copy to a GPU would make it wait; not as inference tensors, which autograd refuses
+    later."""
     with torch.inference_mode(False):
         windows = (grid[0] // stride[0]) * (grid[1] // stride[1])
         return _split(grid, stride, torch.zeros(windows, dtype=torch.int64, device="cpu"), device)
@@ -133,24 +147,30 @@ def best_matches(
 ) -> Matches:
     """Find every src token's most similar dst token.
 
-    Similarities are computed in float32 whatever the dtype of ``tokens`` and also under autocast (float64 stays float64),
-    image by image: an image's result does not depend on the others in the batch. A token with a NaN or infinity is like no
-    other: a src token has similarity NaN then, a dst token is nobody's partner. A zero token has the cosine 0 to all.
+    Similarities are computed in float32 whatever the dtype of ``tokens`` and also under autocast (float64
+    stays float64),
+    image by image: an image's result does not depend on the others in the batch. A token with a NaN or
+        infinity is like no
+    other: a src token has similarity NaN then, a dst token is nobody's partner. A zero token has the cosine 0
+        to all.
 
     Args:
         tokens: ``[B, N, C]`` floating point; for Stable Diffusion the input of the transformer block.
         grid: ``(height, width)`` with ``height * width == N``.
         stride, dst, generator: see `split_tokens`.
         find_duplicates: fill in `Matches.duplicate`, which only a threshold of exactly 1.0 needs.
-        frames: of a video, whose frames lie behind each other; each is split alike, and tokens find partners in all of them.
+        frames: of a video, whose frames lie behind each other; each is split alike, and tokens find partners
+            in all of them.
         measure: "cosine" or "distance" (see the module's first lines).
 
     Returns:
         The `Matches`.
 
     Raises:
-        ValueError: if ``tokens`` is not ``[B, N, C]``, ``N`` does not fit ``grid`` or ``C`` is 0; and see `split_tokens`.
-        TypeError: if ``tokens`` is not a dense floating-point tensor of at least 16 bits; and see `split_tokens`.
+        ValueError: if ``tokens`` is not ``[B, N, C]``, ``N`` does not fit ``grid`` or ``C`` is 0; and see
+            `split_tokens`.
+        TypeError: if ``tokens`` is not a dense floating-point tensor of at least 16 bits; and see
+            `split_tokens`.
     """
     grid = checks.check_tokens(tokens, grid, checks.check_integer("frames", frames, 1))
     checks.check_flag("find_duplicates", find_duplicates)
@@ -168,7 +188,8 @@ def best_matches(
 def best_matches_of(
     tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor, measure: Measure = "cosine"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Similarity and index of the most similar of the tokens ``dst`` ``[D]`` for each of ``src`` ``[S]``: two ``[B, S]``.
+    """Similarity and index of the most similar of the tokens ``dst`` ``[D]`` for each of ``src`` ``[S]``: two
+    ``[B, S]``.
 
     ``tokens`` are ``[B, N, C]``; see `best_matches`."""
     if kernels.usable(tokens):
@@ -178,7 +199,8 @@ def best_matches_of(
     similarities = [tokens.new_empty(0, dtype=wide)]
     indices = [src.new_empty(0)]
     with torch.autocast(tokens.device.type, enabled=False):
-        for image in tokens:  # each in memory of its own: how a product is rounded depends on where its factors begin
+        # each in memory of its own: how a product is rounded depends on where its factors begin
+        for image in tokens:
             # a U-Net's tokens lie channel by channel, in which order norms and selections take twice the time
             similarity, index = of_image(image.to(wide).contiguous(), src, dst)
             similarities.append(similarity)
@@ -187,7 +209,9 @@ def best_matches_of(
     return torch.cat(similarities).view(shape), dst[torch.cat(indices).view(shape)]
 
 
-def _by_cosine(image: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _by_cosine(
+    image: torch.Tensor, src: torch.Tensor, dst: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and place in ``dst`` of the best dst token, for each src token of one image ``[N, C]``."""
     unit = F.normalize(image, dim=-1)
     a = unit.index_select(0, src)
@@ -198,8 +222,11 @@ def _by_cosine(image: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> tup
     return _highest(a, b, torch.where(finite, 0.0, -math.inf).to(b.dtype))
 
 
-def _by_distance(image: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Similarity by distance and place in ``dst`` of the nearest dst token, for each src token of one image ``[N, C]``."""
+def _by_distance(
+    image: torch.Tensor, src: torch.Tensor, dst: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Similarity by distance and place in ``dst`` of the nearest dst token, for each src token of one image
+    ``[N, C]``."""
     centred, variance = centre(image)
     half_squares = centred.square().sum(1) / 2
     half_squares = torch.where(half_squares.isfinite(), half_squares, math.nan)
@@ -213,12 +240,14 @@ def _by_distance(image: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> t
 
 
 def within_range(similarity: torch.Tensor) -> torch.Tensor:
-    """Similarities by distance, cut off at -1 and 1; minus infinity and NaN, of tokens that are like no other, stay."""
+    """Similarities by distance, cut off at -1 and 1; minus infinity and NaN, of tokens that are like no
+    other, stay."""
     return torch.where(similarity.isfinite(), similarity.clamp(-1, 1), similarity)
 
 
 def centre(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens ``[..., N, C]`` less their mean, and the mean square ``[..., 1]`` of what is left; of the finite tokens.
+    """Tokens ``[..., N, C]`` less their mean, and the mean square ``[..., 1]`` of what is left; of the finite
+    tokens.
 
     Where all are equal the mean square is taken as 1."""
     finite = tokens.sum(-1, keepdim=True).isfinite()
@@ -246,12 +275,15 @@ def _products(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor) -> torch.Ten
 def _duplicates(tokens: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> torch.Tensor:
     """The first dst token that equals each src token bit by bit (but 0 equals -0), or -1: ``[B, S]``.
 
-    Hashes in integers, which add up to the same in any order, find the candidate; the tokens themselves decide."""
+    Hashes in integers, which add up to the same in any order, find the candidate; the tokens themselves
+    decide."""
     tokens = tokens + 0.0  # -0 becomes 0
     bits = tokens.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tokens.element_size()])
     generator = torch.Generator("cpu").manual_seed(0)
     channels = tokens.shape[-1]
-    factors = torch.randint(-(2**63), 2**63 - 1, (channels,), generator=generator, device="cpu").to(tokens.device)
+    factors = torch.randint(-(2**63), 2**63 - 1, (channels,), generator=generator, device="cpu").to(
+        tokens.device
+    )
     hashes = (bits.long() * factors).sum(-1)
     ordered, order = hashes[:, dst].sort(dim=1, stable=True)
     place = torch.searchsorted(ordered, hashes[:, src].contiguous()).clamp(max=len(dst) - 1)

@@ -1,8 +1,8 @@
 """Merging with a number of keys that is fixed beforehand, as one static program needs it.
 
-Images keep as many keys as they need. A program that is compiled as a whole, or recorded as a CUDA graph, has one shape. So
-every image gets the same number of slots here, and slots that it does not need have no members: their weight is zero, and
-attention never chooses them. The result is that of the plan.
+Images keep as many keys as they need. A program that is compiled as a whole, or recorded as a CUDA graph, has
+one shape. So every image gets the same number of slots here, and slots that it does not need have no members:
+their weight is zero, and attention never chooses them. The result is that of the plan.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class PaddedGroups(NamedTuple):
     Attributes:
         order: ``[B * N]`` int64, all tokens, slot by slot.
         begins: ``[B * L]`` int64, where in ``order`` each slot begins.
-        log_weights: ``[B, L]`` float32, what is added to the scores of each slot; minus infinity where it has no member.
+        log_weights: ``[B, L]`` float32, what is added to the scores of each slot; minus infinity where it has
+            no member.
     """
 
     order: torch.Tensor
@@ -43,7 +44,9 @@ def padded_groups(plan: MergePlan, slots: int, weighted: bool = True) -> PaddedG
         ValueError: if an image keeps more.
     """
     if max(plan.lengths) > slots:
-        raise ValueError(f"slots={slots} must be at least {max(plan.lengths)}, the tokens that an image of this plan keeps")
+        raise ValueError(
+            f"slots={slots} must be at least {max(plan.lengths)}, the tokens that an image of this plan keeps"
+        )
     order, bounds = plan.groups
     device = order.device
     first = plan.bounds[:-1, None]
@@ -55,7 +58,8 @@ def padded_groups(plan: MergePlan, slots: int, weighted: bool = True) -> PaddedG
 
 
 def merge_padded(x: torch.Tensor, groups: PaddedGroups) -> torch.Tensor:
-    """The mean of each group of the tokens ``x`` ``[B, N, C]``: ``[B, L, C]``, zeros in a slot without members."""
+    """The mean of each group of the tokens ``x`` ``[B, N, C]``: ``[B, L, C]``, zeros in a slot without
+    members."""
     exact = x.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32))
     means = F.embedding_bag(groups.order, exact, groups.begins, mode="mean")
     return means.to(x.dtype).unflatten(0, groups.log_weights.shape)
@@ -70,7 +74,8 @@ def attend_padded(
     attn_mask: torch.Tensor | None = None,
     **rest,
 ) -> torch.Tensor:
-    """Do what `catome.tensors.attention.attend` does with every query, in shapes that do not depend on the plan.
+    """Do what `catome.tensors.attention.attend` does with every query, in shapes that do not depend on the
+    plan.
 
     Args:
         query: ``[B, H, Q, D]``.

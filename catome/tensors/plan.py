@@ -1,8 +1,8 @@
 """Merge plans: which tokens become one, as a token -> slot map over the packed tokens of all images.
 
-Every image keeps as many tokens as *it* needs; the tokens left of all images lie behind each other in one packed
-``[S, C]`` tensor. Merging is then one segment mean, unmerging one gather, and no image has to merge a pair below the
-threshold because its neighbour in the batch has more pairs above it.
+Every image keeps as many tokens as *it* needs; the tokens left of all images lie behind each other in one
+packed ``[S, C]`` tensor. Merging is then one segment mean, unmerging one gather, and no image has to merge a
+pair below the threshold because its neighbour in the batch has more pairs above it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ class MergePlan:
     Its tensors are plain: it can be pickled, copied and moved.
 
     Attributes:
-        target: ``[B, N]`` int64, for every token the token of its image whose place it takes: its dst if it is merged, else
-            itself.
-        slot: ``[B, N]`` int64, for every token its row in the packed tensor. Rows are image by image, in token order.
+        target: ``[B, N]`` int64, for every token the token of its image whose place it takes: its dst if it
+            is merged, else itself.
+        slot: ``[B, N]`` int64, for every token its row in the packed tensor. Rows are image by image, in
+            token order.
         lengths: number of packed rows of each image; their sum is ``S``.
     """
 
@@ -53,7 +54,8 @@ class MergePlan:
 
     @cached_property
     def sizes(self) -> torch.Tensor:
-        """The number of tokens in each image's slots, ``[B, L]`` float32, L of the image that keeps most; 0 behind the last."""
+        """The number of tokens in each image's slots, ``[B, L]`` float32, L of the image that keeps most; 0
+        behind the last."""
         with torch.inference_mode(False):  # autograd may read it later
             ones = torch.ones(self.slot.numel(), device=self.slot.device)
             sizes = ones.new_zeros(sum(self.lengths)).index_add_(0, self.slot.flatten(), ones)
@@ -71,7 +73,8 @@ class MergePlan:
 
     @cached_property
     def bounds(self) -> torch.Tensor:
-        """The places in the packed tokens where the images begin, and last the number of these tokens: ``[B + 1]`` int64."""
+        """The places in the packed tokens where the images begin, and last the number of these tokens: ``[B +
+        1]`` int64."""
         return F.pad(self.slot.amax(1) + 1, (1, 0))
 
     def pairs(self, image: int) -> torch.Tensor:
@@ -85,9 +88,9 @@ class MergePlan:
     def merge(self, x: torch.Tensor) -> torch.Tensor:
         """Replace each dst token and the src tokens merged into it by their mean (paper, Section III-A).
 
-        Takes ``[B, N, C]`` and returns ``[S, C]``, the tokens left of all images behind each other (see `split`); half
-        precisions are summed in float32. Raises a ValueError if ``x`` does not have the plan's ``B``, ``N`` and device, a
-        TypeError if it is not floating-point, as means are."""
+        Takes ``[B, N, C]`` and returns ``[S, C]``, the tokens left of all images behind each other (see
+        `split`); half precisions are summed in float32. Raises a ValueError if ``x`` does not have the plan's
+        ``B``, ``N`` and device, a TypeError if it is not floating-point, as means are."""
         checks.check_values("x", x, self.slot)
         if kernels.usable(x):
             return kernels.merge(x, *self.groups)
@@ -98,15 +101,16 @@ class MergePlan:
     def unmerge(self, y: torch.Tensor) -> torch.Tensor:
         """Give every token the value of its slot: the inverse of `merge` up to what the mean lost.
 
-        Takes packed tokens ``[S, C]`` and returns ``[B, N, C]``, of any dtype; raises a ValueError if ``y`` does not have ``S``
-        rows and the plan's device."""
+        Takes packed tokens ``[S, C]`` and returns ``[B, N, C]``, of any dtype; raises a ValueError if ``y``
+        does not have ``S`` rows and the plan's device."""
         checks.check_packed("y", y, sum(self.lengths), self.slot.device)
         if kernels.usable(y):
             return kernels.unmerge(y, self.slot)
         return y.index_select(0, self.slot.flatten()).unflatten(0, self.slot.shape)
 
     def split(self, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Views ``[L_i, C]`` of the packed tokens ``[S, C]``, one for each image; raises a ValueError as `unmerge` does."""
+        """Views ``[L_i, C]`` of the packed tokens ``[S, C]``, one for each image; raises a ValueError as
+        `unmerge` does."""
         checks.check_packed("y", y, sum(self.lengths))
         return y.split(self.lengths)
 
@@ -122,14 +126,15 @@ def make_plan(matches: Matches, threshold: float | None = None, ratio: float | N
 
     Args:
         matches: what `catome.best_matches` found for ``[B, N, C]`` tokens.
-        threshold: CA-ToMe (paper, Section III-A): merge a src token if and only if its best similarity is at least this; 1.0
-            merges the exact duplicates of a dst token, and those only, however similarities are rounded.
-        ratio: ToMe: merge the ``int(ratio * N)`` src tokens of highest similarity, in each image (tokens that are not finite
-            come last).
+        threshold: CA-ToMe (paper, Section III-A): merge a src token if and only if its best similarity is at
+            least this; 1.0 merges the exact duplicates of a dst token, and those only, however similarities
+            are rounded.
+        ratio: ToMe: merge the ``int(ratio * N)`` src tokens of highest similarity, in each image (tokens that
+            are not finite come last).
 
     Returns:
-        The `MergePlan`. Finding out how many tokens each image keeps is one device synchronisation for a threshold, none
-        for a ratio.
+        The `MergePlan`. Finding out how many tokens each image keeps is one device synchronisation for a
+        threshold, none for a ratio.
 
     Raises:
         ValueError, TypeError: unless exactly one of threshold and ratio is given, in range.
@@ -158,10 +163,13 @@ def make_plan(matches: Matches, threshold: float | None = None, ratio: float | N
 
 
 def pack(target: torch.Tensor, lengths: tuple[int, ...] | None = None) -> MergePlan:
-    """The plan in which every token takes the place of its ``target`` ``[B, N]``; without ``lengths`` they are counted."""
+    """The plan in which every token takes the place of its ``target`` ``[B, N]``; without ``lengths`` they
+    are counted."""
     kept = target == torch.arange(target.shape[1], device=target.device)
     rank = (kept.flatten().cumsum(0) - 1).view(target.shape)
-    return MergePlan(target, rank.gather(1, target), tuple(kept.sum(1).tolist()) if lengths is None else lengths)
+    return MergePlan(
+        target, rank.gather(1, target), tuple(kept.sum(1).tolist()) if lengths is None else lengths
+    )
 
 
 @checks.suggests_arguments
@@ -183,7 +191,8 @@ def match(
     torch.Size([2, 4096, 320])
 
     Args:
-        tokens, grid, stride, dst, generator, measure: see `catome.best_matches`; ``stride`` need not divide ``grid``.
+        tokens, grid, stride, dst, generator, measure: see `catome.best_matches`; ``stride`` need not divide
+            ``grid``.
         threshold, ratio: see `catome.make_plan`; exactly one of them, ``ratio`` at most 1 - 1/(sy*sx).
 
     Returns:

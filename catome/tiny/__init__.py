@@ -1,4 +1,5 @@
-"""The embedded models: a real, tiny Stable Diffusion and a transformer, trained on procedurally rendered landscapes."""
+"""The embedded models: a real, tiny Stable Diffusion and a transformer, trained on procedurally rendered
+landscapes."""
 
 from catome.tiny.model import GUIDANCE_SCALE, find_model, load_pipeline, load_scene_net
 from catome.tiny.scenes import CLASSES, prompt, render

@@ -1,7 +1,9 @@
-"""Is the embedded model good enough to study? ``python -m catome.tiny.evaluate`` measures it and writes the model card.
+"""Is the embedded model good enough to study? ``python -m catome.tiny.evaluate`` measures it and writes the
+model card.
 
-Measured: how well the VAE reconstructs held-out scenes; how many samples a held-out classifier names as asked for; how
-selective the top-level self-attention is; how much merging costs. The figures go to ``figures.json`` beside the weights.
+Measured: how well the VAE reconstructs held-out scenes; how many samples a held-out classifier names as asked
+for; how selective the top-level self-attention is; how much merging costs. The figures go to ``figures.json``
+beside the weights.
 """
 
 from __future__ import annotations
@@ -44,20 +46,28 @@ def vae_reconstruction(pipe, per_class: int) -> dict[str, float]:
     return result
 
 
-def sample(pipe, names: list[str], seeds: list[int], steps: int, guidance: float, batch: int = 12) -> torch.Tensor:
+def sample(
+    pipe, names: list[str], seeds: list[int], steps: int, guidance: float, batch: int = 12
+) -> torch.Tensor:
     """uint8 images ``[B, 3, H, W]``, each from noise of its own seed."""
     images = []
     for at in tqdm(range(0, len(names), batch), desc="samples", mininterval=10):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[at : at + batch]]
         prompts = [prompt(name) for name in names[at : at + batch]]
-        out = pipe(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt").images
+        out = pipe(
+            prompts,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators,
+            output_type="pt",
+        ).images
         images.append((out.cpu() * 255).round().to(torch.uint8))
     return torch.cat(images)
 
 
 def attention_entropy(pipe, steps: int, guidance: float) -> list[float]:
-    """exp(entropy)/N of each topmost self-attention of a pipeline (1: uniform, 1/N: one-hot), mean over heads, queries,
-    steps, classes."""
+    """exp(entropy)/N of each topmost self-attention of a pipeline (1: uniform, 1/N: one-hot), mean over
+    heads, queries, steps, classes."""
     sums: dict[str, list[float]] = {}
 
     def watch(name):
@@ -83,14 +93,19 @@ def attention_entropy(pipe, steps: int, guidance: float) -> list[float]:
     return [float(np.mean(values)) for values in sums.values()]
 
 
-def merging_cost(pipe, steps: int, guidance: float, thresholds=(0.95, 0.9, 0.8, 0.7, -1.0)) -> dict[str, float]:
-    """Mean PSNR (dB) against the unmerged image of the same seed, one image a class, pairs fresh at each step."""
+def merging_cost(
+    pipe, steps: int, guidance: float, thresholds=(0.95, 0.9, 0.8, 0.7, -1.0)
+) -> dict[str, float]:
+    """Mean PSNR (dB) against the unmerged image of the same seed, one image a class, pairs fresh at each
+    step."""
     seeds = list(range(len(CLASSES)))
     plain = sample(pipe, list(CLASSES), seeds, steps, guidance) / 255
     result = {}
     for threshold in thresholds:
         with catome.patched(pipe, catome.PAPER, threshold=threshold, schedule=None):
-            result[f"{threshold:g}"] = psnr(sample(pipe, list(CLASSES), seeds, steps, guidance) / 255, plain).mean().item()
+            result[f"{threshold:g}"] = (
+                psnr(sample(pipe, list(CLASSES), seeds, steps, guidance) / 255, plain).mean().item()
+            )
     return result
 
 
@@ -103,7 +118,8 @@ def evaluate(folder: Path, device: str, per_class: int, steps: int, guidance: fl
 
 
 def figures_of(pipe, judge_file: Path, per_class: int, steps: int, guidance: float) -> dict:
-    """The figures of a pipeline: of its samples, of how selective its attention is and of what merging costs it.
+    """The figures of a pipeline: of its samples, of how selective its attention is and of what merging costs
+    it.
 
     Args:
         pipe: a pipeline that draws scenes.
@@ -119,8 +135,15 @@ def figures_of(pipe, judge_file: Path, per_class: int, steps: int, guidance: flo
     names = [name for name in CLASSES for _ in range(per_class)]
     seeds = [HELD_OUT + i for i in range(len(names))]
     labels = torch.tensor([CLASSES.index(name) for name in names])
-    renders = torch.from_numpy(np.stack([render(n, s) for n, s in zip(names, seeds, strict=True)])).permute(0, 3, 1, 2)
-    named = accuracy(judge.eval(), sample(pipe, names, seeds, steps, guidance), labels).float().view(-1, per_class).mean(1)
+    renders = torch.from_numpy(np.stack([render(n, s) for n, s in zip(names, seeds, strict=True)])).permute(
+        0, 3, 1, 2
+    )
+    named = (
+        accuracy(judge.eval(), sample(pipe, names, seeds, steps, guidance), labels)
+        .float()
+        .view(-1, per_class)
+        .mean(1)
+    )
     return {
         "guidance_scale": guidance,
         "plms_steps": steps,
@@ -131,14 +154,17 @@ def figures_of(pipe, judge_file: Path, per_class: int, steps: int, guidance: flo
         "attention_exp_entropy_over_n": attention_entropy(pipe, min(steps, 20), guidance),
         "merging_psnr_db_by_threshold": merging_cost(pipe, steps, guidance),
         "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if pipe.device.type == "cuda" else f"{os.cpu_count()} CPU cores",
+        "device": torch.cuda.get_device_name()
+        if pipe.device.type == "cuda"
+        else f"{os.cpu_count()} CPU cores",
         "torch": torch.__version__,
         "catome": catome.__version__,
     }
 
 
 def _aims(figures: dict) -> list[tuple[bool, str, str]]:
-    """The bar that the model was trained for: of each aim whether it is reached, what it is, and what was found."""
+    """The bar that the model was trained for: of each aim whether it is reached, what it is, and what was
+    found."""
     worst = min(figures["named_correctly_by_class"], key=figures["named_correctly_by_class"].get)
     selective = sum(value < 0.6 for value in figures["attention_exp_entropy_over_n"])
     cost = figures["merging_psnr_db_by_threshold"]
@@ -170,21 +196,27 @@ def _aims(figures: dict) -> list[tuple[bool, str, str]]:
 
 
 def shortfalls(figures: dict) -> list[str]:
-    """The parts not reached of the bar that the model was trained for, in words; empty if it is good enough to study."""
+    """The parts not reached of the bar that the model was trained for, in words; empty if it is good enough
+    to study."""
     return [found for reached, _, found in _aims(figures) if not reached]
 
 
 def write_card(folder: Path, figures: dict, training: dict) -> None:
     """The model card, ``README.md`` of the model's folder, from what was measured."""
     by_class = "\n".join(
-        f"| {name} | {figures['named_correctly_by_class'][name]:.0%} | {figures['vae_psnr_db_by_class'][name]:.1f} |"
+        f"| {name} | {figures['named_correctly_by_class'][name]:.0%} | "
+        f"{figures['vae_psnr_db_by_class'][name]:.1f} |"
         for name in CLASSES
     )
     attention = ", ".join(f"{value:.2f}" for value in figures["attention_exp_entropy_over_n"])
-    cost = ", ".join(f"{value:.1f} dB at t = {t}" for t, value in figures["merging_psnr_db_by_threshold"].items())
+    cost = ", ".join(
+        f"{value:.1f} dB at t = {t}" for t, value in figures["merging_psnr_db_by_threshold"].items()
+    )
     missed = shortfalls(figures)
     aims = "\n".join(f"- {aim}" for _, aim, _ in _aims(figures))
-    limits = "\n".join(f"- Not reached: {words}." for words in missed) or "Every aim of its evaluation is reached."
+    limits = (
+        "\n".join(f"- Not reached: {words}." for words in missed) or "Every aim of its evaluation is reached."
+    )
     work = "\n".join(
         f"| {stage} | {run['steps']:,} | {run['samples']:,} | {run['seconds'] / 60:.0f} |"
         for stage, run in training["stages"].items()
@@ -249,7 +281,8 @@ def evaluation_parser(module: str, about: str) -> argparse.ArgumentParser:
 
 
 def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """The arguments of such a command, None for those of the process; it ends with status 2 for a wrong one."""
+    """The arguments of such a command, None for those of the process; it ends with status 2 for a wrong
+    one."""
     args = parser.parse_args(argv)
     if args.per_class < 1 or args.steps < 1 or not math.isfinite(args.guidance):
         parser.error("--per-class and --steps must be at least 1, --guidance a finite number")
@@ -258,7 +291,9 @@ def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.
 
 def main(argv: list[str] | None = None) -> None:
     parser = evaluation_parser("catome.tiny.evaluate", __doc__)
-    parser.add_argument("--model", type=Path, default=None, help="the model's folder (default: the embedded one)")
+    parser.add_argument(
+        "--model", type=Path, default=None, help="the model's folder (default: the embedded one)"
+    )
     args = parsed(parser, argv)
     folder = parts.find_model(args.model)
     figures = evaluate(folder, args.device, args.per_class, args.steps, args.guidance)

@@ -1,7 +1,9 @@
-"""Is the embedded transformer good enough to study? ``python -m catome.tiny.evaluate_transformer`` writes its model card.
+"""Is the embedded transformer good enough to study? ``python -m catome.tiny.evaluate_transformer`` writes its
+model card.
 
-Judged as the embedded Stable Diffusion is: how many samples a held-out classifier names as asked for, how selective its
-self-attention is, and how much merging costs. The figures go to ``figures.json`` beside the weights.
+Judged as the embedded Stable Diffusion is: how many samples a held-out classifier names as asked for, how
+selective its self-attention is, and how much merging costs. The figures go to ``figures.json`` beside the
+weights.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ def write_card(folder: Path, figures: dict, training: dict) -> None:
     """The model card, ``README.md`` of the transformer's folder, from what was measured."""
     by_class = "\n".join(f"| {name} | {figures['named_correctly_by_class'][name]:.0%} |" for name in CLASSES)
     attention = ", ".join(f"{value:.2f}" for value in figures["attention_exp_entropy_over_n"])
-    cost = ", ".join(f"{value:.1f} dB at t = {t}" for t, value in figures["merging_psnr_db_by_threshold"].items())
+    cost = ", ".join(
+        f"{value:.1f} dB at t = {t}" for t, value in figures["merging_psnr_db_by_threshold"].items()
+    )
     work = "\n".join(
         f"| {stage} | {run['steps']:,} | {run['samples']:,} | {run['seconds'] / 60:.0f} |"
         for stage, run in training["stages"].items()
@@ -60,9 +64,14 @@ first to last (1 where attention is spread evenly over all N keys, near 0 where 
 
 def main(argv: list[str] | None = None) -> None:
     parser = evaluation_parser("catome.tiny.evaluate_transformer", __doc__)
-    parser.add_argument("--transformer", type=Path, default=None, help="its folder (default: the embedded one)")
     parser.add_argument(
-        "--model", type=Path, default=None, help="whose VAE, text encoder and judge (default: the embedded model's)"
+        "--transformer", type=Path, default=None, help="its folder (default: the embedded one)"
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=None,
+        help="whose VAE, text encoder and judge (default: the embedded model's)",
     )
     args = parsed(parser, argv)
     folder = find_transformer(args.transformer)

@@ -1,6 +1,7 @@
 """The embedded world's feature extractor for torch-fidelity: FID and KID offline, on scenes only.
 
-Its numbers compare images of the embedded world with each other. They are not Inception FID and must never stand beside one
+Its numbers compare images of the embedded world with each other. They are not Inception FID and must never
+stand beside one
 without this label: `NAME`.
 """
 
@@ -44,11 +45,13 @@ class SceneFeatures(FeatureExtractorBase):
         """uint8 images ``[B, 3, H, W]`` to a tuple of one ``[B, 128]`` float32 tensor.
 
         Raises:
-            ValueError: if the images are not uint8 RGB of the embedded model's size, for which the features mean nothing.
+            ValueError: if the images are not uint8 RGB of the embedded model's size, for which the features
+                mean nothing.
         """
         if images.dtype != torch.uint8 or images.shape[1:] != (3, SIZE, SIZE):
             raise ValueError(
-                f"images of {images.dtype} {list(images.shape)} must be uint8 [B, 3, {SIZE}, {SIZE}]: the features are of "
+                f"images of {images.dtype} {list(images.shape)} must be uint8 [B, 3, {SIZE}, {SIZE}]: the "
+                "features are of "
                 f"scenes with height={SIZE} and width={SIZE}"
             )
         return (self.net(images.float() / 127.5 - 1),)

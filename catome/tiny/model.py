@@ -1,4 +1,5 @@
-"""The parts of the embedded Stable Diffusion: sizes, tokenizer, networks, and the shipped pipeline's loader."""
+"""The parts of the embedded Stable Diffusion: sizes, tokenizer, networks, and the shipped pipeline's
+loader."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ TEXT = dict(
 
 
 def build_tokenizer(folder: Path):
-    """Write a byte-pair tokenizer, whose merges were learnt from the scene prompts, to ``folder`` and load it as CLIP's.
+    """Write a byte-pair tokenizer, whose merges were learnt from the scene prompts, to ``folder`` and load it
+    as CLIP's.
 
     Any text tokenizes (every byte is in the vocabulary); each word of the scene prompts is one token."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -61,11 +63,19 @@ def build_tokenizer(folder: Path):
     learner = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
     learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(False, False)]
+        [
+            pre_tokenizers.Split(" ", "removed"),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.ByteLevel(False, False),
+        ]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=5000, end_of_word_suffix="</w>", initial_alphabet=alphabet, min_frequency=1, show_progress=False
+        vocab_size=5000,
+        end_of_word_suffix="</w>",
+        initial_alphabet=alphabet,
+        min_frequency=1,
+        show_progress=False,
     )
     learner.train_from_iterator([prompt(name) for name in CLASSES], trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
@@ -73,8 +83,12 @@ def build_tokenizer(folder: Path):
     words += [token for token in ("".join(pair) for pair in merges) if token not in set(words)]
     words += ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
+    (folder / "vocab.json").write_text(
+        json.dumps({word: i for i, word in enumerate(words)}, ensure_ascii=False)
+    )
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n"
+    )
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=MAX_TOKENS)
 
 
@@ -119,8 +133,9 @@ def build_scheduler():
 class SceneNet(nn.Module):
     """A small convolutional network on scenes: its pooled features and three readings of them.
 
-    It is trained to name the class, to recall the coarse layout (8x8 RGB) and to measure how blurred and how noisy an
-    image was made; the last two keep in the features what a class label alone would let them forget."""
+    It is trained to name the class, to recall the coarse layout (8x8 RGB) and to measure how blurred and how
+    noisy an image was made; the last two keep in the features what a class label alone would let them
+    forget."""
 
     features = 128
 
@@ -145,7 +160,8 @@ class SceneNet(nn.Module):
         self.damage = nn.Linear(self.features, 2)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images ``[B, 3, H, W]`` in [-1, 1] to features ``[B, 128]``: global mean and the means of the quadrants."""
+        """Images ``[B, 3, H, W]`` in [-1, 1] to features ``[B, 128]``: global mean and the means of the
+        quadrants."""
         maps = self.body(images)
         pooled = [nn.functional.adaptive_avg_pool2d(maps, n).flatten(1) for n in (1, 2)]
         return self.project(torch.cat(pooled, 1))
@@ -156,7 +172,8 @@ class SceneNet(nn.Module):
 
 
 def find_model(path: str | os.PathLike | None = None) -> Path:
-    """The folder of the embedded model: ``path``, else ``CATOME_TINY_MODEL``, else ``data/tiny-sd`` of this checkout.
+    """The folder of the embedded model: ``path``, else ``CATOME_TINY_MODEL``, else ``data/tiny-sd`` of this
+    checkout.
 
     Raises:
         FileNotFoundError: if there is no complete model in that folder; the message says how to name one.
@@ -166,8 +183,10 @@ def find_model(path: str | os.PathLike | None = None) -> Path:
     missing = [part for part in PARTS if not (folder / part).exists()]
     if missing:
         raise FileNotFoundError(
-            f"path={str(folder)!r} holds no embedded model ({missing[0]} is missing): it comes with a checkout of the "
-            "repository, not with the installed package; give the path of its data/tiny-sd folder as path= or in "
+            f"path={str(folder)!r} holds no embedded model ({missing[0]} is missing): it comes with a "
+            "checkout of the "
+            "repository, not with the installed package; give the path of its data/tiny-sd folder as path= "
+            "or in "
             "CATOME_TINY_MODEL"
         )
     return folder
@@ -183,7 +202,8 @@ def read_pipeline(model: str, given: str, kind=None, **options):
         options: of ``from_pretrained``.
 
     Raises:
-        OSError: in one sentence that begins with ``given``, whatever of the model is missing, damaged or foreign.
+        OSError: in one sentence that begins with ``given``, whatever of the model is missing, damaged or
+            foreign.
     """
     from diffusers import StableDiffusionPipeline
 
@@ -208,7 +228,8 @@ def read_whole(kind: type, model: str | os.PathLike, given: str, **options):
         found = kind.from_pretrained(model, use_safetensors=True, **options)
     except (ImportError, MemoryError):
         raise
-    except Exception as error:  # of every kind: diffusers, transformers, tokenizers and safetensors have no common one
+    # of every kind: diffusers, transformers, tokenizers and safetensors have no common one
+    except Exception as error:
         raise OSError(f"{given}: {shorten(str(error), 300)}") from None
     # no error for diffusers: weights that no file has stay without data
     for part, module in getattr(found, "components", {"": found}).items():
@@ -217,7 +238,9 @@ def read_whole(kind: type, model: str | os.PathLike, given: str, **options):
     return found
 
 
-def load_pipeline(path: str | os.PathLike | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"):
+def load_pipeline(
+    path: str | os.PathLike | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
+):
     """Load the embedded model as a plain ``diffusers.StableDiffusionPipeline``; no network is used.
 
     Args:
@@ -254,10 +277,14 @@ def load_scene_net(path: str | os.PathLike | None = None, device: str = "cpu") -
 
     file = find_model(path) / "scene_net" / "model.safetensors"
     if not file.exists():
-        raise FileNotFoundError(f"path={str(file)!r} does not exist: this model folder ships no feature extractor")
+        raise FileNotFoundError(
+            f"path={str(file)!r} does not exist: this model folder ships no feature extractor"
+        )
     net = SceneNet()
     try:
         net.load_state_dict({key: value.float() for key, value in load_file(file).items()})
     except (SafetensorError, RuntimeError) as error:
-        raise OSError(f"path={str(file)!r} must be a whole feature extractor: {shorten(str(error), 300)}") from None
+        raise OSError(
+            f"path={str(file)!r} must be a whole feature extractor: {shorten(str(error), 300)}"
+        ) from None
     return net.eval().requires_grad_(False).to(device)

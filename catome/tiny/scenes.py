@@ -1,8 +1,9 @@
 """Procedural landscapes: the world that the embedded model is trained on.
 
-Twelve clearly different classes, each an endless family of images: a scene is a pure function of ``(class, seed)``.
-They have what token merging is about, wide smooth skies beside fine texture, and no detail below about three pixels
-at the native size of 128, because a VAE that divides the resolution by 4 could not keep it.
+Twelve clearly different classes, each an endless family of images: a scene is a pure function of ``(class,
+seed)``. They have what token merging is about, wide smooth skies beside fine texture, and no detail below
+about three pixels at the native size of 128, because a VAE that divides the resolution by 4 could not keep
+it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ PROMPT = "A high quality photograph of a {}."
 
 
 class Canvas:
-    """A float RGB image ``[S, S, 3]`` in [0, 1] with its coordinates ``x``, ``y`` in [0, 1) and its own generator."""
+    """A float RGB image ``[S, S, 3]`` in [0, 1] with its coordinates ``x``, ``y`` in [0, 1) and its own
+    generator."""
 
     def __init__(self, rng: np.random.Generator, size: int) -> None:
         self.rng, self.size, self.px = rng, size, 1.0 / SIZE
@@ -28,7 +30,8 @@ class Canvas:
         return float(self.rng.uniform(low, high))
 
     def paint(self, colour, mask) -> None:
-        """Lay ``colour`` (RGB triple or image) over the canvas where ``mask`` (broadcast to ``[S, S]``) is 1."""
+        """Lay ``colour`` (RGB triple or image) over the canvas where ``mask`` (broadcast to ``[S, S]``) is
+        1."""
         mask = np.broadcast_to(np.asarray(mask, np.float32), (self.size, self.size))[..., None]
         self.rgb += (np.asarray(colour, np.float32) - self.rgb) * mask
 
@@ -38,17 +41,21 @@ class Canvas:
         self.rgb += np.asarray(colour, np.float32) * mask
 
     def inside(self, distance, softness: float = 1.5):
-        """Signed distance (in image heights, negative inside) to a mask whose edge is ``softness`` pixels wide."""
+        """Signed distance (in image heights, negative inside) to a mask whose edge is ``softness`` pixels
+        wide."""
         return np.clip(0.5 - distance / (softness * self.px), 0.0, 1.0)
 
     def gradient(self, *stops: tuple[float, tuple]) -> np.ndarray:
         """Vertical colour gradient through ``(height, colour)`` stops, ``[S, 1, 3]``."""
         heights = [stop[0] for stop in stops]
         colours = np.array([stop[1] for stop in stops], np.float32)
-        return np.stack([np.interp(self.y[:, 0], heights, colours[:, c]) for c in range(3)], -1)[:, None].astype(np.float32)
+        return np.stack([np.interp(self.y[:, 0], heights, colours[:, c]) for c in range(3)], -1)[
+            :, None
+        ].astype(np.float32)
 
     def noise(self, wavelength: float, aspect: float = 1.0, power: float = 1.5) -> np.ndarray:
-        """Smooth random field ``[S, S]``, mean 0 and deviation 1, with nothing finer than ``wavelength`` heights.
+        """Smooth random field ``[S, S]``, mean 0 and deviation 1, with nothing finer than ``wavelength``
+        heights.
 
         ``aspect`` > 1 stretches it sideways; ``power`` is how fast the amplitude falls with frequency."""
         fy = np.fft.fftfreq(self.size, 1 / self.size)[:, None].astype(np.float32)
@@ -58,10 +65,14 @@ class Canvas:
         amplitude *= np.exp(-((frequency * wavelength) ** 2))
         shape = (2, self.size, self.size // 2 + 1)
         real, imaginary = self.rng.standard_normal(shape, dtype=np.float32)
-        field = np.fft.irfft2(amplitude * (real + 1j * imaginary), s=(self.size, self.size)).astype(np.float32)
+        field = np.fft.irfft2(amplitude * (real + 1j * imaginary), s=(self.size, self.size)).astype(
+            np.float32
+        )
         return (field - field.mean()) / (field.std() + 1e-6)
 
-    def ridge(self, level: float, amplitude: float, first: int = 1, count: int = 5, fall: float = 1.3) -> np.ndarray:
+    def ridge(
+        self, level: float, amplitude: float, first: int = 1, count: int = 5, fall: float = 1.3
+    ) -> np.ndarray:
         """A skyline ``[S]``: the height ``y`` of a hill line around ``level``."""
         waves = np.arange(first, first + count, dtype=np.float32)[:, None]
         phase = self.rng.uniform(0, 2 * np.pi, (count, 1)).astype(np.float32)
@@ -69,7 +80,9 @@ class Canvas:
         line = (weight * np.sin(np.pi * waves * self.x + phase)).sum(0)
         return level + amplitude * line / np.abs(weight).sum()
 
-    def sun(self, cx: float, cy: float, radius: float, disc, halo, spread: float, strength: float = 0.6) -> None:
+    def sun(
+        self, cx: float, cy: float, radius: float, disc, halo, spread: float, strength: float = 0.6
+    ) -> None:
         """A disc with a halo of light around it."""
         distance = np.hypot(self.x - cx, self.y - cy)
         self.glow(halo, strength * np.exp(-(distance / spread)))
@@ -135,7 +148,9 @@ def snowy_mountain(c: Canvas) -> None:
 def sea_sunset(c: Canvas) -> None:
     horizon, cx = c.uniform(0.50, 0.60), c.uniform(0.2, 0.8)
     c.paint(
-        c.gradient((0, (0.28, 0.14, 0.42)), (0.6 * horizon, (0.88, 0.36, 0.36)), (horizon, (1.0, 0.78, 0.36))),
+        c.gradient(
+            (0, (0.28, 0.14, 0.42)), (0.6 * horizon, (0.88, 0.36, 0.36)), (horizon, (1.0, 0.78, 0.36))
+        ),
         1,
     )
     streaks = np.clip(c.noise(0.06, aspect=4.0, power=1.5) - 0.6, 0, 1)
@@ -169,7 +184,9 @@ def city_at_night(c: Canvas) -> None:
                 lit = c.rng.random((32, columns + 2)) < 0.55
                 column = np.clip(np.floor(u), -1, columns).astype(int)
                 row = np.clip(np.floor(v), 0, 31).astype(int)
-                window = np.clip(4.0 - 10.0 * np.abs(u % 1 - 0.5), 0, 1) * np.clip(4.0 - 10.0 * np.abs(v % 1 - 0.5), 0, 1)
+                window = np.clip(4.0 - 10.0 * np.abs(u % 1 - 0.5), 0, 1) * np.clip(
+                    4.0 - 10.0 * np.abs(v % 1 - 0.5), 0, 1
+                )
                 window = window * lit[row, column] * (column >= 0) * (column < columns) * (v > 0)
                 c.paint((1.0, 0.84, 0.45), window)
             left += width + c.uniform(0, 2) * c.px
@@ -220,17 +237,24 @@ def flower_meadow(c: Canvas) -> None:
         colour = np.array(palette[int(c.rng.integers(2))], np.float32)
         patch += (colour - patch) * c.inside(distance - radius, 1.5)[..., None].astype(np.float32)
         if near > 0.45:
-            patch += (np.array([1.0, 0.8, 0.1], np.float32) - patch) * c.inside(distance - 0.35 * radius)[..., None]
+            patch += (np.array([1.0, 0.8, 0.1], np.float32) - patch) * c.inside(distance - 0.35 * radius)[
+                ..., None
+            ]
 
 
 def starry_night(c: Canvas) -> None:
     c.paint(c.gradient((0, (0.02, 0.03, 0.12)), (0.9, (0.16, 0.16, 0.40))), 1)
     tilt, offset = c.uniform(-0.5, 0.5), c.uniform(0.25, 0.45)
-    band = np.exp(-(((c.y - offset - tilt * (c.x - 0.5)) / 0.16) ** 2)) * np.clip(0.6 + 0.4 * c.noise(0.06), 0, 1.5)
+    band = np.exp(-(((c.y - offset - tilt * (c.x - 0.5)) / 0.16) ** 2)) * np.clip(
+        0.6 + 0.4 * c.noise(0.06), 0, 1.5
+    )
     c.glow((0.26, 0.16, 0.36), band)
     for _ in range(int(c.rng.integers(28, 40))):
         distance = np.hypot(c.x - c.uniform(0, 1), c.y - c.uniform(0, 0.8))
-        c.glow((0.95, 0.95, 0.85), c.uniform(0.4, 1.0) * np.exp(-((distance / (c.uniform(1.3, 2.2) * c.px)) ** 2)))
+        c.glow(
+            (0.95, 0.95, 0.85),
+            c.uniform(0.4, 1.0) * np.exp(-((distance / (c.uniform(1.3, 2.2) * c.px)) ** 2)),
+        )
     cx, cy = c.uniform(0.12, 0.88), c.uniform(0.10, 0.28)
     moon = c.inside(np.hypot(c.x - cx, c.y - cy) - 0.07)
     if c.rng.random() < 0.5:
@@ -257,8 +281,14 @@ def lighthouse(c: Canvas) -> None:
     c.paint((1.0, 0.92, 0.50), c.inside(lamp))
     roof = np.maximum(np.abs(c.x - cx) - 0.055 * np.clip((c.y - top + 0.115) / 0.06, 0, 1), c.y - top + 0.055)
     c.paint((0.60, 0.10, 0.12), c.inside(roof) * (c.y > top - 0.115))
-    cliff = 0.70 + 0.9 * np.maximum(np.abs(c.x - cx) - 0.14, 0) ** 1.3 + 0.012 * np.sin(30 * c.x + c.uniform(0, 6))
-    rock = np.array([0.42, 0.40, 0.36]) * (1 + 0.22 * c.noise(0.045, power=0.9) - 0.3 * (c.y - 0.7))[..., None]
+    cliff = (
+        0.70
+        + 0.9 * np.maximum(np.abs(c.x - cx) - 0.14, 0) ** 1.3
+        + 0.012 * np.sin(30 * c.x + c.uniform(0, 6))
+    )
+    rock = (
+        np.array([0.42, 0.40, 0.36]) * (1 + 0.22 * c.noise(0.045, power=0.9) - 0.3 * (c.y - 0.7))[..., None]
+    )
     c.paint(rock, c.inside(cliff - c.y))
     c.paint((0.40, 0.58, 0.26), c.inside(np.abs(c.y - cliff - 0.015) - 0.015))
 
@@ -266,14 +296,19 @@ def lighthouse(c: Canvas) -> None:
 def volcano(c: Canvas) -> None:
     cx, top = c.uniform(0.35, 0.65), c.uniform(0.30, 0.40)
     c.paint(c.gradient((0, (0.14, 0.05, 0.12)), (0.8, (0.86, 0.28, 0.12)), (1, (0.95, 0.45, 0.15))), 1)
-    plume = np.exp(-(((c.x - cx - 0.3 * c.uniform(-1, 1) * (top - c.y)) / (0.07 + 0.45 * np.clip(top - c.y, 0, 1))) ** 2))
+    plume = np.exp(
+        -(((c.x - cx - 0.3 * c.uniform(-1, 1) * (top - c.y)) / (0.07 + 0.45 * np.clip(top - c.y, 0, 1))) ** 2)
+    )
     smoke = np.array([0.34, 0.26, 0.28]) * (1 + 0.18 * c.noise(0.06, power=1.2))[..., None]
     c.paint(smoke, plume * c.inside(c.y - top - 0.02, 6) * 0.9)
     c.glow((1.0, 0.45, 0.10), 0.8 * np.exp(-np.hypot(c.x - cx, c.y - top) / 0.09))
     reach = np.clip(c.y - top, 0, 1)
     flank = 0.07 + 0.62 * reach + 0.25 * reach**2
     cone = np.maximum(np.abs(c.x - cx) - flank, top - c.y)
-    rock = np.array([0.16, 0.11, 0.12]) * (1 + 0.25 * c.noise(0.05, power=0.9) - 0.5 * np.sign(c.x - cx) * 0.4)[..., None]
+    rock = (
+        np.array([0.16, 0.11, 0.12])
+        * (1 + 0.25 * c.noise(0.05, power=0.9) - 0.5 * np.sign(c.x - cx) * 0.4)[..., None]
+    )
     c.paint(rock, c.inside(cone))
     for i in range(3):
         drift = (i - 1) * 0.42 + c.uniform(-0.08, 0.08)
@@ -306,7 +341,9 @@ def hot_air_balloon(c: Canvas) -> None:
         u, v = (c.x - cx) / radius, (c.y - cy) / radius
         taper = np.where(v > 0, 1 - 0.28 * np.clip(v, 0, 1.35) ** 1.5, 1.0)
         body = np.maximum(np.hypot(u / taper, np.where(v > 0, v * 0.74, v)) - 1, v - 1.15) * radius
-        stripe = np.clip(0.5 + 5 * np.sin(4.6 * np.arcsin(np.clip(u / (taper * 1.02), -1, 1))), 0, 1)[..., None]
+        stripe = np.clip(0.5 + 5 * np.sin(4.6 * np.arcsin(np.clip(u / (taper * 1.02), -1, 1))), 0, 1)[
+            ..., None
+        ]
         light = (1.02 - 0.22 * np.clip(u + 0.3 * v, 0, 1))[..., None]
         c.paint((np.array(first) * stripe + np.array(second) * (1 - stripe)) * light, c.inside(body))
         basket = np.maximum(np.abs(u) - 0.20, np.abs(v - 1.50) - 0.16) * radius
@@ -318,14 +355,18 @@ def lake_in_autumn(c: Canvas) -> None:
     c.paint(c.gradient((0, (0.40, 0.66, 0.92)), (shore, (0.92, 0.94, 0.95))), 1)
     c.clouds(0.0, 0.3, (1, 1, 1), 0.7)
     c.paint((0.52, 0.58, 0.70), c.inside(c.ridge(shore - 0.20, 0.10, count=4) - c.y))
-    palette = np.array([(0.86, 0.28, 0.10), (0.96, 0.62, 0.12), (0.92, 0.80, 0.22), (0.62, 0.16, 0.10), (0.45, 0.50, 0.18)])
+    palette = np.array(
+        [(0.86, 0.28, 0.10), (0.96, 0.62, 0.12), (0.92, 0.80, 0.22), (0.62, 0.16, 0.10), (0.45, 0.50, 0.18)]
+    )
     for row in range(2):
         for i in range(9):
             cx, radius = (i + c.uniform(0.1, 0.9)) / 9, c.uniform(0.055, 0.085)
             cy = shore - 0.09 + 0.05 * row
             distance = np.hypot(c.x - cx, (c.y - cy) * 0.85) - radius
             light = 1.05 - 0.35 * np.clip((c.y - cy + radius) / (2 * radius), 0, 1)
-            c.paint(palette[int(c.rng.integers(5))] * light[..., None], c.inside(distance, 2.0) * (c.y < shore))
+            c.paint(
+                palette[int(c.rng.integers(5))] * light[..., None], c.inside(distance, 2.0) * (c.y < shore)
+            )
     c.paint((0.30, 0.24, 0.12), c.inside(np.abs(c.y - shore) - 0.012))
     wave = 0.010 * np.sin(2 * np.pi * (c.y - shore) * 16) * np.clip((c.y - shore) * 6, 0, 1)
     source = np.clip((2 * shore - c.y) * c.size, 0, c.size - 1).astype(int)[:, 0]
@@ -340,7 +381,9 @@ def polar_aurora(c: Canvas) -> None:
     for colour in ((0.10, 0.85, 0.50), (0.25, 0.75, 0.60), (0.55, 0.25, 0.75)):
         curtain = c.ridge(c.uniform(0.40, 0.58), 0.14, count=3)
         above = curtain - c.y
-        rays = 0.65 + 0.35 * np.sin(2 * np.pi * (c.uniform(5, 8) * c.x + 1.2 * np.sin(5 * c.x + c.uniform(0, 6))))
+        rays = 0.65 + 0.35 * np.sin(
+            2 * np.pi * (c.uniform(5, 8) * c.x + 1.2 * np.sin(5 * c.x + c.uniform(0, 6)))
+        )
         light = np.where(above > 0, np.exp(-above / (0.10 + 0.14 * rays)), np.exp(above / 0.02))
         c.glow(colour, 0.75 * light * rays)
     c.paint((0.10, 0.14, 0.26), c.inside(c.ridge(0.70, 0.06, count=5) - c.y))
@@ -369,7 +412,8 @@ CLASSES = tuple(_PAINTERS)
 
 
 def prompt(name: str) -> str:
-    """The sentence that the embedded model was trained with for class ``name`` (the paper's ImageNet prompt)."""
+    """The sentence that the embedded model was trained with for class ``name`` (the paper's ImageNet
+    prompt)."""
     return PROMPT.format(name)
 
 

@@ -1,8 +1,9 @@
 """Train the embedded model from nothing: ``python -m catome.tiny.train``.
 
-Renders scenes, trains the VAE on them, then the U-Net with its text encoder on the VAE's latents, then the scene
-network; writes a diffusers folder. Every stage is resumable: started again with the same ``--work`` folder it goes on
-where it was. What a step sees is a function of its number alone, so an interrupted run equals an uninterrupted one.
+Renders scenes, trains the VAE on them, then the U-Net with its text encoder on the VAE's latents, then the
+scene network; writes a diffusers folder. Every stage is resumable: started again with the same ``--work``
+folder it goes on where it was. What a step sees is a function of its number alone, so an interrupted run
+equals an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def _render_many(task: tuple[str, range]) -> np.ndarray:
 
 
 def render_set(file: Path, per_class: int, first_seed: int = 0) -> np.ndarray:
-    """Render ``per_class`` scenes of every class into ``file`` (uint8 ``[12 * per_class, 128, 128, 3]``, class-major)."""
+    """Render ``per_class`` scenes of every class into ``file`` (uint8 ``[12 * per_class, 128, 128, 3]``,
+    class-major)."""
     shape = (len(CLASSES) * per_class, SIZE, SIZE, 3)
     if not file.exists():
         partial = file.with_suffix(".partial.npy")
@@ -64,11 +66,23 @@ def to_tensor(images: np.ndarray, device) -> torch.Tensor:
 
 
 class Trainer:
-    """The loop all networks share: AdamW, warm-up, constant rate, cosine over the last half, EMA, resumable state."""
+    """The loop all networks share: AdamW, warm-up, constant rate, cosine over the last half, EMA, resumable
+    state."""
 
-    def __init__(self, network, folder: Path, steps: int, args, rate: float, ema: float = 0.0, save_every_s: float = 120):
+    def __init__(
+        self,
+        network,
+        folder: Path,
+        steps: int,
+        args,
+        rate: float,
+        ema: float = 0.0,
+        save_every_s: float = 120,
+    ):
         self.network, self.file, self.steps, self.args, self.rate = network, folder, steps, args, rate
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01
+        )
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
         self.step, self.seconds, self.save_every_s = 0, 0.0, save_every_s
         if folder.exists():
@@ -79,7 +93,10 @@ class Trainer:
             state = json.loads(stored.metadata()["state"])
         tensors = load_file(self.file, device=str(self.args.device))
         self.step, self.seconds = state["step"], state["seconds"]
-        pick = {k: {n[len(k) + 1 :]: t for n, t in tensors.items() if n.startswith(k + "/")} for k in ("net", "ema", "opt")}
+        pick = {
+            k: {n[len(k) + 1 :]: t for n, t in tensors.items() if n.startswith(k + "/")}
+            for k in ("net", "ema", "opt")
+        }
         self.network.load_state_dict(pick["net"])
         if self.average is not None:
             self.average.load_state_dict(pick["ema"])
@@ -87,7 +104,9 @@ class Trainer:
         for name, tensor in pick["opt"].items():
             index, key = name.split("/")
             moments.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.optimizer.load_state_dict(
+            {"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )
         print(f"{self.file.name}: goes on at step {self.step}", flush=True)
 
     def save(self) -> None:
@@ -107,7 +126,8 @@ class Trainer:
         return self.rate * warm * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * late)))
 
     def run(self, loss_of, name: str) -> None:
-        """Minimise ``loss_of(step, generator)`` until ``steps``; ``generator`` is seeded from the step alone."""
+        """Minimise ``loss_of(step, generator)`` until ``steps``; ``generator`` is seeded from the step
+        alone."""
         saved = began = time.monotonic()
         before = self.seconds
         mean = 0.0
@@ -156,12 +176,19 @@ def train_vae(args, images: np.ndarray):
     def loss_of(step, generator):
         index = torch.randint(len(images), (args.vae_batch,), generator=generator)
         corner = torch.randint(0, crop + 1, (args.vae_batch, 2), generator=generator).tolist()
-        batch = [images[i, r : r + crop, c : c + crop] for i, (r, c) in zip(index.tolist(), corner, strict=True)]
+        batch = [
+            images[i, r : r + crop, c : c + crop] for i, (r, c) in zip(index.tolist(), corner, strict=True)
+        ]
         x = to_tensor(np.stack(batch), args.device)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample.float()
         edges = sum((torch.diff(y, dim=d) - torch.diff(x, dim=d)).abs().mean() for d in (2, 3))
-        return F.l1_loss(y, x) + 4 * F.mse_loss(y, x) + 0.5 * edges + 1e-4 * posterior.kl().mean() / (4 * (crop // 4) ** 2)
+        return (
+            F.l1_loss(y, x)
+            + 4 * F.mse_loss(y, x)
+            + 0.5 * edges
+            + 1e-4 * posterior.kl().mean() / (4 * (crop // 4) ** 2)
+        )
 
     if trainer.step < args.vae_steps:
         trainer.run(loss_of, "vae")
@@ -192,7 +219,8 @@ def noise_loss(device, latents: torch.Tensor, batch: int, colour: float, predict
         latents: of unit deviation, class-major, ``[12 * N, 4, H, W]``.
         batch: images a step.
         colour: weight of the loss on wide errors at high noise.
-        predict: the network, of noisy latents, timesteps and labels; the label behind the last class is no prompt.
+        predict: the network, of noisy latents, timesteps and labels; the label behind the last class is no
+            prompt.
     """
     alphas = parts.build_scheduler().alphas_cumprod.to(device)
     per_class = len(latents) // len(CLASSES)
@@ -211,7 +239,8 @@ def noise_loss(device, latents: torch.Tensor, batch: int, colour: float, predict
         snr = alphas[t] / (1 - alphas[t])
         weight = snr.clamp(max=5) / snr  # min-SNR-5 (arXiv 2303.09556) for noise prediction
         error = predicted.float() - noise
-        # at high noise an error in the predicted noise that is small but wide becomes a wrong colour of the whole image
+        # at high noise an error in the predicted noise that is small but wide becomes a wrong colour of the
+        # whole image
         wide = F.avg_pool2d(error, 8).square().mean((1, 2, 3)) * (1 / snr).clamp(max=100)
         return (weight * error.square().mean((1, 2, 3)) + colour * wide).mean()
 
@@ -232,11 +261,15 @@ class Denoiser(torch.nn.Module):
 def train_unet(args, latents: torch.Tensor, scale: float):
     tokenizer = parts.build_tokenizer(args.work / "tokenizer")
     texts = [prompt(name) for name in CLASSES] + [""]
-    tokens = tokenizer(texts, padding="max_length", max_length=parts.MAX_TOKENS, return_tensors="pt").input_ids
+    tokens = tokenizer(
+        texts, padding="max_length", max_length=parts.MAX_TOKENS, return_tensors="pt"
+    ).input_ids
     tokens = tokens.to(args.device)
     latents = latents.to(args.device)
     network = Denoiser(tokenizer).to(args.device)
-    trainer = Trainer(network, args.work / "unet.safetensors", args.unet_steps, args, args.unet_rate, ema=args.unet_ema)
+    trainer = Trainer(
+        network, args.work / "unet.safetensors", args.unet_steps, args, args.unet_rate, ema=args.unet_ema
+    )
 
     def predict(noisy, timesteps, label):
         return network(noisy, timesteps, tokens[label])
@@ -267,7 +300,9 @@ def train_scene_net(args, vae, images: np.ndarray, seed: int, name: str):
         blur = torch.rand(size, generator=generator) * (torch.rand(size, generator=generator) < 0.5)
         grain = torch.rand(size, generator=generator) * (torch.rand(size, generator=generator) < 0.5)
         blur, grain = blur.to(args.device), grain.to(args.device)
-        soft = F.avg_pool2d(F.avg_pool2d(x, 5, 1, 2, count_include_pad=False), 5, 1, 2, count_include_pad=False)
+        soft = F.avg_pool2d(
+            F.avg_pool2d(x, 5, 1, 2, count_include_pad=False), 5, 1, 2, count_include_pad=False
+        )
         x = torch.lerp(x, soft, blur.view(-1, 1, 1, 1))
         x = x + 0.3 * grain.view(-1, 1, 1, 1) * torch.randn(x.shape, generator=generator).to(args.device)
         features = F.silu(network(x)).float()
@@ -280,7 +315,9 @@ def train_scene_net(args, vae, images: np.ndarray, seed: int, name: str):
     return network.eval().requires_grad_(False), trainer
 
 
-def save_model(folder: Path, vae, scale: float, denoiser, tokenizer, nets: dict, training: dict | None = None) -> None:
+def save_model(
+    folder: Path, vae, scale: float, denoiser, tokenizer, nets: dict, training: dict | None = None
+) -> None:
     """Write everything as a float16 diffusers folder; ``nets`` are `SceneNet` by folder name."""
     from diffusers import StableDiffusionPipeline
 
@@ -312,7 +349,8 @@ def without(argv: list[str], *options: str) -> list[str]:
 
 
 def training_parser(module: str, about: str, name: str) -> argparse.ArgumentParser:
-    """The parser that all trainings share: where their files are, on which device they run, from how many renders they learn.
+    """The parser that all trainings share: where their files are, on which device they run, from how many
+    renders they learn.
 
     Args:
         module: that is run.
@@ -321,11 +359,15 @@ def training_parser(module: str, about: str, name: str) -> argparse.ArgumentPars
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("data") / name, help="folder to write the model to")
-    parser.add_argument("--work", type=Path, default=Path("runs") / name, help="folder for renders and resumable state")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs") / name, help="folder for renders and resumable state"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--per-class", type=int, default=2000, help="rendered training images of each class")
-    parser.add_argument("--note", default="", help="a sentence for the model card about how the training went")
+    parser.add_argument(
+        "--note", default="", help="a sentence for the model card about how the training went"
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser
 
@@ -338,7 +380,11 @@ def check_positive(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 
 
 def training_record(
-    module: str, argv: list[str] | None, args: argparse.Namespace, images: int, stages: dict[str, tuple[Trainer, int]]
+    module: str,
+    argv: list[str] | None,
+    args: argparse.Namespace,
+    images: int,
+    stages: dict[str, tuple[Trainer, int]],
 ) -> dict:
     """The content of ``training.json`` about a training.
 
@@ -352,7 +398,9 @@ def training_record(
     given = " ".join(without(sys.argv[1:] if argv is None else argv, "--note", "--work", "--out"))
     return {
         "command": f"python -m {module} {given}".strip(),
-        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else f"{os.cpu_count()} CPU cores",
+        "device": torch.cuda.get_device_name()
+        if args.device.type == "cuda"
+        else f"{os.cpu_count()} CPU cores",
         "torch": torch.__version__,
         "precision": args.precision,
         "images": images,
@@ -375,7 +423,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--unet-batch", type=int, default=8)
     parser.add_argument("--unet-rate", type=float, default=8e-4)
     parser.add_argument("--unet-ema", type=float, default=0.998)
-    parser.add_argument("--unet-colour", type=float, default=0.5, help="weight of the loss on wide errors at high noise")
+    parser.add_argument(
+        "--unet-colour", type=float, default=0.5, help="weight of the loss on wide errors at high noise"
+    )
     parser.add_argument("--net-steps", type=int, default=400)
     parser.add_argument("--stage", choices=("vae", "all"), default="all", help="stop after this stage")
     args = parser.parse_args(argv)

@@ -1,9 +1,10 @@
 """Train the embedded diffusion transformer: ``python -m catome.tiny.train_transformer``.
 
-It learns the scenes, the prompts and the latents of the embedded Stable Diffusion, whose VAE and text encoder stay as they
-are. A first stage reads patches of 2x2 latent pixels, 256 tokens an image, which takes a fifth of the time. The second one
-goes on from there with single pixels, 1024 tokens. Both are resumable: started again with the same ``--work`` folder, the
-command goes on where it was, and an interrupted run equals an uninterrupted one.
+It learns the scenes, the prompts and the latents of the embedded Stable Diffusion, whose VAE and text encoder
+stay as they are. A first stage reads patches of 2x2 latent pixels, 256 tokens an image, which takes a fifth
+of the time. The second one goes on from there with single pixels, 1024 tokens. Both are resumable: started
+again with the same ``--work`` folder, the command goes on where it was, and an interrupted run equals an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ import torch
 
 from catome.tiny import model as parts
 from catome.tiny.scenes import CLASSES, prompt
-from catome.tiny.train import Trainer, check_positive, encode_set, noise_loss, render_set, training_parser, training_record
+from catome.tiny.train import (
+    Trainer,
+    check_positive,
+    encode_set,
+    noise_loss,
+    render_set,
+    training_parser,
+    training_record,
+)
 from catome.tiny.transformer import build_transformer, refine
 
 MODULE = "catome.tiny.train_transformer"
@@ -26,13 +35,16 @@ MODULE = "catome.tiny.train_transformer"
 
 @torch.no_grad()
 def encode_prompts(pipe) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode what the transformer is told: each class's prompt, and no prompt, as PixArt's pipeline encodes them.
+    """Encode what the transformer is told: each class's prompt, and no prompt, as PixArt's pipeline encodes
+    them.
 
     Returns:
         Embeddings ``[13, 16, 64]``, and which of their positions hold a word, ``[13, 16]``.
     """
     texts = [prompt(name) for name in CLASSES] + [""]
-    words = pipe.tokenizer(texts, padding="max_length", max_length=parts.MAX_TOKENS, truncation=True, return_tensors="pt")
+    words = pipe.tokenizer(
+        texts, padding="max_length", max_length=parts.MAX_TOKENS, truncation=True, return_tensors="pt"
+    )
     words = words.to(pipe.device)
     return pipe.text_encoder(words.input_ids, attention_mask=words.attention_mask)[0], words.attention_mask
 
@@ -46,12 +58,16 @@ def digest_of(tensors: Iterable[torch.Tensor]) -> str:
 
 
 def train_stage(name: str, args, network, latents: torch.Tensor, told: tuple[torch.Tensor, torch.Tensor]):
-    """Train ``network`` to predict the noise in ``latents``; returns the average of its weights, and the trainer."""
+    """Train ``network`` to predict the noise in ``latents``; returns the average of its weights, and the
+    trainer."""
     steps, batch = getattr(args, f"{name}_steps"), getattr(args, f"{name}_batch")
     embeddings, mask = told
-    # from other weights, latents or texts it would be another training, which goes on from no state of this one
+    # from other weights, latents or texts it would be another training, which goes on from no state of this
+    # one
     begun = digest_of([*network.state_dict().values(), latents[:1], embeddings])
-    trainer = Trainer(network, args.work / f"{name}-{begun}.safetensors", steps, args, args.rate, ema=args.ema)
+    trainer = Trainer(
+        network, args.work / f"{name}-{begun}.safetensors", steps, args, args.rate, ema=args.ema
+    )
     unconditioned = {"resolution": None, "aspect_ratio": None}
 
     def predict(noisy, timesteps, label):
@@ -77,14 +93,18 @@ def save_transformer(folder: Path, transformer, training: dict) -> None:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's arguments; it ends with status 2 for a wrong one."""
     parser = training_parser(MODULE, __doc__, "tiny-pixart")
-    parser.add_argument("--model", type=Path, default=None, help="whose VAE and text encoder (default: the embedded model's)")
+    parser.add_argument(
+        "--model", type=Path, default=None, help="whose VAE and text encoder (default: the embedded model's)"
+    )
     parser.add_argument("--coarse-steps", type=int, default=2600)
     parser.add_argument("--coarse-batch", type=int, default=16)
     parser.add_argument("--fine-steps", type=int, default=1700)
     parser.add_argument("--fine-batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=8e-4)
     parser.add_argument("--ema", type=float, default=0.998)
-    parser.add_argument("--colour", type=float, default=0.5, help="weight of the loss on wide errors at high noise")
+    parser.add_argument(
+        "--colour", type=float, default=0.5, help="weight of the loss on wide errors at high noise"
+    )
     args = parser.parse_args(argv)
     check_positive(parser, args)
     args.device = torch.device(args.device)

@@ -1,7 +1,8 @@
-"""The embedded diffusion transformer: a small PixArt that draws the same scenes, beside the embedded Stable Diffusion.
+"""The embedded diffusion transformer: a small PixArt that draws the same scenes, beside the embedded Stable
+Diffusion.
 
-It has the text encoder, the VAE, the tokenizer and the scheduler of the other model, and reads 32x32 latents as 1024 tokens
-of one latent pixel each. All of its blocks attend over all of these tokens.
+It has the text encoder, the VAE, the tokenizer and the scheduler of the other model, and reads 32x32 latents
+as 1024 tokens of one latent pixel each. All of its blocks attend over all of these tokens.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ def build_transformer(patch_size: int = 1) -> PixArtTransformer2DModel:
     """A transformer with weights that are not trained yet.
 
     Args:
-        patch_size: 1 for the model that is shipped. Training begins with 2, that is with a quarter of the tokens.
+        patch_size: 1 for the model that is shipped. Training begins with 2, that is with a quarter of the
+            tokens.
     """
     return PixArtTransformer2DModel(
         sample_size=SIZE,
         patch_size=patch_size,
-        # positions count in patches of size 2 for both sizes, so that what was learnt of them with 2 holds with 1
+        # positions count in patches of size 2 for both sizes, so that what was learnt of them with 2 holds
+        # with 1
         interpolation_scale=2 // patch_size,
         in_channels=4,
         out_channels=4,
@@ -51,8 +54,8 @@ def build_transformer(patch_size: int = 1) -> PixArtTransformer2DModel:
 def refine(coarse: PixArtTransformer2DModel) -> PixArtTransformer2DModel:
     """The transformer with patches of size 1 that begins where one with patches of size 2 has come.
 
-    A latent pixel is embedded as a patch would be whose four pixels equal it, and the noise that is predicted for it is the
-    mean of the patch's four. Everything between the two layers is taken over.
+    A latent pixel is embedded as a patch would be whose four pixels equal it, and the noise that is predicted
+    for it is the mean of the patch's four. Everything between the two layers is taken over.
     """
     fine = build_transformer(1)
     weights = coarse.state_dict()
@@ -67,7 +70,8 @@ def refine(coarse: PixArtTransformer2DModel) -> PixArtTransformer2DModel:
 
 
 class PixArtPipeline(PixArtSigmaPipeline):
-    """`diffusers.PixArtSigmaPipeline`, called as `diffusers.StableDiffusionPipeline` is, with images of the size asked for."""
+    """`diffusers.PixArtSigmaPipeline`, called as `diffusers.StableDiffusionPipeline` is, with images of the
+    size asked for."""
 
     @torch.no_grad()
     def __call__(
@@ -87,7 +91,8 @@ class PixArtPipeline(PixArtSigmaPipeline):
             num_inference_steps: of the scheduler.
             guidance_scale: of classifier-free guidance.
             guidance_rescale: 0; a PixArt pipeline has no other.
-            callback_on_step_end: called as ``callback_on_step_end(pipe, step, timestep, {})`` after each step.
+            callback_on_step_end: called as ``callback_on_step_end(pipe, step, timestep, {})`` after each
+                step.
             options: of `diffusers.PixArtSigmaPipeline`.
 
         Returns:
@@ -100,13 +105,20 @@ class PixArtPipeline(PixArtSigmaPipeline):
             raise ValueError(f"guidance_rescale={guidance_rescale!r} must be 0: a PixArt pipeline has none")
         # by default diffusers takes the nearest of its own image sizes, and text as long as T5 can read
         length = min(self.tokenizer.model_max_length, _LONGEST_TEXT)
-        options = {"clean_caption": False, "use_resolution_binning": False, "max_sequence_length": length} | options
+        options = {
+            "clean_caption": False,
+            "use_resolution_binning": False,
+            "max_sequence_length": length,
+        } | options
         with self._told_of_steps(callback_on_step_end):
-            return super().__call__(prompt, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **options)
+            return super().__call__(
+                prompt, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, **options
+            )
 
     @contextmanager
     def _told_of_steps(self, callback: Callable | None) -> Iterator[None]:
-        """Call back after each step of the scheduler: the callback of diffusers' own pipeline leaves out the first of PLMS."""
+        """Call back after each step of the scheduler: the callback of diffusers' own pipeline leaves out the
+        first of PLMS."""
         given, step, done = self.scheduler.__dict__.get("step"), self.scheduler.step, count()
 
         @wraps(step)  # the pipeline looks at its parameters
@@ -135,8 +147,10 @@ def find_transformer(path: str | os.PathLike | None = None) -> Path:
     missing = [name for name in PARTS if not (folder / name).exists()]
     if missing:
         raise FileNotFoundError(
-            f"path={str(folder)!r} holds no embedded transformer ({missing[0]} is missing): it comes with a checkout of the "
-            "repository, not with the installed package; give the path of its data/tiny-pixart folder as path="
+            f"path={str(folder)!r} holds no embedded transformer ({missing[0]} is missing): it comes with a "
+            "checkout of the "
+            "repository, not with the installed package; give the path of its data/tiny-pixart folder as "
+            "path="
         )
     return folder
 
@@ -153,7 +167,8 @@ def load_transformer(
         path: folder of the transformer; by default the one of this checkout (see `find_transformer`).
         dtype: computing precision; the files are float16.
         device: where to put it.
-        model: folder of the embedded model, which has the other parts; as ``path`` of `catome.tiny.load_pipeline`.
+        model: folder of the embedded model, which has the other parts; as ``path`` of
+            `catome.tiny.load_pipeline`.
 
     Returns:
         A PixArt pipeline; ``pipe(prompt(name))`` gives a 128x128 image.

@@ -1,7 +1,8 @@
 """Every page of the book, as files and in a real browser.
 
-On the book with the smoke preset, a phone in the dark and a laptop in the light, and three pages printed; `make check-book`
-takes the book in _build/html (`BOOK` names another folder), three sizes in both themes, and prints every page.
+On the book with the smoke preset, a phone in the dark and a laptop in the light, and three pages printed;
+`make check-book` takes the book in _build/html (`BOOK` names another folder), three sizes in both themes, and
+prints every page.
 """
 
 import html
@@ -21,7 +22,9 @@ from slides import glued
 
 pytestmark = pytest.mark.book
 GIVEN = "BOOK" in os.environ
-COMBINATIONS = [(size, ("light", "dark")) for size in SIZES] if GIVEN else [("phone", ("dark",)), ("laptop", ("light",))]
+COMBINATIONS = (
+    [(size, ("light", "dark")) for size in SIZES] if GIVEN else [("phone", ("dark",)), ("laptop", ("light",))]
+)
 PRINTED = None if GIVEN else ["01_tome_review", "06_headline", "intro"]
 MM = 72 / 25.4
 
@@ -29,7 +32,9 @@ MM = 72 / 25.4
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        (pytest.fail if GIVEN else pytest.skip)("no chromium on the path: install it to test the book in a browser")
+        (pytest.fail if GIVEN else pytest.skip)(
+            "no chromium on the path: install it to test the book in a browser"
+        )
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -40,7 +45,9 @@ def browser():
 
 def context(browser, size: str, theme: str = "light"):
     width, height = SIZES[size]
-    return browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce")
+    return browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce"
+    )
 
 
 def test_every_link_and_anchor_leads_somewhere(book):
@@ -63,7 +70,9 @@ def test_glued_words_are_written_as_they_were_given(book):
         notebook = nbformat.read(file, 4)
         given = set(map(plain, glued(notebook).values()))
         shown = re.findall(r'<span class="pasted-text">(.*?)</span>', page.read_text(), re.DOTALL)
-        assert [words for words in map(plain, map(html.unescape, shown)) if words not in given] == [], file.stem
+        assert [words for words in map(plain, map(html.unescape, shown)) if words not in given] == [], (
+            file.stem
+        )
         seen += len(shown)
     assert seen > 100
 
@@ -98,7 +107,9 @@ def test_every_page_in_a_browser(book, browser, size, themes):
     assert len(every) >= 10
     with context(browser, size) as opened:
         faults = [
-            f"{path.relative_to(book)}, {fault}" for path in every for fault in rendered.page_faults(opened, path, *themes)
+            f"{path.relative_to(book)}, {fault}"
+            for path in every
+            for fault in rendered.page_faults(opened, path, *themes)
         ]
     assert not faults, f"{size}:\n" + "\n".join(faults)
 
@@ -106,12 +117,24 @@ def test_every_page_in_a_browser(book, browser, size, themes):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_colour_of_code_can_be_read(book, browser, theme):
     kinds = sorted(kind for kind in STANDARD_TYPES.values() if kind)
-    sample = "(kinds) => { document.querySelector('.highlight pre').innerHTML = kinds.map((k) => `<span class='${k}'>word</span>`).join(' ') }"
+    sample = (
+        "(kinds) => { document.querySelector('.highlight pre').innerHTML = kinds.map((k) => `<span "
+        "class='${k}'>word</span>`).join(' ') }"
+    )
     with context(browser, "laptop", theme) as opened:
         page = opened.new_page()
         page.goto((book / "book/library.html").as_uri())
         page.evaluate(sample, kinds)
-        assert len(set(page.eval_on_selector_all(".highlight pre span", "xs => xs.map(x => getComputedStyle(x).color)"))) > 4
+        assert (
+            len(
+                set(
+                    page.eval_on_selector_all(
+                        ".highlight pre span", "xs => xs.map(x => getComputedStyle(x).color)"
+                    )
+                )
+            )
+            > 4
+        )
         assert rendered.accessibility_faults(page, rendered.COLOURS) == []
 
 
@@ -123,13 +146,18 @@ def test_search_finds_pages_and_shows_what_they_are_about(book, browser, theme):
         rendered.watch(page, faults)
         page.goto((book / "index.html").as_uri())
         page.wait_for_url("**/book/intro.html")  # index.html leads there
-        page.wait_for_load_state("load")  # what is still on its way when a page leads to another one would be given up
+        # what is still on its way when a page leads to another one would be given up
+        page.wait_for_load_state("load")
         page.keyboard.press("Control+k")
         page.keyboard.type("checkpoint")
         page.keyboard.press("Enter")
         page.wait_for_selector("ul.search li p")
-        page.wait_for_function("document.querySelector('#search-results').innerText.includes('Search finished')")
-        found = page.eval_on_selector_all("ul.search li", "xs => xs.map(x => [x.querySelector('a').innerText, x.innerText])")
+        page.wait_for_function(
+            "document.querySelector('#search-results').innerText.includes('Search finished')"
+        )
+        found = page.eval_on_selector_all(
+            "ul.search li", "xs => xs.map(x => [x.querySelector('a').innerText, x.innerText])"
+        )
         assert any(title.startswith("5. ") and len(text) > len(title) + 20 for title, text in found), found
         faults += rendered.accessibility_faults(page)
         page.wait_for_load_state("load")
@@ -165,7 +193,8 @@ def test_a_figure_can_be_enlarged_on_a_phone(book, browser):
 
 
 def test_the_figures_to_touch_work_in_the_book(book, browser):
-    """Each in its page, from the folder, beside everything else that runs there; what they compute, test_interactive holds."""
+    """Each in its page, from the folder, beside everything else that runs there; what they compute,
+    test_interactive holds."""
     laptop = context(browser, "laptop")
     keys = {"animation": ("moment", "Home"), "merge": ("threshold", "Home"), "time": ("share", "Home")}
     keys |= {"schedule": ("timeline", "Space"), "blind": ("b", "Enter")}
@@ -217,7 +246,10 @@ def test_the_printed_book(book, browser, tmp_path):
     files = print_pages(browser, book, tmp_path, PRINTED)
     assert {file.stem for file in files} == set(PRINTED or expected)
     for file in files:
-        article, document = rendered.parsed(expected[file.stem]).select_one("article"), pypdfium2.PdfDocument(file)
+        article, document = (
+            rendered.parsed(expected[file.stem]).select_one("article"),
+            pypdfium2.PdfDocument(file),
+        )
         texts = text_of(document)
         assert 1 <= len(texts) <= 30, file.stem
         whole = " ".join(texts).replace(" ", "")
@@ -228,13 +260,14 @@ def test_the_printed_book(book, browser, tmp_path):
         assert "Solutionto" not in whole, file.stem
         for number, (page, text) in enumerate(zip(document, texts, strict=True), 1):
             assert f"{number} / {len(texts)}" in text, (file.stem, number)
-            images = list(page.get_objects(filter=[pypdfium2.raw.FPDF_PAGEOBJ_IMAGE, pypdfium2.raw.FPDF_PAGEOBJ_FORM]))
+            images = list(
+                page.get_objects(filter=[pypdfium2.raw.FPDF_PAGEOBJ_IMAGE, pypdfium2.raw.FPDF_PAGEOBJ_FORM])
+            )
             assert len(text) > 100 or images, f"{file.stem}: page {number} is empty"
             boxes = page.get_textpage()
             lines = [boxes.get_rect(i) for i in range(boxes.count_rects())]
-            right = max(
-                line[2] for line in lines if line[0] > 0
-            )  # MathJax draws braces with bars from left of the page, clipped
+            # MathJax draws braces with bars from left of the page, clipped
+            right = max(line[2] for line in lines if line[0] > 0)
             assert right <= page.get_width() - 15 * MM, f"{file.stem}: page {number} is cut off"
 
 
@@ -265,7 +298,11 @@ def test_the_checks_see_what_is_wrong(browser, tmp_path):
     page.write_text(FAULTY)
     (tmp_path / "index.html").write_text('<a href="page.html">page</a>')
     broken, _ = rendered.broken_links(tmp_path)
-    assert [fault.split(": ")[1] for fault in broken] == ["no file gone.html", "no anchor #nowhere", "no file gone.png"]
+    assert [fault.split(": ")[1] for fault in broken] == [
+        "no file gone.html",
+        "no anchor #nowhere",
+        "no file gone.png",
+    ]
     assert rendered.repeated_ids(tmp_path) == ["page.html: twice"]
     assert rendered.without_alt(tmp_path) == ["page.html: gone.png"]
     assert rendered.bad_descriptions(tmp_path) == ["page.html: 0 descriptions"]
@@ -304,7 +341,9 @@ def test_the_book_has_every_page(book):
 def test_parameters_are_folded(book):
     page = (book / "notebooks/01_tome_review.html").read_text()
     assert re.search(r'class="[^"]*tag_injected-parameters[^"]*"', page)
-    assert all("tag_hide-input" in found for found in re.findall(r'class="[^"]*tag_injected-parameters[^"]*"', page))
+    assert all(
+        "tag_hide-input" in found for found in re.findall(r'class="[^"]*tag_injected-parameters[^"]*"', page)
+    )
 
 
 def test_the_exercises_and_the_slides_are_there(book):

@@ -1,13 +1,16 @@
-"""Every command that a page tells to type is run, as it is written, in a fresh clone; or it stands in a list that says why not.
+"""Every command that a page tells to type is run, as it is written, in a fresh clone; or it stands in a list
+that says why not.
 
 A page is worked through from its first command to its last, in one clone of the working tree, in which
 
 - ``.venv`` is that of the tests, so that nothing is installed;
 - the presets ``paper`` and ``tiny`` have the values of ``smoke``: few images, few steps, no GPU;
-- ``runs/sd15`` has the embedded model and drawn images, where the page has had weights and photographs downloaded.
+- ``runs/sd15`` has the embedded model and drawn images, where the page has had weights and photographs
+    downloaded.
 
-A command that is new on a page is run without anybody's saying so. One that cannot be run needs a reason in `EXCUSED`; whether such a
-command is one that this repository understands is asked by ``test_pages.py``, of all.
+A command that is new on a page is run without anybody's saying so. One that cannot be run needs a reason in
+`EXCUSED`; whether such a command is one that this repository understands is asked by ``test_pages.py``, of
+all.
 """
 
 import os
@@ -89,7 +92,8 @@ def plain(command: str) -> str:
 
 
 def commands(text: str, languages=("sh",)) -> list[str]:
-    """The commands of a page's blocks, one after the other: what a shell takes as a whole, over however many lines."""
+    """The commands of a page's blocks, one after the other: what a shell takes as a whole, over however many
+    lines."""
     found, fence, block = [], None, []
     for line in text.splitlines():
         mark = re.match(r"(`{3,})\s*([^`]*)$", line)
@@ -109,7 +113,10 @@ def whole(lines: list[str]) -> list[str]:
     for line in lines:
         begun.append(line)
         text = "\n".join(begun)
-        if line.endswith("\\") or subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True).stderr:
+        if (
+            line.endswith("\\")
+            or subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True).stderr
+        ):
             continue
         if shlex.split(text, comments=True):
             found.append(text)
@@ -130,7 +137,9 @@ def origin(tmp_path_factory) -> Path:
     """A repository with the working tree as its only commit."""
     folder = tmp_path_factory.mktemp("origin") / "catome"
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0"):
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\0"
+    ):
         if name and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
@@ -166,24 +175,41 @@ class Reader:
         """Put what was installed and downloaded into a clone."""
         clone = self.here
         (clone / ".venv").symlink_to(Path(sys.prefix))
-        for name in ("pyproject.toml", "constraints.txt", "book/references.bib", "book/jupyterlab", "book/jupyterlab/*"):
+        for name in (
+            "pyproject.toml",
+            "constraints.txt",
+            "book/references.bib",
+            "book/jupyterlab",
+            "book/jupyterlab/*",
+        ):
             for file in clone.glob(name):
                 os.utime(file, (0, 0))  # older than what was installed: make has nothing to install
         model = clone / "runs/sd15/model"
         model.parent.mkdir(parents=True)
         shutil.copytree(ROOT / "data/tiny-sd", model)
         shutil.copytree(model, clone / "runs/mymodel")  # as the page "Extend it" saves it
-        for real in (clone / "runs/sd15/imagenet/val", self.folder / "drive/real", self.folder / "shared/imagenet/val"):
+        for real in (
+            clone / "runs/sd15/imagenet/val",
+            self.folder / "drive/real",
+            self.folder / "shared/imagenet/val",
+        ):
             for position, name in enumerate(("desert", "lighthouse")):
                 (real / f"n{position:08}").mkdir(parents=True, exist_ok=True)
                 for i in range(5):
                     Image.fromarray(tiny.render(name, 10**7 + i)).save(real / f"n{position:08}" / f"{i}.png")
 
     def environment(self) -> dict:
-        path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"  # `python` is the one with everything installed
-        own = {"HOME": self.home, "TORCH_HOME": self.home / "torch", "HF_HOME": self.home / "hf", "PYTHONPATH": self.here}
+        # `python` is the one with everything installed
+        path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        own = {
+            "HOME": self.home,
+            "TORCH_HOME": self.home / "torch",
+            "HF_HOME": self.home / "hf",
+            "PYTHONPATH": self.here,
+        }
         own |= {"JUPYTER_PREFER_ENV_PATH": "1", "PATH": path, "OMP_NUM_THREADS": "2", "BROWSER": "true"}
-        own |= {"https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}  # what reaches out is refused at once
+        # what reaches out is refused at once
+        own |= {"https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}
         return offline() | {name: str(value) for name, value in own.items()}
 
     def change(self, command: str) -> str:
@@ -205,7 +231,9 @@ class Reader:
             text=True,
             timeout=300,
         )
-        assert done.returncode == 0, f"{command}\nends with {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
+        assert done.returncode == 0, (
+            f"{command}\nends with {done.returncode}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
+        )
         return done.stdout + done.stderr
 
     def serve(self, command: str) -> None:
@@ -213,7 +241,9 @@ class Reader:
         log = self.folder / "lab.log"
         given = f"exec {command} --allow-root{'' if '--no-browser' in command else ' --no-browser'}"
         with log.open("w") as out:
-            lab = subprocess.Popen(["bash", "-c", given], cwd=self.here, env=self.environment(), stdout=out, stderr=out)
+            lab = subprocess.Popen(
+                ["bash", "-c", given], cwd=self.here, env=self.environment(), stdout=out, stderr=out
+            )
         try:
             for _ in range(240):
                 assert lab.poll() is None, log.read_text()

@@ -41,7 +41,10 @@ def test_a_wrong_example_is_found():
 def names_and_members() -> list[tuple[str, list[str]]]:
     """Each documented name of the reference with its listed members."""
     found = re.findall(r"^\.\. auto(?:function|class|data):: ([\w.]+)((?:\n   :.*)*)", API, re.M)
-    return [(name, re.findall(r"\w+", (re.search(r":members: (.*)", options) or [""] * 2)[1])) for name, options in found]
+    return [
+        (name, re.findall(r"\w+", (re.search(r":members: (.*)", options) or [""] * 2)[1]))
+        for name, options in found
+    ]
 
 
 def test_the_reference_has_every_public_name():
@@ -50,9 +53,12 @@ def test_the_reference_has_every_public_name():
     assert set(catome.tiny.__all__) - {"CLASSES", "GUIDANCE_SCALE"} <= documented
 
 
-@pytest.mark.parametrize(("name", "members"), names_and_members(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "members"), names_and_members(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_public_name_has_an_example(name, members):
-    """It is used in an example, below its entry or further down. Classes that are only handed out show up by their members."""
+    """It is used in an example, below its entry or further down. Classes that are only handed out show up by
+    their members."""
     below = API[API.index(f":: {name}\n") :]
     code = "\n".join(examples(below))
     handed_out = {

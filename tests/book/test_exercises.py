@@ -92,7 +92,9 @@ def unmerge__by_token(y, target):
 
 def above_threshold__batch_maximum(similarity, tokens, threshold):
     most = int((similarity >= threshold).sum(1).max())
-    merged = torch.zeros_like(similarity, dtype=torch.bool).scatter(1, similarity.topk(most, dim=1).indices, True)
+    merged = torch.zeros_like(similarity, dtype=torch.bool).scatter(
+        1, similarity.topk(most, dim=1).indices, True
+    )
     return merged, merged.sum(1) / tokens
 
 
@@ -151,7 +153,9 @@ def staleness_matrix__adds_up_neighbours(pairs, distance):
 
 def paid__by_the_nearest_checkpoint(staleness, schedule):
     steps = range(len(staleness))
-    return np.array([staleness[min((c for c in schedule if c in steps), key=lambda c: abs(c - j)), j] for j in steps])
+    return np.array(
+        [staleness[min((c for c in schedule if c in steps), key=lambda c: abs(c - j)), j] for j in steps]
+    )
 
 
 def paid__for_neighbours(staleness, schedule):
@@ -182,7 +186,9 @@ def least_seconds__adds_up_flops(flops, moved, flops_per_s, bytes_per_s):
 
 
 def speedup__mean_of_the_parts(seconds, left):
-    return sum(1 / left.get(part, 1.0) if left.get(part, 1.0) else math.inf for part in seconds) / len(seconds)
+    return sum(1 / left.get(part, 1.0) if left.get(part, 1.0) else math.inf for part in seconds) / len(
+        seconds
+    )
 
 
 def time_in_turns__one_after_the_other(first, second, rounds, clock=time.perf_counter):
@@ -207,17 +213,27 @@ def time_in_turns__by_means(first, second, rounds, clock=time.perf_counter):
             began = clock()
             run()
             row[place] = clock() - began
-    return float(seconds[:, 0].mean()), float(seconds[:, 1].mean()), float((seconds[:, 0] / seconds[:, 1]).mean())
+    return (
+        float(seconds[:, 0].mean()),
+        float(seconds[:, 1].mean()),
+        float((seconds[:, 0] / seconds[:, 1]).mean()),
+    )
 
 
-def downsampled_keys__every_fourth_token(attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+def downsampled_keys__every_fourth_token(
+    attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None
+):
     query, fewer = attn.to_q(hidden_states), hidden_states[:, ::4]
-    query, key, value = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (query, attn.to_k(fewer), attn.to_v(fewer)))
+    query, key, value = (
+        x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (query, attn.to_k(fewer), attn.to_v(fewer))
+    )
     out = torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
     return attn.to_out[1](attn.to_out[0](out))
 
 
-def downsampled_keys__adds_its_input(attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+def downsampled_keys__adds_its_input(
+    attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None
+):
     edge = math.isqrt(hidden_states.shape[1])
     fewer = hidden_states.unflatten(1, (edge, edge))[:, ::2, ::2].flatten(1, 2)
     return hidden_states + attn(hidden_states, encoder_hidden_states=fewer)
@@ -260,7 +276,9 @@ def weighted_attention__weighs_the_values_too(query, key, value, size):
 def attend_merged__merges_the_queries(query, key, value, target):
     slot = ((target == torch.arange(len(target))).cumsum(0) - 1)[target]
     size = torch.bincount(slot)
-    mean = [torch.zeros(len(size), x.shape[1]).index_add_(0, slot, x) / size[:, None] for x in (query, key, value)]
+    mean = [
+        torch.zeros(len(size), x.shape[1]).index_add_(0, slot, x) / size[:, None] for x in (query, key, value)
+    ]
     return torch.nn.functional.scaled_dot_product_attention(*mean, attn_mask=size.log()[None])[slot]
 
 
@@ -268,14 +286,18 @@ def attend_merged__weights_of_src(query, key, value, target):
     kept = target == torch.arange(len(target))
     slot = (kept.cumsum(0) - 1)[target]
     size = torch.bincount(target, minlength=len(target))
-    mean = [torch.zeros(kept.sum(), x.shape[1]).index_add_(0, slot, x) / size[kept, None] for x in (key, value)]
+    mean = [
+        torch.zeros(kept.sum(), x.shape[1]).index_add_(0, slot, x) / size[kept, None] for x in (key, value)
+    ]
     return torch.nn.functional.scaled_dot_product_attention(query, *mean, attn_mask=size[~kept].log()[None])
 
 
 def attend_merged__divides_twice(query, key, value, target):
     slot = ((target == torch.arange(len(target))).cumsum(0) - 1)[target]
     size = torch.bincount(slot)
-    mean = [torch.zeros(len(size), x.shape[1]).index_add_(0, slot, x / size[slot, None]) for x in (key, value)]
+    mean = [
+        torch.zeros(len(size), x.shape[1]).index_add_(0, slot, x / size[slot, None]) for x in (key, value)
+    ]
     mean = [x / size[:, None] for x in mean]
     return torch.nn.functional.scaled_dot_product_attention(query, *mean, attn_mask=size.log()[None])
 
@@ -283,7 +305,10 @@ def attend_merged__divides_twice(query, key, value, target):
 def attend_merged__weighs_every_member(query, key, value, target):
     slot = ((target == torch.arange(len(target))).cumsum(0) - 1)[target]
     size = torch.bincount(slot)
-    mean = [(torch.zeros(len(size), x.shape[1]).index_add_(0, slot, x) / size[:, None])[slot] for x in (key, value)]
+    mean = [
+        (torch.zeros(len(size), x.shape[1]).index_add_(0, slot, x) / size[:, None])[slot]
+        for x in (key, value)
+    ]
     return torch.nn.functional.scaled_dot_product_attention(query, *mean, attn_mask=size[slot].log()[None])
 
 
@@ -304,7 +329,8 @@ def change_by_share__share_of_src(targets, attend):
 def change_by_share__from_the_first_map(targets, attend):
     own = torch.arange(len(targets[0]))
     off = [
-        [float((attend(t, w) - attend(targets[0], w)).norm() / attend(own, w).norm()) for t in targets] for w in (False, True)
+        [float((attend(t, w) - attend(targets[0], w)).norm() / attend(own, w).norm()) for t in targets]
+        for w in (False, True)
     ]
     return [float((t != own).float().mean()) for t in targets], *off
 
@@ -327,25 +353,41 @@ def change_by_share__weighs_both(targets, attend):
 def fair_threshold__keeps_the_queries_of_tome(similarity, tokens, thresholds, ratio):
     budget = 1 - int(ratio * tokens) / tokens
     left = [1 - float((similarity >= t).sum(1).float().mean()) / tokens for t in thresholds]
-    return budget, left, max((t for t, share in zip(thresholds, left, strict=True) if share <= budget), default=None)
+    return (
+        budget,
+        left,
+        max((t for t, share in zip(thresholds, left, strict=True) if share <= budget), default=None),
+    )
 
 
 def fair_threshold__squares_both(similarity, tokens, thresholds, ratio):
     budget = (1 - int(ratio * tokens) / tokens) ** 2
     left = [(1 - float((similarity >= t).sum(1).float().mean()) / tokens) ** 2 for t in thresholds]
-    return budget, left, max((t for t, share in zip(thresholds, left, strict=True) if share <= budget), default=None)
+    return (
+        budget,
+        left,
+        max((t for t, share in zip(thresholds, left, strict=True) if share <= budget), default=None),
+    )
 
 
 def fair_threshold__share_of_src(similarity, tokens, thresholds, ratio):
     budget = (1 - int(ratio * tokens) / tokens) ** 2
     left = [1 - float((similarity >= t).float().mean()) for t in thresholds]
-    return budget, left, max((t for t, share in zip(thresholds, left, strict=True) if share <= budget), default=None)
+    return (
+        budget,
+        left,
+        max((t for t, share in zip(thresholds, left, strict=True) if share <= budget), default=None),
+    )
 
 
 def fair_threshold__takes_the_lowest(similarity, tokens, thresholds, ratio):
     budget = (1 - int(ratio * tokens) / tokens) ** 2
     left = [1 - float((similarity >= t).sum(1).float().mean()) / tokens for t in thresholds]
-    return budget, left, min((t for t, share in zip(thresholds, left, strict=True) if share <= budget), default=None)
+    return (
+        budget,
+        left,
+        min((t for t, share in zip(thresholds, left, strict=True) if share <= budget), default=None),
+    )
 
 
 def pair_error__without_the_weight(query, key, value, e):
@@ -431,7 +473,8 @@ def slips_in(name: str) -> list:
 
 @pytest.fixture(scope="module")
 def executed():
-    """Each notebook is run once, with a check after each stub and each mistake, then with the solution in their place."""
+    """Each notebook is run once, with a check after each stub and each mistake, then with the solution in
+    their place."""
     kept = {}
 
     def run(path):
@@ -441,15 +484,23 @@ def executed():
             for cell in notebook.cells:
                 if cell in tagged(notebook, "exercise"):
                     check = next(
-                        later for later in notebook.cells[notebook.cells.index(cell) :] if later in tagged(notebook, "check")
+                        later
+                        for later in notebook.cells[notebook.cells.index(cell) :]
+                        if later in tagged(notebook, "check")
                     )
                     (name,) = functions(cell.source)
                     attempts = [("stub", cell.source)]
-                    attempts += [(m.__name__, inspect.getsource(m).replace(m.__name__, name)) for m in slips_in(name)]
+                    attempts += [
+                        (m.__name__, inspect.getsource(m).replace(m.__name__, name)) for m in slips_in(name)
+                    ]
                     for label, source in attempts:
                         cells.append(nbformat.v4.new_code_cell(source))
-                        cells.append(nbformat.v4.new_code_cell(check.source, metadata={"role": [label, name]}))
-                    cells.append(nbformat.v4.new_code_cell(loaded(path, name), metadata={"role": ["solution", name]}))
+                        cells.append(
+                            nbformat.v4.new_code_cell(check.source, metadata={"role": [label, name]})
+                        )
+                    cells.append(
+                        nbformat.v4.new_code_cell(loaded(path, name), metadata={"role": ["solution", name]})
+                    )
                 elif cell.cell_type == "code":
                     cells.append(copy.deepcopy(cell))
                     cells[-1].metadata["role"] = ["solution", "check" if cell == check else "other"]
@@ -458,7 +509,11 @@ def executed():
             notebook.cells = cells
             environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
             client = NotebookClient(
-                notebook, timeout=300, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(FOLDER)}}
+                notebook,
+                timeout=300,
+                kernel_name="python3",
+                allow_errors=True,
+                resources={"metadata": {"path": str(FOLDER)}},
             )
             client.execute(env=environment)
             kept[path] = [cell for cell in notebook.cells if "role" in cell.metadata]
@@ -483,7 +538,12 @@ def test_exercises_are_stored_as_such(path):
     names = [name for stub in stubs for name in stub]
     assert 3 <= len(names) <= 6
     assert list(functions(solutions(path))) == names
-    order = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", []) if tag in ("exercise", "check")]
+    order = [
+        tag
+        for cell in notebook.cells
+        for tag in cell.metadata.get("tags", [])
+        if tag in ("exercise", "check")
+    ]
     assert order == ["exercise", "check"] * len(names)
     page = (ROOT / "book" / "exercises.md").read_text()
     for stub in stubs:
@@ -511,7 +571,10 @@ def test_exercises_are_stored_as_such(path):
 def test_there_are_mistakes_for_every_notebook():
     for path in EXERCISES:
         assert sum(len(slips_in(name)) for name in functions(solutions(path))) >= 2, path.stem
-    assert all(any(made.__name__.partition("__")[0] in functions(solutions(path)) for path in EXERCISES) for made in MISTAKES)
+    assert all(
+        any(made.__name__.partition("__")[0] in functions(solutions(path)) for path in EXERCISES)
+        for made in MISTAKES
+    )
 
 
 @pytest.mark.book
@@ -527,7 +590,9 @@ def test_the_whole_notebook_runs_with_the_solutions(path, executed):
 @pytest.mark.book
 @pytest.mark.parametrize("path", EXERCISES, ids=lambda path: path.stem)
 def test_every_check_refuses_the_stub(path, executed):
-    cells = {cell.metadata["role"][1]: error(cell) for cell in executed(path) if cell.metadata["role"][0] == "stub"}
+    cells = {
+        cell.metadata["role"][1]: error(cell) for cell in executed(path) if cell.metadata["role"][0] == "stub"
+    }
     assert cells.keys() == functions(solutions(path)).keys()
     for name, (kind, says) in cells.items():
         assert (kind, f"{name} returns nothing yet" in says) == ("AssertionError", True), (name, says)
@@ -536,7 +601,9 @@ def test_every_check_refuses_the_stub(path, executed):
 @pytest.mark.book
 @pytest.mark.parametrize("path", EXERCISES, ids=lambda path: path.stem)
 def test_checks_find_typical_mistakes_and_say_what_is_wrong(path, executed):
-    found = {cell.metadata["role"][0]: error(cell) for cell in executed(path) if "__" in cell.metadata["role"][0]}
+    found = {
+        cell.metadata["role"][0]: error(cell) for cell in executed(path) if "__" in cell.metadata["role"][0]
+    }
     assert len(found) >= 2
     for label, (kind, says) in found.items():
         assert kind == "AssertionError", (label, says)

@@ -1,4 +1,5 @@
-"""The notebooks in JupyterLab: what the book hides is folded there, and what it renders is rendered there, too."""
+"""The notebooks in JupyterLab: what the book hides is folded there, and what it renders is rendered there,
+too."""
 
 import copy
 import json
@@ -25,12 +26,16 @@ from helpers import rendered
 from helpers.paths import ROOT
 
 FOLDER = ROOT / "book/jupyterlab"
-NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+NOTEBOOKS = sorted(
+    path for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
+)
 of_every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 FOLD = runpy.run_path(str(FOLDER / "fold.py"))
 INSTALL = runpy.run_path(str(FOLDER / "install.py"))
-BROKEN = "[title='Citation Not Found'], .text-yellow-600, .text-red-700, .katex-error"  # how jupyterlab-myst shows what it cannot find
-SETTINGS = {  # of JupyterLab: ask nothing, and render a notebook to its end without waiting for it to be scrolled there
+# how jupyterlab-myst shows what it cannot find
+BROKEN = "[title='Citation Not Found'], .text-yellow-600, .text-red-700, .katex-error"
+# of JupyterLab: ask nothing, and render a notebook to its end without waiting for it to be scrolled there
+SETTINGS = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }
@@ -56,7 +61,9 @@ def test_what_the_book_leaves_out_is_folded_in_jupyterlab(notebook):
     for cell in cells:
         hidden = cell["metadata"].get("jupyter", {}).get("source_hidden", False)
         tags = set(cell["metadata"].get("tags", []))
-        assert hidden == (bool(tags & {"slide", "remove-cell", "remove-input", "hide-input"}) and "parameters" not in tags)
+        assert hidden == (
+            bool(tags & {"slide", "remove-cell", "remove-input", "hide-input"}) and "parameters" not in tags
+        )
     nbformat.validate(nbformat.reads(text, 4))
 
 
@@ -74,7 +81,15 @@ def test_folding_changes_nothing_else_and_only_once():
     before = json.loads(nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
     after = FOLD["fold"](copy.deepcopy(before))
     about = [cell["metadata"].pop("jupyter", {}) for cell in after["cells"]]
-    assert [given.get("source_hidden", False) for given in about] == [False, True, False, True, False, True, False]
+    assert [given.get("source_hidden", False) for given in about] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
     assert about[4] == {"outputs_hidden": False}
     del before["cells"][4]["metadata"]["jupyter"]
     assert after == before
@@ -101,27 +116,37 @@ def test_slides_and_papermill_do_not_notice(notebook):
 
 def test_setup_installs_what_jupyterlab_needs(tmp_path):
     assert (Path(sys.prefix) / "share/jupyter/labextensions/jupyterlab-myst/package.json").is_file()
-    made = subprocess.run(["make", "-n", "-W", "book/references.bib", "setup"], cwd=ROOT, capture_output=True, text=True).stdout
+    made = subprocess.run(
+        ["make", "-n", "-W", "book/references.bib", "setup"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
     assert ".venv/bin/python book/jupyterlab/install.py" in made
     for _ in range(2):
         folder = INSTALL["install"](tmp_path)
     about = json.loads((folder / "package.json").read_text())
     assert about["name"] == folder.name
-    assert (folder / about["jupyterlab"]["_build"]["load"]).read_text() == (FOLDER / "extension.js").read_text()
+    assert (folder / about["jupyterlab"]["_build"]["load"]).read_text() == (
+        FOLDER / "extension.js"
+    ).read_text()
     assert (folder / "static/references.bib").read_text() == (ROOT / "book/references.bib").read_text()
 
 
 TOY = [
-    markdown("# A toy\n\nSo {cite:p}`bolya2023tome,rombach2022ldm`, {cite:t}`ma2024deepcache` and {cite:p}`nobody1900`."),
+    markdown(
+        "# A toy\n\nSo {cite:p}`bolya2023tome,rombach2022ldm`, {cite:t}`ma2024deepcache` and "
+        "{cite:p}`nobody1900`."
+    ),
     markdown("### A slide\n\n$$ 1 $$", "slide", "remove-cell"),
     markdown(
-        "It is {glue:text}`toy-share` of {term}`token`; see {eq}`sum`, {numref}`drawn`, {func}`catome.summary`, [there](elsewhere)."
+        "It is {glue:text}`toy-share` of {term}`token`; see {eq}`sum`, {numref}`drawn`, "
+        "{func}`catome.summary`, [there](elsewhere)."
     ),
     markdown(
-        "$$ a + b $$ (sum)\n\n$$ a + c $$\n\n```{exercise}\n:label: ex-toy\nAsked.\n```\n\n```{solution} ex-toy\n:class: dropdown\nSolved.\n```"
+        "$$ a + b $$ (sum)\n\n$$ a + c $$\n\n```{exercise}\n:label: ex-toy\nAsked.\n```\n\n```{solution} "
+        "ex-toy\n:class: dropdown\nSolved.\n```"
     ),
     code(
-        "from myst_nb import glue\n\nclass Plain(str):\n    __repr__ = str.__str__\n\nglue('toy-share', Plain('40 %'), display=False)",
+        "from myst_nb import glue\n\nclass Plain(str):\n    __repr__ = str.__str__\n\nglue('toy-share', "
+        "Plain('40 %'), display=False)",
         "remove-cell",
         "slide-skip",
     ),
@@ -132,7 +157,8 @@ KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab over a copy of the notebooks, and of one notebook more, ``notebooks/toy.ipynb``."""
+    """The address of a JupyterLab over a copy of the notebooks, and of one notebook more,
+    ``notebooks/toy.ipynb``."""
     if rendered.CHROMIUM is None:
         pytest.skip("no chromium on the path: install it to test the notebooks in JupyterLab")
     folder = tmp_path_factory.mktemp("lab")
@@ -205,11 +231,14 @@ def page(lab, browser):
 
 @pytest.fixture
 def opened(page):
-    """``opened("03_threshold_sweep.ipynb")`` -> the part of JupyterLab with the notebook, all of its Markdown rendered."""
+    """``opened("03_threshold_sweep.ipynb")`` -> the part of JupyterLab with the notebook, all of its Markdown
+    rendered."""
 
     def show(name, kernel=False):
         given = {"path": f"notebooks/{name}", **({} if kernel else {"kernel": None})}
-        page.evaluate("(given) => jupyterapp.commands.execute('docmanager:open', given).then(() => null)", given)
+        page.evaluate(
+            "(given) => jupyterapp.commands.execute('docmanager:open', given).then(() => null)", given
+        )
         page.wait_for_function(RENDERED, arg=kernel, timeout=60_000)
         page.wait_for_timeout(500)  # what is rendered once more
         return page.locator(".jp-NotebookPanel")
@@ -227,9 +256,15 @@ def test_a_notebook_reads_like_its_page(opened, notebook):
     assert re.findall(r"\{[\w:]+\}`|```|\$\$|^\([\w-]{2,}\)=$", said, re.M) == []
     assert panel.locator(f":is({BROKEN})").all_inner_texts() == []
     assert panel.locator(".jp-MarkdownCell details[open]").count() == 0
-    prose = [cell for cell in cells if cell["cell_type"] == "markdown" and "slide" not in cell["metadata"].get("tags", [])]
+    prose = [
+        cell
+        for cell in cells
+        if cell["cell_type"] == "markdown" and "slide" not in cell["metadata"].get("tags", [])
+    ]
     assert panel.locator(".jp-MarkdownCell:visible").count() == len(prose)
-    open_code = [cell for cell in cells if cell["cell_type"] == "code" and not cell["metadata"].get("jupyter")]
+    open_code = [
+        cell for cell in cells if cell["cell_type"] == "code" and not cell["metadata"].get("jupyter")
+    ]
     assert panel.locator(".jp-CodeCell .jp-InputArea-editor:visible").count() == len(open_code)
     sources = "".join("".join(cell["source"]) for cell in prose)
     for keys in re.findall(r"\{cite:p\}`([^`]+)`", sources):
@@ -261,7 +296,12 @@ def test_words_slides_and_numbers_of_a_toy(page, opened):
     words = "It is {} of token; see (1), the figure, catome.summary, there."
     assert prose.nth(1).inner_text() == words.format("…")
     assert prose.nth(2).inner_text().count("(1)") == 1  # of two equations, the one that has a label
-    assert prose.nth(2).locator("details:not([open])").inner_text().split() == ["Solution", "to", "Exercise", "1"]
+    assert prose.nth(2).locator("details:not([open])").inner_text().split() == [
+        "Solution",
+        "to",
+        "Exercise",
+        "1",
+    ]
     assert prose.count() == 3
     page.evaluate("jupyterapp.commands.execute('catome-book:slides')")
     assert panel.locator(".jp-MarkdownCell:visible").count() == 4

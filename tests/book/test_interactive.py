@@ -1,4 +1,5 @@
-"""The figures to touch: what their scripts compute is what the library computes, by mouse, keyboard and touch."""
+"""The figures to touch: what their scripts compute is what the library computes, by mouse, keyboard and
+touch."""
 
 import re
 
@@ -32,7 +33,8 @@ def browser():
 
 @pytest.fixture
 def shown(browser, tmp_path):
-    """``shown(html, **context)`` -> a browser's page with the figure on it, from a file, with no error and no request."""
+    """``shown(html, **context)`` -> a browser's page with the figure on it, from a file, with no error and no
+    request."""
     faults, contexts = [], []
 
     def show(figure, **context):
@@ -60,7 +62,8 @@ def numbers(page) -> list[float]:
 
 def set_to(page, name: str, value) -> None:
     page.evaluate(
-        "([name, value]) => { const input = document.querySelector(`[data-part=${name}]`); input.value = value; "
+        "([name, value]) => { const input = document.querySelector(`[data-part=${name}]`); input.value = "
+        "value; "
         "input.dispatchEvent(new Event('input')); }",
         [name, str(value)],
     )
@@ -94,7 +97,8 @@ def merging(frames, block, **given):
 
 
 def expected(tokens, block, amount, window, keep, weigh) -> list[float]:
-    """The merged share, the scores left and the relative change of what the attention adds, by the library."""
+    """The merged share, the scores left and the relative change of what the attention adds, by the
+    library."""
     packed = interactive.quantised
     x = interactive.restored(packed(tokens))[None]
     attention = block.attn1
@@ -107,7 +111,9 @@ def expected(tokens, block, amount, window, keep, weigh) -> list[float]:
     means = plan.merge(normed)[None]  # packed: the tokens left of the one image
 
     def attend(queries, keys, bias=None):
-        heads = [part.unflatten(-1, (4, 4)).transpose(1, 2) for part in (queries @ query, keys @ key, keys @ value)]
+        heads = [
+            part.unflatten(-1, (4, 4)).transpose(1, 2) for part in (queries @ query, keys @ key, keys @ value)
+        ]
         found = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=bias)
         return found.transpose(1, 2).flatten(2) @ out
 
@@ -155,7 +161,10 @@ def test_merging_goes_by_the_keyboard(shown, frames, block):
     row, column = map(int, place.search(page.get_attribute("[data-part=groups]", "aria-label")).groups())
     page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowRight")
-    assert place.search(page.get_attribute("[data-part=groups]", "aria-label")).groups() == (str(row - 1), str(column + 1))
+    assert place.search(page.get_attribute("[data-part=groups]", "aria-label")).groups() == (
+        str(row - 1),
+        str(column + 1),
+    )
 
 
 @pytest.mark.parametrize("touch", [False, True])
@@ -181,7 +190,8 @@ def test_buttons_set_known_methods_and_the_curve_is_drawn(shown, frames, block):
         assert float(page.input_value(f"[data-part={preset['by']}]")) == preset["amount"]
         assert page.get_by_role("button", name=name).get_attribute("aria-pressed") == "true"
     page.click("[data-part=sweep]")
-    page.wait_for_function("document.querySelector('figure').dataset.swept === '3'")  # queries kept, groups weighted
+    # queries kept, groups weighted
+    page.wait_for_function("document.querySelector('figure').dataset.swept === '3'")
     drawn = [dot.get_attribute("fill") for dot in page.locator("[data-part=trace] circle").all()]
     colours = list(interactive.WAYS.values())
     assert drawn.count(colours[3]) >= 21
@@ -207,8 +217,13 @@ def designer():
     known = {"RIVAL": (0, 2, 9, 18), "early": (0, 1, 2, 40)}
     quality, time = {"intercept": 30.0, "slope": -4.0, "spread": 0.5}, {"fixed": 0.8, "each": 0.01}
     amounts = {"t = 0.7": staleness, "t = 0.9": staleness**2}
-    each = {name: {name: of for name in amounts} for name, of in (("known", known), ("quality", quality), ("time", time))}
-    return amounts, interactive.scheduling(amounts, each["known"], each["quality"], each["time"], rival="RIVAL")
+    each = {
+        name: {name: of for name in amounts}
+        for name, of in (("known", known), ("quality", quality), ("time", time))
+    }
+    return amounts, interactive.scheduling(
+        amounts, each["known"], each["quality"], each["time"], rival="RIVAL"
+    )
 
 
 def steps_of(page) -> list[int]:
@@ -331,7 +346,10 @@ def test_the_roofline_of_the_page_is_that_of_the_accounting(shown, monkeypatch):
 def test_a_blind_test_counts_right_answers(shown):
     rng = np.random.default_rng(0)
     plain = {f"scene {i}": rng.random((32, 32, 3)) for i in range(5)}
-    made = {name: {scene: image * by for scene, image in plain.items()} for name, by in (("faint", 0.9), ("strong", 0.5))}
+    made = {
+        name: {scene: image * by for scene, image in plain.items()}
+        for name, by in (("faint", 0.9), ("strong", 0.5))
+    }
     page = shown(interactive.blind_test(plain, made, rounds=4))
     unmerged = {interactive.picture(image, quality=95) for image in plain.values()}
     seen = set()
@@ -349,7 +367,10 @@ def test_a_blind_test_counts_right_answers(shown):
         page.keyboard.press("Enter")  # the next button has the focus
     assert len(seen) == 4  # every scene once
     assert page.evaluate(READY) == "score 2 3"
-    table = [[cell.inner_text() for cell in row.query_selector_all("th, td")] for row in page.query_selector_all("tbody tr")]
+    table = [
+        [cell.inner_text() for cell in row.query_selector_all("th, td")]
+        for row in page.query_selector_all("tbody tr")
+    ]
     assert [row[0] for row in table] == ["faint", "strong"]
     assert [row[1] for row in table] == ["2", "2"]
     assert sum(int(row[2]) for row in table) == 2
@@ -373,7 +394,8 @@ def test_the_animation_goes_by_hand(shown, way, results):
     assert page.inner_text("[data-part=says]").startswith("Add")
     rings = page.locator("[data-part=stage] circle[fill=none]").all()
     assert len(rings) == 16
-    assert len({ring.get_attribute("stroke") for ring in rings}) == results  # copies of four, or one for each token
+    # copies of four, or one for each token
+    assert len({ring.get_attribute("stroke") for ring in rings}) == results
 
 
 def test_the_animation_plays_and_stops(shown):

@@ -1,4 +1,5 @@
-"""Tests of what the pages tell people to type: this repository understands every command, and the examples run."""
+"""Tests of what the pages tell people to type: this repository understands every command, and the examples
+run."""
 
 import ast
 import fnmatch
@@ -85,7 +86,9 @@ def check_options(words: list[str], given: list[str]) -> None:
     known = helps(*words)
     assert known, words
     for option in (word for word in given if word.startswith("-") and word != "--help"):
-        assert re.search(rf"(?<![\w-]){re.escape(option.split('=')[0])}(?![\w-])", known), f"{' '.join(words)} has no {option}"
+        assert re.search(rf"(?<![\w-]){re.escape(option.split('=')[0])}(?![\w-])", known), (
+            f"{' '.join(words)} has no {option}"
+        )
 
 
 def check_make(words: list[str], page: str) -> None:
@@ -113,7 +116,9 @@ def check_papermill(words: list[str]) -> None:
     notebook = ROOT / given["notebook_path"]
     assert notebook.is_file(), notebook
     assert given["kernel"] == "python3"
-    values = command.parameters([str(ROOT / file) for file in given["parameters_file"]], dict(given["parameters"]))
+    values = command.parameters(
+        [str(ROOT / file) for file in given["parameters_file"]], dict(given["parameters"])
+    )
     for text in given["parameters_yaml"]:
         values |= yaml.safe_load(text)
     check_parameters(PARAMETERS[notebook.stem], values)
@@ -148,9 +153,15 @@ def check_code(source: str) -> None:
             eval(ast.unparse(node), names)
         if isinstance(node, ast.Call) and not isinstance(node.func, ast.Attribute | ast.Name):
             raise AssertionError(ast.unparse(node))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) not in dir(__builtins__) and ast.unparse(node.func) != "print":
+        if (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) not in dir(__builtins__)
+            and ast.unparse(node.func) != "print"
+        ):
             called = eval(ast.unparse(node.func), names)
-            inspect.signature(called).bind(*node.args, **{keyword.arg: keyword.value for keyword in node.keywords})
+            inspect.signature(called).bind(
+                *node.args, **{keyword.arg: keyword.value for keyword in node.keywords}
+            )
 
 
 def check_python(words: list[str], page: str) -> None:
@@ -203,7 +214,11 @@ def check(words: list[str], page: str = "") -> None:
     else:
         assert program in PLAIN, f"{program} is no command that this test knows"
         for word in rest:
-            assert not re.match(r"(data|notebooks|catome)/", word) or (ROOT / word).exists() or f"{word}" in TEXT[page]
+            assert (
+                not re.match(r"(data|notebooks|catome)/", word)
+                or (ROOT / word).exists()
+                or f"{word}" in TEXT[page]
+            )
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -212,10 +227,13 @@ def test_the_shell_reads_every_block(page):
     for block in blocks(page, "sh"):
         done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert page == "long_runs" or max(map(len, block.splitlines())) <= 88  # what a page shows without scrolling
+        # what a page shows without scrolling
+        assert page == "long_runs" or max(map(len, block.splitlines())) <= 88
 
 
-@pytest.mark.parametrize(("page", "words"), TYPED, ids=[f"{page}-{' '.join(words)[:60]}" for page, words in TYPED])
+@pytest.mark.parametrize(
+    ("page", "words"), TYPED, ids=[f"{page}-{' '.join(words)[:60]}" for page, words in TYPED]
+)
 def test_what_a_page_tells_to_type_is_understood(page, words):
     check(words, page)
 
@@ -270,33 +288,44 @@ def test_the_numbers_of_the_gpu_page(capsys):
     text = re.sub(r"\s+", " ", TEXT["gpu"])
     images = {}
     for name, module in OF_CHAPTERS.items():
-        files = [str(ROOT / "data/presets/paper.yaml"), str(ROOT / f"data/presets/paper/{module.NOTEBOOK}.yaml")]
+        files = [
+            str(ROOT / "data/presets/paper.yaml"),
+            str(ROOT / f"data/presets/paper/{module.NOTEBOOK}.yaml"),
+        ]
         assert command.main([name, "--count", *(word for file in files for word in ("-f", file))]) == 0
         images[name] = int(re.search(r"(\d+) images in \d+ ways", capsys.readouterr().out)[1])
         assert f"| `{name}`, in `{module.NOTEBOOK}` | {images[name]:,} |" in text
     seconds = paper.METHODS["seconds"].iloc[0]
     assert (
-        f"At the {seconds:.2f} s of the paper's V100S, Table IV would be {images['headline'] * seconds / 3600:.0f} hours"
-        in text
+        f"At the {seconds:.2f} s of the paper's V100S, Table IV would be "
+        f"{images['headline'] * seconds / 3600:.0f} hours" in text
     )
     assert f"so {images['headline'] * 2048 * 2 / 1e6:.0f} MB for Table IV" in text
     numbers = estimate.WEIGHTS_BYTES / 2
-    assert f"the weights ({numbers / 1e6:.0f} million numbers) take {2 * numbers / 1e9:.1f} GB in float16" in text
+    assert (
+        f"the weights ({numbers / 1e6:.0f} million numbers) take {2 * numbers / 1e9:.1f} GB in float16"
+        in text
+    )
     assert f"the weights ({4 * numbers / 1e9:.1f} GB, since the files hold float32)" in text
     assert reference.PER_CLASS * 1000 == 5000
     assert "must print 5000" in text
 
 
 def test_the_size_of_pixart_sigma():
-    """Of its published configuration, counted without weights; the VAE's 84 million are those of Stable Diffusion."""
+    """Of its published configuration, counted without weights; the VAE's 84 million are those of Stable
+    Diffusion."""
     from diffusers import PixArtTransformer2DModel
     from transformers import T5Config, T5EncoderModel
 
     sizes = dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
     with torch.device("meta"):
         text_encoder = T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu"))
-        transformer = PixArtTransformer2DModel(sample_size=64, cross_attention_dim=1152, caption_channels=4096)
-    numbers = 84e6 + sum(weight.numel() for model in (text_encoder, transformer) for weight in model.parameters())
+        transformer = PixArtTransformer2DModel(
+            sample_size=64, cross_attention_dim=1152, caption_channels=4096
+        )
+    numbers = 84e6 + sum(
+        weight.numel() for model in (text_encoder, transformer) for weight in model.parameters()
+    )
     said = f"about {numbers / 1e9:.1f} billion numbers, which take {2 * numbers / 1e9:.0f} GB in float16"
     assert said in re.sub(r"\s+", " ", TEXT["gpu"])
 
@@ -314,7 +343,9 @@ def test_the_files_that_are_downloaded_are_those_that_are_read(tmp_path):
         if file.is_file() and wanted(name):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes(file.read_bytes())
-    setting = study.Setting(**{**yaml.safe_load((ROOT / "data/presets/smoke.yaml").read_text()), "model": str(tmp_path)})
+    setting = study.Setting(
+        **{**yaml.safe_load((ROOT / "data/presets/smoke.yaml").read_text()), "model": str(tmp_path)}
+    )
     assert study.load(setting).unet.config.in_channels == 4
     for name in ("v1-5-pruned.ckpt", "unet/diffusion_pytorch_model.bin", "safety_checker/model.safetensors"):
         assert not wanted(name)
@@ -350,19 +381,24 @@ def test_the_pinned_torch_knows_the_gpus_that_the_page_names():
 
 @pytest.mark.book
 def test_the_way_to_table_iv_on_the_embedded_model(tmp_path):
-    """The commands of the page as they stand, with another preset, without its model, and in other folders."""
+    """The commands of the page as they stand, with another preset, without its model, and in other
+    folders."""
     real = tmp_path / "imagenet/val"
     for position, name in enumerate(("desert", "lighthouse")):
         (real / f"n{position:08}").mkdir(parents=True)
         for i in range(6):
             Image.fromarray(tiny.render(name, 10**7 + i)).save(real / f"n{position:08}" / f"{i}.png")
     text = TEXT["gpu"][TEXT["gpu"].index("## Run it") : TEXT["gpu"].index("## A transformer on your GPU")]
-    lines = [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S) for line in commands(block)]
+    lines = [
+        line for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S) for line in commands(block)
+    ]
     assert [Path(line[0]).name for line in lines] == ["python", "papermill", "jupyter"]
     output = tmp_path / "sd15/_build/output"
 
     def run(words):
-        words = [word.replace("presets/paper", "presets/smoke").replace("runs/", f"{tmp_path}/") for word in words]
+        words = [
+            word.replace("presets/paper", "presets/smoke").replace("runs/", f"{tmp_path}/") for word in words
+        ]
         words = [word.replace(f"{tmp_path}/sd15/imagenet", str(real.parent)) for word in words]
         at = words.index(f"{tmp_path}/sd15/model") if f"{tmp_path}/sd15/model" in words else None
         if at is not None and words[at - 1] == "--model":
@@ -382,7 +418,8 @@ def test_the_way_to_table_iv_on_the_embedded_model(tmp_path):
     after = Store(QUALITY, output, None).find()
     new = after[~after["run"].isin(kept["run"])]
     pd.testing.assert_frame_equal(after.drop(new.index).reset_index(drop=True), kept)
-    assert set(new["seed"]) == {HELD_OUT}  # the notebook found every row of its own, and made those of the curves
+    # the notebook found every row of its own, and made those of the curves
+    assert set(new["seed"]) == {HELD_OUT}
     run(lines[2])
     page = (tmp_path / "sd15/06_headline.html").read_text()
     for name in ("03_threshold_sweep", "05_checkpoint_schedules"):
@@ -396,7 +433,9 @@ def test_a_preset_of_ones_own_finds_its_real_images(tmp_path):
     (tmp_path / "data").mkdir()
     subprocess.run(["cp", "-r", str(ROOT / "data/presets"), str(tmp_path / "data/presets")], check=True)
     block = next(block for block in blocks("gpu", "sh") if "data/presets/mine.yaml" in block)
-    subprocess.run(["bash", "-e"], input=block.replace("make book", ": make book"), text=True, check=True, cwd=tmp_path)
+    subprocess.run(
+        ["bash", "-e"], input=block.replace("make book", ": make book"), text=True, check=True, cwd=tmp_path
+    )
     for name in ("03_threshold_sweep", "05_checkpoint_schedules", "06_headline"):
         files = [str(tmp_path / "data/presets/mine.yaml"), str(tmp_path / f"data/presets/mine/{name}.yaml")]
         values = command.parameters(files)
@@ -404,7 +443,10 @@ def test_a_preset_of_ones_own_finds_its_real_images(tmp_path):
         assert values["reference"] == "runs/sd15/imagenet/val"
         assert values["images"] == 2000
         check_parameters(PARAMETERS[name], values)
-    files = [str(tmp_path / "data/presets/mine.yaml"), str(tmp_path / "data/presets/mine/10_a_transformer.yaml")]
+    files = [
+        str(tmp_path / "data/presets/mine.yaml"),
+        str(tmp_path / "data/presets/mine/10_a_transformer.yaml"),
+    ]
     values = command.parameters(files)
     assert "PixArt-Sigma" in values["model"]
     assert values["beside"] == "runs/sd15/model"
@@ -436,7 +478,10 @@ def test_the_examples_of_what_can_be_added_run(tmp_path, monkeypatch, capsys):
     assert len(names["best"]) == 3
 
     rows = Store(QUALITY, tmp_path / "runs/extend", None)
-    free, held = (rows.find(method=way.label)["merged_share"] for way in (methods.ca_tome(0.7, "CONFIG_3"), capped(0.7, 0.3)))
+    free, held = (
+        rows.find(method=way.label)["merged_share"]
+        for way in (methods.ca_tome(0.7, "CONFIG_3"), capped(0.7, 0.3))
+    )
     assert len(free) == len(held) == 2
     assert max(share.max() for share in free) > 0.3  # there was something to cap
     assert all(abs(share.max() - 0.3) < 1e-2 for share in held)
@@ -453,7 +498,9 @@ def test_the_examples_of_what_can_be_added_run(tmp_path, monkeypatch, capsys):
     assert "6 images in 3 ways" in capsys.readouterr().out
     assert command.main(arguments) == 0
     assert len(Store(QUALITY, tmp_path / "out", None).find()) == 3 * 2
-    monkeypatch.setattr("catome.study.measure.comparison.generate_batch", lambda *_: pytest.fail("it was made again"))
+    monkeypatch.setattr(
+        "catome.study.measure.comparison.generate_batch", lambda *_: pytest.fail("it was made again")
+    )
     cells = [block for block in blocks("extend", "python") if block.startswith("# cell:")]
     namespace = {}
     for cell in cells:
@@ -471,7 +518,9 @@ def test_the_examples_of_what_can_be_added_run(tmp_path, monkeypatch, capsys):
     # as in every notebook
     def common(source):
         return [
-            line.split("  #")[0] for line in source.splitlines() if line.split(" = ")[0] in study.Setting.names_of_parameters()
+            line.split("  #")[0]
+            for line in source.splitlines()
+            if line.split(" = ")[0] in study.Setting.names_of_parameters()
         ]
 
     theirs = nbformat.read(ROOT / "notebooks/06_headline.ipynb", 4).cells

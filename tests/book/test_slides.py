@@ -1,5 +1,5 @@
-"""The slides: what the converter puts on them, the slides in the notebooks, and every slide of the built book in a real
-browser."""
+"""The slides: what the converter puts on them, the slides in the notebooks, and every slide of the built book
+in a real browser."""
 
 import ast
 import base64
@@ -52,25 +52,40 @@ def code(source, *tags, outputs=(), alt="A square.", name=None, caption="First o
 
 
 def notebook(*cells):
-    return nbformat.v4.new_notebook(cells=[markdown("# 1. The chapter\n\nOPENING prose, by {cite:p}`bolya2023tome`."), *cells])
+    return nbformat.v4.new_notebook(
+        cells=[markdown("# 1. The chapter\n\nOPENING prose, by {cite:p}`bolya2023tome`."), *cells]
+    )
 
 
 def tiny():
     return notebook(
         code("SECRET = 1\nprint(SECRET)", "parameters", outputs=[("stdout", "PRINTED BEFORE")]),
         markdown("### A figure tells\n\n- one $x^2$", "slide", "remove-cell"),
-        markdown("PROSE of the chapter, see {func}`catome.match`, {term}`slots <Slot>` and [the map](../book/field.md)."),
+        markdown(
+            "PROSE of the chapter, see {func}`catome.match`, {term}`slots <Slot>` and [the "
+            "map](../book/field.md)."
+        ),
         code(
-            "SECRET_DRAWING()", outputs=[("image/svg+xml", SVG % 100), ("text/html", "<b>TABLE NOT ASKED FOR</b>")], name="wide"
+            "SECRET_DRAWING()",
+            outputs=[("image/svg+xml", SVG % 100), ("text/html", "<b>TABLE NOT ASKED FOR</b>")],
+            name="wide",
         ),
         code("say()", outputs=[("text/markdown", "COMPUTED, by {cite:t}`bolya2023tomesd`.")]),
-        code("skip()", "slide-skip", outputs=[("image/svg+xml", SVG % 100), ("text/markdown", "SKIPPED")], name="skipped"),
+        code(
+            "skip()",
+            "slide-skip",
+            outputs=[("image/svg+xml", SVG % 100), ("text/markdown", "SKIPPED")],
+            name="skipped",
+        ),
         markdown("### A table and some code\n\n- two", "slide", "remove-cell", "slide-live"),
         code(
             "shown = match(tokens)\nprint(\n    shown\n)\nfigures.draw(shown)",
             "slide-code",
             "slide-output",
-            outputs=[("stdout", "PRINTED LINE"), ("text/html", "<style>x</style><table><tr><td>CELL</td></tr></table>")],
+            outputs=[
+                ("stdout", "PRINTED LINE"),
+                ("text/html", "<style>x</style><table><tr><td>CELL</td></tr></table>"),
+            ],
         ),
         markdown("### Two figures", "slide", "remove-cell"),
         code("a()", outputs=[("image/svg+xml", SVG % 400)], name="tall"),
@@ -79,7 +94,8 @@ def tiny():
         markdown("NOTE of what was not drawn"),
         markdown("### The end\n\n- all", "slide", "remove-cell", "slide-summary"),
         markdown(
-            "```{exercise}\n:label: ex-one\nWHAT is it, by {eq}`cosine`?\n```\n\n```{solution} ex-one\n:class: dropdown\nTHAT.\n```"
+            "```{exercise}\n:label: ex-one\nWHAT is it, by {eq}`cosine`?\n```\n\n```{solution} "
+            "ex-one\n:class: dropdown\nTHAT.\n```"
         ),
         markdown("### After the summary\n\n- still to come", "slide", "remove-cell"),
     )
@@ -139,7 +155,9 @@ def test_only_slides_figures_and_what_is_asked_for_are_shown(sections):
     ):
         assert hidden not in shown, hidden
     figure, notes = sections["A figure tells"]
-    assert [(image["src"], image["alt"]) for image in figure.select("img")] == [("assets/figures/wide.svg", "A square.")]
+    assert [(image["src"], image["alt"]) for image in figure.select("img")] == [
+        ("assets/figures/wide.svg", "A square.")
+    ]
     assert figure.select_one("figcaption").text == "First of all."
     assert "$x^2$" in figure.text
     assert "PROSE of the chapter, see catome.match, slots and the map." in " ".join(notes.split())
@@ -172,7 +190,10 @@ def test_a_tall_figure_stands_beside_the_words():
 
 def test_exercises_are_shown_and_their_solutions_are_notes(sections):
     sheet, notes = sections["Exercises"]
-    assert [" ".join(item.text.split()) for item in sheet.select("li")] == ["WHAT is it, by equation (cosine)?", "By hand"]
+    assert [" ".join(item.text.split()) for item in sheet.select("li")] == [
+        "WHAT is it, by equation (cosine)?",
+        "By hand",
+    ]
     assert "In code: Programming" in sheet.text
     assert "THAT." in notes
 
@@ -190,7 +211,9 @@ def test_a_page_loads_nothing_but_its_assets(converted):
     assert len(loaded) >= 8
     assert [name for name in loaded if not (converted.parent / name).is_file()] == []
     style = (converted.parent / "assets/slides.css").read_text()
-    assert all((converted.parent / "assets" / name).is_file() for name in re.findall(r'url\("(.+?)"\)', style))
+    assert all(
+        (converted.parent / "assets" / name).is_file() for name in re.findall(r'url\("(.+?)"\)', style)
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,7 +239,10 @@ def test_what_a_slide_must_have(cells, says):
         ("(target)=\n## Head", "\n## Head"),
         ("````{solution} x\n:class: dropdown\n```python\n1\n```\n````\nrest", "\nrest"),
         ("```{note}\nsaid\n```", "said\n"),
-        ("{term}`src and dst`, {numref}`fig`, {class}`~catome.MergePlan`", "src and dst, fig, `catome.MergePlan`"),
+        (
+            "{term}`src and dst`, {numref}`fig`, {class}`~catome.MergePlan`",
+            "src and dst, fig, `catome.MergePlan`",
+        ),
         ("+1.10 dB [+0.63, +1.57] (so)", "+1.10 dB [+0.63, +1.57] (so)"),
         ("[](../book/rerun.md)", "rerun"),
         ("```python\nx = 1\n```", "```python\nx = 1\n```"),
@@ -230,12 +256,21 @@ def test_every_lecture_of_the_page_for_teachers():
     assert [lecture.number for lecture in LECTURES] == [1, 2, 3, 4, 5]
     assert sorted(CHAPTERS) == sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
     for lecture in LECTURES:
-        assert {"slides", "reading", "plan", "goals", "demonstration", "exercises", "programming", "common mistakes"} <= set(
-            lecture.rows
-        )
+        assert {
+            "slides",
+            "reading",
+            "plan",
+            "goals",
+            "demonstration",
+            "exercises",
+            "programming",
+            "common mistakes",
+        } <= set(lecture.rows)
         assert f'<a href="../slides/lecture_{lecture.number}.html">' in lecture.rows["slides"]
         assert sum(map(int, re.findall(r"(\d+) min ", lecture.rows["plan"]))) == 90
-        assert (ROOT / "notebooks/exercises" / re.search(r"`(.+?)`", lecture.rows["programming"])[1]).is_file()
+        assert (
+            ROOT / "notebooks/exercises" / re.search(r"`(.+?)`", lecture.rows["programming"])[1]
+        ).is_file()
 
 
 def cells_of(chapter):
@@ -244,7 +279,8 @@ def cells_of(chapter):
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_slides_in_the_notebooks(chapter):
-    """A slide is for the room: the book leaves it out, it says one thing, and what it tells to change can be changed."""
+    """A slide is for the room: the book leaves it out, it says one thing, and what it tells to change can be
+    changed."""
     cells = cells_of(chapter)
     written = [cell for cell in cells if "slide" in cell.metadata.get("tags", [])]
     assert len(written) >= 5
@@ -259,7 +295,11 @@ def test_slides_in_the_notebooks(chapter):
         assert len(re.findall(r"^- ", cell.source, re.MULTILINE)) <= 3, cell.id
         for block in re.findall(r"```python\n(.+?)```", cell.source, re.DOTALL):
             used = ast.parse(block)
-            set_here = {node.id for node in ast.walk(used) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+            set_here = {
+                node.id
+                for node in ast.walk(used)
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            }
             read = {node.id for node in ast.walk(used) if isinstance(node, ast.Name)} - set_here
             assert read <= names | {"print"}, (cell.id, read - names)
             if not read:  # nothing but parameters
@@ -273,12 +313,16 @@ def test_the_map_on_a_slide_is_the_book_s():
     def table(text):
         return re.search(r"^(\|.*\n?)+", text, re.MULTILINE)[0].strip()
 
-    shown = next(cell.source for cell in cells_of("07_where_the_time_goes") if "slide-map" in cell.metadata.get("tags", []))
+    shown = next(
+        cell.source
+        for cell in cells_of("07_where_the_time_goes")
+        if "slide-map" in cell.metadata.get("tags", [])
+    )
     assert table(shown) == table((ROOT / "book/field.md").read_text())
 
 
-# what does not fit: boxes that leave the sheet, lie upon its heading or footer, or hold more than they show; words too small
-# for a room
+# what does not fit: boxes that leave the sheet, lie upon its heading or footer, or hold more than they show;
+# words too small for a room
 FIT = """() => {
   const faults = [], sheet = Reveal.getCurrentSlide().querySelector(".sheet"), body = sheet.querySelector(".body");
   const inside = (box, frame) => box.left >= frame.left - 1 && box.right <= frame.right + 1 && box.top >= frame.top - 1 && box.bottom <= frame.bottom + 1;
@@ -297,7 +341,9 @@ FIT = """() => {
 
 
 @pytest.mark.book
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path: install it to test the slides in a browser")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on the path: install it to test the slides in a browser"
+)
 @pytest.mark.parametrize("lecture", LECTURES, ids=lambda lecture: str(lecture.number))
 def test_every_slide_in_a_browser(book, lecture):
     from playwright.sync_api import sync_playwright
@@ -308,7 +354,9 @@ def test_every_slide_in_a_browser(book, lecture):
         page = browser.new_page(viewport={"width": 1280, "height": 720})
         watch(page, faults)
         page.goto((book / f"slides/lecture_{lecture.number}.html").as_uri(), wait_until="load")
-        page.wait_for_function("Reveal.isReady() && MathJax.startup && document.querySelector('.sheet mjx-container')")
+        page.wait_for_function(
+            "Reveal.isReady() && MathJax.startup && document.querySelector('.sheet mjx-container')"
+        )
         page.evaluate("MathJax.startup.promise")
         page.evaluate("document.fonts.ready")
         count = page.evaluate("Reveal.getTotalSlides()")
@@ -317,7 +365,9 @@ def test_every_slide_in_a_browser(book, lecture):
             faults += [f"{number}: {fault}" for fault in page.evaluate(FIT) + accessibility_faults(page)]
             headings.append(current.query_selector("h1, h2").inner_text().strip())
             for image in current.query_selector_all("img"):
-                width, height, alt = image.evaluate("e => [e.naturalWidth && e.clientWidth, e.clientHeight, e.alt]")
+                width, height, alt = image.evaluate(
+                    "e => [e.naturalWidth && e.clientWidth, e.clientHeight, e.alt]"
+                )
                 drawn += 1
                 if width < 300 or height < 150 or len(alt) < 20:
                     faults.append(f"{number}: figure of {width} by {height}: {alt}")
@@ -339,23 +389,39 @@ def test_every_slide_in_a_browser(book, lecture):
 
 @pytest.mark.book
 def test_every_slide_and_its_figure_is_in_a_lecture(book):
-    """The figures and the slides of the notebooks reach the decks, and the slides do not reach the book's pages."""
-    decks = {lecture.number: (book / f"slides/lecture_{lecture.number}.html").read_text() for lecture in LECTURES}
+    """The figures and the slides of the notebooks reach the decks, and the slides do not reach the book's
+    pages."""
+    decks = {
+        lecture.number: (book / f"slides/lecture_{lecture.number}.html").read_text() for lecture in LECTURES
+    }
     for lecture in LECTURES:
         shown = {tag.text for tag in BeautifulSoup(decks[lecture.number], "html.parser").select("h2")}
         for chapter in lecture.chapters:
-            written = [cell.source for cell in cells_of(chapter) if "slide-live" in cell.metadata.get("tags", [])]
-            written += [cell.source for cell in cells_of(chapter) if "slide-summary" in cell.metadata.get("tags", [])]
+            written = [
+                cell.source for cell in cells_of(chapter) if "slide-live" in cell.metadata.get("tags", [])
+            ]
+            written += [
+                cell.source for cell in cells_of(chapter) if "slide-summary" in cell.metadata.get("tags", [])
+            ]
             page = (book / f"notebooks/{chapter}.html").read_text()
             for heading in (re.sub(r"[*_]", "", re.match(r"### (.+)", source)[1]) for source in written):
                 assert heading in shown
                 assert heading not in BeautifulSoup(page, "html.parser").text
-    for name in ("merged", "similarity-by-step", "threshold-sweep", "staleness-maps", "headline", "least-time"):
+    for name in (
+        "merged",
+        "similarity-by-step",
+        "threshold-sweep",
+        "staleness-maps",
+        "headline",
+        "least-time",
+    ):
         assert any(f"assets/figures/{name}.svg" in deck for deck in decks.values()), name
 
 
 @pytest.mark.book
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path: install it to test the slides in a browser")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on the path: install it to test the slides in a browser"
+)
 def test_notes_and_print(book, tmp_path):
     """S opens the speaker's window on the right slide, offline; print-pdf gives one page for each slide."""
     import pypdfium2
@@ -365,11 +431,17 @@ def test_notes_and_print(book, tmp_path):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         context = browser.new_context(viewport={"width": 1280, "height": 720})
-        context.on("request", lambda r: None if r.url.startswith(("file:", "data:", "about:")) else faults.append(r.url))
+        context.on(
+            "request",
+            lambda r: None if r.url.startswith(("file:", "data:", "about:")) else faults.append(r.url),
+        )
         page = context.new_page()
         page.goto(path.as_uri())
         page.wait_for_function("Reveal.isReady() && document.querySelector('.notes mjx-container')")
-        page.evaluate("Reveal.slide(Reveal.getSlides().findIndex((slide) => slide.querySelector('.notes mjx-container')))")
+        page.evaluate(
+            "Reveal.slide(Reveal.getSlides().findIndex((slide) => slide.querySelector('.notes "
+            "mjx-container')))"
+        )
         with context.expect_page() as opened:
             page.keyboard.press("s")
         said = page.eval_on_selector("section.present aside.notes", "e => e.textContent")
@@ -393,7 +465,9 @@ def test_notes_and_print(book, tmp_path):
 def test_glued_words_come_into_the_notes():
     gluing = code("figures.glue(share='a tenth')", "remove-cell", "slide-skip")
     record = {"application/papermill.record/text/plain": "a tenth"}
-    gluing.outputs = [nbformat.v4.new_output("display_data", record, metadata={"scrapbook": {"name": "share"}})]
+    gluing.outputs = [
+        nbformat.v4.new_output("display_data", record, metadata={"scrapbook": {"name": "share"}})
+    ]
     text = markdown("It merges {glue:text}`share`, and {glue:text}`unknown` of it.")
     (opener,) = slides.slides_of(notebook(text, gluing), "one", {})
     assert "It merges a tenth, and … of it." in " ".join(opener.notes)

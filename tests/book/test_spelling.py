@@ -1,7 +1,8 @@
-"""Spelling, British, of all prose: the pages and notebooks, the docstrings, and what the cells of the rendered book write.
+"""Spelling, British, of all prose: the pages and notebooks, the docstrings, and what the cells of the
+rendered book write.
 
-A word is known to the dictionary, to codespell's list of British spellings, or to `words.txt`, the project's own list. A word
-that is written with a capital there is a name and wants it everywhere.
+A word is known to the dictionary, to codespell's list of British spellings, or to `words.txt`, the project's
+own list. A word that is written with a capital there is a name and wants it everywhere.
 """
 
 import ast
@@ -45,7 +46,9 @@ NO_PROSE = {
 }
 ADDRESS = re.compile(r"https?://\S+|\b[\w.-]+/[\w./-]+|\S+\.(?:py|md|ipynb|yaml|json|svg|png|html|com)\b")
 # in a docstring: an example, a section's name, code, an argument that is described
-CODE = re.compile(r"^\s*>>>.*?(?=\n\s*\n|\Z)|^\s*Args:$|(`+)[^`]+\1|^\s+[\w*, ]+(?=(?: \([^)]*\))?: )", re.M | re.S)
+CODE = re.compile(
+    r"^\s*>>>.*?(?=\n\s*\n|\Z)|^\s*Args:$|(`+)[^`]+\1|^\s+[\w*, ]+(?=(?: \([^)]*\))?: )", re.M | re.S
+)
 WORD = re.compile(r"(?<![\w\\.@-])[^\W\d_]+(?:['\u2019][^\W\d_]+)*(?!\w)")
 EXTENSIONS = ["amsmath", "colon_fence", "deflist", "dollarmath", "html_image"]
 PARSER = create_md_parser(MdParserConfig(enable_extensions=EXTENSIONS), RendererHTML)
@@ -79,7 +82,8 @@ def docstring_prose(text: str):
 def dictionary() -> tuple[frozenset[str], frozenset[str]]:
     """Known words in small letters, and names."""
     british = (
-        line.split("->")[0] for line in (files("codespell_lib") / "data/dictionary_en-GB_to_en-US.txt").read_text().splitlines()
+        line.split("->")[0]
+        for line in (files("codespell_lib") / "data/dictionary_en-GB_to_en-US.txt").read_text().splitlines()
     )
     own = OWN.read_text().split()
     words = {*SpellChecker("en").word_frequency.keys(), *british, *(word for word in own if word.islower())}
@@ -89,15 +93,22 @@ def dictionary() -> tuple[frozenset[str], frozenset[str]]:
 def known(word: str) -> bool:
     words, names = dictionary()
     word = re.sub(r"'s?$", "", word.replace("\u2019", "'"))
-    if len(word) < 3 or word in names or word[1:] != word[1:].lower():  # symbols, names, ABBREVIATIONS, CamelCase
+    # symbols, names, ABBREVIATIONS, CamelCase
+    if len(word) < 3 or word in names or word[1:] != word[1:].lower():
         return True
     small = word.lower()
-    return small in words or any(small.startswith(prefix) and small[len(prefix) :] in words for prefix in PREFIXES)
+    return small in words or any(
+        small.startswith(prefix) and small[len(prefix) :] in words for prefix in PREFIXES
+    )
 
 
 def misspelt(lines) -> list[str]:
     """``line: word`` of every word that nobody knows."""
-    words = ((number, word) for number, line in lines for word in WORD.findall(ADDRESS.sub(" ", line).replace("-", " ")))
+    words = (
+        (number, word)
+        for number, line in lines
+        for word in WORD.findall(ADDRESS.sub(" ", line).replace("-", " "))
+    )
     return [f"{number}: {word}" for number, word in words if not known(word)]
 
 
@@ -123,9 +134,15 @@ def texts():
     for path in PAGES:
         yield str(path.relative_to(ROOT)), list(markdown_prose(path.read_text()))
     for path in NOTEBOOKS:
-        yield from ((f"{path.relative_to(ROOT)}, {where}", list(markdown_prose(text))) for where, text in notebook_texts(path))
+        yield from (
+            (f"{path.relative_to(ROOT)}, {where}", list(markdown_prose(text)))
+            for where, text in notebook_texts(path)
+        )
     for path in MODULES:
-        yield from ((f"{path.relative_to(ROOT)}, {where}", list(docstring_prose(text))) for where, text in docstrings(path))
+        yield from (
+            (f"{path.relative_to(ROOT)}, {where}", list(docstring_prose(text)))
+            for where, text in docstrings(path)
+        )
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     yield "CITATION.cff", [(1, str(citation.get(key, ""))) for key in ("title", "abstract", "message")]
 
@@ -139,7 +156,10 @@ def test_every_word_is_known():
 
 def rendered_prose(path: Path) -> list[tuple[int, str]]:
     article = BeautifulSoup(path.read_text(), "html.parser").select_one("article")
-    no_prose = "pre, code, script, style, .math, .headerlink, .sig, .classifier, .viewcode-link, .citation, .download"
+    no_prose = (
+        "pre, code, script, style, .math, .headerlink, .sig, .classifier, .viewcode-link, .citation, "
+        ".download"
+    )
     for tag in article.select(f"{no_prose}, a[href*='bibliography.html'], a[href^='#id'], a.external"):
         tag.decompose()
     return [(1, article.get_text(" ")), *((1, image.get("alt", "")) for image in article.select("img"))]
@@ -148,7 +168,9 @@ def rendered_prose(path: Path) -> list[tuple[int, str]]:
 @pytest.mark.book
 def test_every_word_that_the_cells_write_is_known(book):
     pages = sorted(path for part in ("book", "notebooks") for path in (book / part).rglob("*.html"))
-    unknown = {f"{path.stem}: {fault.split(': ')[1]}" for path in pages for fault in misspelt(rendered_prose(path))}
+    unknown = {
+        f"{path.stem}: {fault.split(': ')[1]}" for path in pages for fault in misspelt(rendered_prose(path))
+    }
     assert unknown == set(), "misspelt, or words for tests/book/words.txt:\n" + "\n".join(sorted(unknown))
 
 
@@ -167,7 +189,8 @@ def codespell(*paths: Path) -> str:
 
 
 def test_no_common_misspelling(tmp_path):
-    """codespell knows misspellings that are words of another kind, and looks into code and comments as well."""
+    """codespell knows misspellings that are words of another kind, and looks into code and comments as
+    well."""
     for number, (where, lines) in enumerate(texts()):
         (tmp_path / f"{number}.md").write_text(f"{where}\n" + "\n".join(line for _, line in lines))
     code = (

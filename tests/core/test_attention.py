@@ -1,4 +1,5 @@
-"""Attention over merged keys: exact where keys are equal, within the stated bound elsewhere, whatever surrounds the image."""
+"""Attention over merged keys: exact where keys are equal, within the stated bound elsewhere, whatever
+surrounds the image."""
 
 import math
 from types import SimpleNamespace
@@ -89,7 +90,8 @@ def test_exact_duplicates_change_rounding_alone(kinds, heads, scale, seed):
     key = heads_of(repeated(2, 16, kinds, seed), heads) * scale
     values = heads_of(repeated(2, 16, kinds, seed + 1), heads)
     query = heads_of(drawn(2, TOKENS, 16, seed=seed + 2, scale=scale), heads)
-    tokens = torch.cat([key, values], 3).transpose(1, 2).flatten(2)  # merged are those whose keys and values are equal
+    # merged are those whose keys and values are equal
+    tokens = torch.cat([key, values], 3).transpose(1, 2).flatten(2)
     plan = make_plan(best_matches(tokens, GRID), threshold=1.0)
     plain = F.scaled_dot_product_attention(query, key, values)
     torch.testing.assert_close(attend(query, key, values, plan), plain, atol=2e-5, rtol=1e-5)
@@ -122,7 +124,9 @@ def test_the_bound_holds(spread, seed, ratio):
     between = torch.cdist(means, means).max()
     within = max(torch.cdist(value[0, group], value[0, group]).max() for group in groups)
     scores = query[0, 0] @ key[0].T / math.sqrt(8)
-    delta = torch.stack([(scores[:, g] - scores[:, g].mean(1, keepdim=True)).abs().amax(1) for g in groups]).amax(0)
+    delta = torch.stack(
+        [(scores[:, g] - scores[:, g].mean(1, keepdim=True)).abs().amax(1) for g in groups]
+    ).amax(0)
     exact = torch.tanh(delta.cosh().log() / 4) * between + torch.tanh(delta / 2) * within
     simple = delta**2 / 8 * between + delta / 2 * within
     off = (merged - plain).norm(dim=1)
@@ -181,7 +185,9 @@ def test_a_mask_over_text_still_holds(kind, rows):
     found = attend(query, key, value, plan, first, attn_mask=mask)
     for b, kept in enumerate((2, 5)):
         places = [*range(kept), *range(first, first + TOKENS)]
-        own = make_plan(best_matches(key[b : b + 1, :, first:].transpose(1, 2).flatten(2), GRID), threshold=0.25)
+        own = make_plan(
+            best_matches(key[b : b + 1, :, first:].transpose(1, 2).flatten(2), GRID), threshold=0.25
+        )
         alone = attend(query[b : b + 1], key[b : b + 1, :, places], value[b : b + 1, :, places], own, kept)
         torch.testing.assert_close(found[b : b + 1], alone, atol=1e-5, rtol=0)
 
@@ -249,7 +255,10 @@ WAYS = ("bias", "channel", "values")
 
 def weighed(query, key, value, log_weights, scale=None):
     """The definition, in float64."""
-    scores = query.double() @ key.double().mT * (scale or 1 / math.sqrt(query.shape[-1])) + log_weights[:, None, None].double()
+    scores = (
+        query.double() @ key.double().mT * (scale or 1 / math.sqrt(query.shape[-1]))
+        + log_weights[:, None, None].double()
+    )
     return scores.softmax(-1) @ value.double()
 
 
@@ -265,7 +274,9 @@ def test_every_way_weighs_alike(way, channels, scale, dtype):
     value[1, :, -5:] = 0
     found = weighted_attention(query, key, value, sizes.log(), way=way, scale=scale)
     rounding = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
-    torch.testing.assert_close(found.double(), weighed(query, key, value, sizes.log(), scale), atol=rounding, rtol=rounding)
+    torch.testing.assert_close(
+        found.double(), weighed(query, key, value, sizes.log(), scale), atol=rounding, rtol=rounding
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -291,13 +302,24 @@ def test_a_mask_needs_the_bias(way):
 def test_the_way_is_chosen_by_device_dtype_and_head():
     def way(channels, dtype=torch.float16, device="cuda", mask=None, trained=False):
         query = SimpleNamespace(
-            dtype=dtype, is_cuda=device == "cuda", requires_grad=trained, shape=torch.Size([2, 8, 64, channels])
+            dtype=dtype,
+            is_cuda=device == "cuda",
+            requires_grad=trained,
+            shape=torch.Size([2, 8, 64, channels]),
         )
         return way_for(query, mask)
 
     assert [way(channels) for channels in (40, 80, 120)] == ["channel"] * 3, "their widths have room"
-    assert [way(channels) for channels in (32, 64, 96, 128, 256)] == ["bias"] * 5, "a wider head would take longer"
-    assert way(40, torch.float32) == way(40, device="cpu") == way(40, mask=torch.zeros(1)) == way(40, trained=True) == "bias"
+    assert [way(channels) for channels in (32, 64, 96, 128, 256)] == ["bias"] * 5, (
+        "a wider head would take longer"
+    )
+    assert (
+        way(40, torch.float32)
+        == way(40, device="cpu")
+        == way(40, mask=torch.zeros(1))
+        == way(40, trained=True)
+        == "bias"
+    )
 
 
 @pytest.mark.parametrize("way", ["bias", "channel"])

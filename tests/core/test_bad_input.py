@@ -1,4 +1,5 @@
-"""Whatever is wrong with what is given: one sentence that names it and says what is allowed, and nothing is changed or written.
+"""Whatever is wrong with what is given: one sentence that names it and says what is allowed, and nothing is
+changed or written.
 
 What each function does with good input is tested elsewhere, and some of its bad input too, beside the good.
 """
@@ -54,7 +55,8 @@ MODEL = ROOT / "data" / "tiny-sd"
 
 
 def refused(call, *says) -> None:
-    """``call`` raises one error of Python's own, or a ``Damaged`` file's, in one line with all of ``says``; none is behind it."""
+    """``call`` raises one error of Python's own, or a ``Damaged`` file's, in one line with all of ``says``;
+    none is behind it."""
     with pytest.raises((TypeError, ValueError, OSError, KeyError, IndexError)) as caught:
         call()
     error, message = caught.value, str(caught.value)
@@ -68,7 +70,8 @@ def refused(call, *says) -> None:
 def cases(*rows):
     """``(what, says, ...)`` rows as parameters, each with an id of its own."""
     return pytest.mark.parametrize(
-        ("what", "says"), [pytest.param(what, says, id=f"{i}-{says[0][:40]}") for i, (what, *says) in enumerate(rows)]
+        ("what", "says"),
+        [pytest.param(what, says, id=f"{i}-{says[0][:40]}") for i, (what, *says) in enumerate(rows)],
     )
 
 
@@ -80,7 +83,10 @@ PATCH = (
     (dict(threshold=[0.7]), "threshold=[0.7] must be a number, not list"),
     (dict(threshold=torch.tensor(0.5)), "threshold=tensor(0.5000) must be a number, not Tensor"),
     (dict(threshold=1j), "threshold=1j must be a number, not complex"),
-    (dict(threshold=torch.eye(3)), "threshold=tensor([[1., 0., 0.], [0., 1., 0.], [0., 0., 1.]]) must be a number, not Tensor"),
+    (
+        dict(threshold=torch.eye(3)),
+        "threshold=tensor([[1., 0., 0.], [0., 1., 0.], [0., 0., 1.]]) must be a number, not Tensor",
+    ),
     (dict(threshold=[0.7] * 999), "threshold=[0.7, 0.7, ", "0... must be a number, not list"),
     (dict(threshold=NAN), "threshold=nan must be between -1 and 1"),
     (dict(threshold=INF), "threshold=inf must be between -1 and 1"),
@@ -96,7 +102,12 @@ PATCH = (
     (dict(ratio=0.6, stride=(1, 2)), "ratio=0.6 must be between 0 and 0.5, the share of src tokens"),
     (dict(ratio=0.9, stride=(2, 4)), "ratio=0.9 must be between 0 and 0.875"),
     (dict(schedule="CONFIG_6"), "schedule='CONFIG_6' is not a named schedule (did you mean 'CONFIG_"),
-    (dict(schedule="adaptive"), "schedule='adaptive' is not", "did you mean 'CONF_ADAPTIVE'", "the names are CONFIG_1,"),
+    (
+        dict(schedule="adaptive"),
+        "schedule='adaptive' is not",
+        "did you mean 'CONF_ADAPTIVE'",
+        "the names are CONFIG_1,",
+    ),
     (dict(schedule=""), "schedule='' is not a named schedule; the names are CONFIG_1, CONFIG_2"),
     (dict(schedule=catome.Auto), "must be a name, a collection of step indices or None, not type"),
     (dict(schedule="auto", dst="random"), "dst='random' draws other dst tokens", "schedule='auto'"),
@@ -114,7 +125,10 @@ PATCH = (
     (dict(dst="bottom_right"), "dst='bottom_right' must be 'top_left' or 'random'"),
     (dict(dst=None), "dst=None must be 'top_left' or 'random'"),
     (dict(dst=["random"]), "dst=['random'] must be 'top_left' or 'random'"),
-    (dict(dst=np.array(["random", "top_left"])), "dst=array(['random', 'top_left'], dtype='<U8') must be 'top_left' or"),
+    (
+        dict(dst=np.array(["random", "top_left"])),
+        "dst=array(['random', 'top_left'], dtype='<U8') must be 'top_left' or",
+    ),
     (dict(seed=-1), "seed=-1 must be at least 0"),
     (dict(seed=None), "seed=None must be an integer, not NoneType"),
     (dict(seed=1.0), "seed=1.0 must be an integer, not float"),
@@ -128,11 +142,16 @@ PATCH = (
     (dict(only_where_faster="no"), "only_where_faster='no' must be True or False"),
     (
         dict(treshold=0.5),
-        "treshold=0.5 is no argument of apply_patch (did you mean 'threshold'?); it has pipe, config, threshold, ratio",
+        "treshold=0.5 is no argument of apply_patch (did you mean 'threshold'?); it has pipe, config, "
+        "threshold, ratio",
     ),
     (dict(Ratio=0.5), "Ratio=0.5 is no argument of apply_patch (did you mean 'ratio'?)"),
     (dict(merge_self=True), "merge_self=True is no argument of apply_patch (did you mean 'merge_"),
-    (dict(sx=2), "sx=2 is no argument of apply_patch; it has pipe, config, threshold, ratio, schedule, keep_queries, weight"),
+    (
+        dict(sx=2),
+        "sx=2 is no argument of apply_patch; it has pipe, config, threshold, ratio, schedule, keep_queries, "
+        "weight",
+    ),
     (dict(keep_queries="no"), "keep_queries='no' must be True or False"),
     (dict(weighted=0), "weighted=0 must be True or False"),
     (dict(across_frames=None), "across_frames=None must be True or False"),
@@ -145,7 +164,10 @@ PATCH = (
     (dict(start=0.6, end=0.4), "start=0.6, end=0.4: merging must begin before it ends"),
     (dict(schedule=[0, 0.5, 7]), "schedule=7 must be between 0 and 1"),
     (dict(schedule="EVEN_0"), "schedule='EVEN_0' is not a named schedule"),
-    (dict(merge_attn=False), "merge_attn=False, merge_crossattn=False, merge_mlp=False: at least one of them must be True"),
+    (
+        dict(merge_attn=False),
+        "merge_attn=False, merge_crossattn=False, merge_mlp=False: at least one of them must be True",
+    ),
 )
 
 
@@ -167,7 +189,10 @@ def test_the_patch_refuses_and_what_was_there_stays(pipe, what, says):
 
 
 @cases(
-    (lambda pipe: None, "pipe=NoneType must be a diffusers pipeline with a denoising model that catome knows"),
+    (
+        lambda pipe: None,
+        "pipe=NoneType must be a diffusers pipeline with a denoising model that catome knows",
+    ),
     (lambda pipe: "stable-diffusion-v1-5", "pipe=str must be a diffusers pipeline"),
     (lambda pipe: pipe.vae, "pipe=AutoencoderKL must be a diffusers pipeline"),
     (lambda pipe: type(pipe.unet), "pipe=type must be a diffusers pipeline"),
@@ -176,7 +201,11 @@ def test_the_patch_refuses_and_what_was_there_stays(pipe, what, says):
 )
 def test_what_has_no_unet_is_refused(pipe, what, says):
     given = what(pipe)
-    for call in (catome.apply_patch, catome.remove_patch, lambda it: catome.patched(it, catome.PAPER).__enter__()):
+    for call in (
+        catome.apply_patch,
+        catome.remove_patch,
+        lambda it: catome.patched(it, catome.PAPER).__enter__(),
+    ):
         refused(lambda call=call: call(given), *says)
     refused(lambda: catome.probe(given).__enter__(), *says)
 
@@ -197,7 +226,10 @@ def test_what_has_no_unet_is_refused(pipe, what, says):
     (dict(max_downsample=1.5), "max_downsample=1.5 must be an integer, not float"),
     (dict(keep_tokens="no"), "keep_tokens='no' must be True or False"),
     (dict(keep_tokens=None), "keep_tokens=None must be True or False"),
-    (dict(keep_token=True), "keep_token=True is no argument of probe (did you mean 'keep_tokens'?); it has pipe, stride, dst"),
+    (
+        dict(keep_token=True),
+        "keep_token=True is no argument of probe (did you mean 'keep_tokens'?); it has pipe, stride, dst",
+    ),
     (dict(threshold=0.7), "threshold=0.7 is no argument of probe; it has pipe, stride"),
 )
 def test_the_probe_refuses_and_watches_nothing(pipe, what, says):
@@ -221,38 +253,81 @@ NAMED = "up_blocks.2.attentions.0.transformer_blocks."
 
 
 @cases(
-    (lambda record, patched: record.blocks(1), "generation=1: 1 were watched, so it must be between -1 and 0"),
-    (lambda record, patched: record.steps(-2), "generation=-2: 1 were watched, so it must be between -1 and 0"),
+    (
+        lambda record, patched: record.blocks(1),
+        "generation=1: 1 were watched, so it must be between -1 and 0",
+    ),
+    (
+        lambda record, patched: record.steps(-2),
+        "generation=-2: 1 were watched, so it must be between -1 and 0",
+    ),
     (lambda record, patched: record.blocks("0"), "generation='0' must be an integer, not str"),
     (lambda record, patched: record.similarity(None), "generation=None must be an integer, not NoneType"),
     (lambda record, patched: record.similarity(0.0), "generation=0.0 must be an integer, not float"),
-    (lambda record, patched: record.merged_share(True, ratio=0.5), "generation=True must be an integer, not bool"),
-    (lambda record, patched: record.at(9, 0), "step=9, block=0 was not observed; steps are [0], blocks are ['down_"),
+    (
+        lambda record, patched: record.merged_share(True, ratio=0.5),
+        "generation=True must be an integer, not bool",
+    ),
+    (
+        lambda record, patched: record.at(9, 0),
+        "step=9, block=0 was not observed; steps are [0], blocks are ['down_",
+    ),
     (lambda record, patched: record.at(-1, 0), "step=-1, block=0 was not observed; steps are [0]"),
     (lambda record, patched: record.at("0", 0), "step='0' must be an integer, not str"),
     (lambda record, patched: record.at(0.0, 0), "step=0.0 must be an integer, not float"),
-    (lambda record, patched: record.at(torch.tensor([0, 1]), 0), "step=tensor([0, 1]) must be an integer, not Tensor"),
-    (lambda record, patched: record.at(0, 5), "step=0, block=5 was not observed; steps are [0], blocks are ['down_"),
+    (
+        lambda record, patched: record.at(torch.tensor([0, 1]), 0),
+        "step=tensor([0, 1]) must be an integer, not Tensor",
+    ),
+    (
+        lambda record, patched: record.at(0, 5),
+        "step=0, block=5 was not observed; steps are [0], blocks are ['down_",
+    ),
     (lambda record, patched: record.at(0, -6), "step=0, block=-6 was not observed"),
     (lambda record, patched: record.at(0, True), "block=True must be an integer, not bool"),
     (lambda record, patched: record.at(0, 1.0), "block=1.0 must be an integer, not float"),
     (lambda record, patched: record.at(0, None), "block=None must be an integer, not NoneType"),
     (lambda record, patched: record.at(0, "attn1"), "step=0, block='attn1' was not observed; steps are [0]"),
-    (lambda record, patched: record.at(0, f"{NAMED}1"), f"block='{NAMED}1' was not observed (did you mean '{NAMED}0'?); steps"),
+    (
+        lambda record, patched: record.at(0, f"{NAMED}1"),
+        f"block='{NAMED}1' was not observed (did you mean '{NAMED}0'?); steps",
+    ),
     (lambda record, patched: record.pairs(9, 0, 0, ratio=0.5), "step=9, block=0 was not observed"),
     (lambda record, patched: record.pairs(0, 9, 0, ratio=0.5), "step=0, block=9 was not observed"),
-    (lambda record, patched: record.pairs(0, 0, 2, ratio=0.5), "image=2: 2 were merged by this plan, so it must be between -2"),
+    (
+        lambda record, patched: record.pairs(0, 0, 2, ratio=0.5),
+        "image=2: 2 were merged by this plan, so it must be between -2",
+    ),
     (lambda record, patched: record.pairs(0, 0, "0", ratio=0.5), "image='0' must be an integer, not str"),
-    (lambda record, patched: record.pairs(0, 0, 0), "threshold=None, ratio=None: give one of them, since the pipeline was not"),
-    (lambda record, patched: record.merged_share(), "threshold=None, ratio=None: give one of them, since the pipeline was not"),
-    (lambda record, patched: record.merged_share(ratio=None), "threshold=None, ratio=None: give exactly one of them, neither"),
+    (
+        lambda record, patched: record.pairs(0, 0, 0),
+        "threshold=None, ratio=None: give one of them, since the pipeline was not",
+    ),
+    (
+        lambda record, patched: record.merged_share(),
+        "threshold=None, ratio=None: give one of them, since the pipeline was not",
+    ),
+    (
+        lambda record, patched: record.merged_share(ratio=None),
+        "threshold=None, ratio=None: give exactly one of them, neither",
+    ),
     (
         lambda record, patched: patched.merged_share(ratio=0.5, threshold=0.5),
         "threshold=0.5, ratio=0.5: give exactly one of them",
     ),
-    (lambda record, patched: patched.pairs(0, 0, 0, ratio=2), "ratio=2 must be between 0 and 0.75, the share of src tokens"),
-    (lambda record, patched: patched.merged_share(treshold=0.5), "treshold=0.5 is no argument", "did you mean 'threshold'?"),
-    (lambda record, patched: patched.pairs(0, 0, 7), "image=7: 2 were merged by this plan, so it must be between -2 and 1"),
+    (
+        lambda record, patched: patched.pairs(0, 0, 0, ratio=2),
+        "ratio=2 must be between 0 and 0.75, the share of src tokens",
+    ),
+    (
+        lambda record, patched: patched.merged_share(treshold=0.5),
+        "treshold=0.5 is no argument",
+        "did you mean 'threshold'?",
+    ),
+    (
+        lambda record, patched: patched.pairs(0, 0, 7),
+        "image=7: 2 were merged by this plan, so it must be between -2 and 1",
+    ),
 )
 def test_records_refuse(what, says, records):
     refused(lambda: what(*records), *says)
@@ -276,14 +351,19 @@ TOKENS = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
     (dict(tokens=None), "tokens must be a floating-point tensor, not NoneType"),
     (
         dict(tokens=TOKENS.to(torch.float8_e4m3fn)),
-        "tokens must be a floating-point tensor, not torch.float8_e4m3fn: one of float16, bfloat16, float32, float64",
+        "tokens must be a floating-point tensor, not torch.float8_e4m3fn: one of float16, bfloat16, "
+        "float32, float64",
     ),
     (dict(tokens=TOKENS.to_sparse()), "tokens must be a dense tensor, not torch.sparse_coo"),
     (
         dict(tokens=torch.nested.nested_tensor([TOKENS[0]], layout=torch.jagged)),
         "tokens must be a dense tensor, not a nested one",
     ),
-    (dict(tokens=TOKENS[..., :0]), "tokens of shape [2, 16, 0] must be [B, N, C] with N = 16", "and C at least 1"),
+    (
+        dict(tokens=TOKENS[..., :0]),
+        "tokens of shape [2, 16, 0] must be [B, N, C] with N = 16",
+        "and C at least 1",
+    ),
     (dict(tokens=TOKENS[:, :0]), "tokens of shape [2, 0, 4] must be [B, N, C] with N = 16"),
     (dict(tokens=TOKENS[0]), "tokens of shape [16, 4] must be [B, N, C] with N = 16 for grid=(4, 4)"),
     (dict(tokens=TOKENS[None]), "tokens of shape [1, 2, 16, 4] must be [B, N, C]"),
@@ -300,7 +380,10 @@ TOKENS = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
     (dict(stride=(0, 2)), "stride[0]=0 must be at least 1"),
     (dict(dst=0), "dst=0 must be 'top_left' or 'random'"),
     (dict(generator=5), "generator=5 must be a torch.Generator, or None for torch's own, not int"),
-    (dict(generator=0, dst="random"), "generator=0 must be a torch.Generator, or None for torch's own, not int"),
+    (
+        dict(generator=0, dst="random"),
+        "generator=0 must be a torch.Generator, or None for torch's own, not int",
+    ),
     (dict(generator=Elsewhere(), dst="random"), "on cuda:0 must be one on the CPU"),
     (dict(token=TOKENS), "token=tensor([[[", "(did you mean 'tokens'?); it has tokens, grid,"),
 )
@@ -314,15 +397,36 @@ def test_matching_refuses(what, says):
     (lambda: split_tokens("44"), "grid[0]='4' must be an integer, not str"),
     (lambda: split_tokens((4, 4), None), "stride=None must be two integers"),
     (lambda: split_tokens((4, 4), dst=["random"]), "dst=['random'] must be 'top_left' or 'random'"),
-    (lambda: split_tokens((4, 4), generator="0"), "generator='0' must be a torch.Generator, or None for torch's own, not str"),
-    (lambda: split_tokens((4, 4), device="gpu"), "device='gpu' must be a torch device, such as 'cpu' or 'cuda'"),
+    (
+        lambda: split_tokens((4, 4), generator="0"),
+        "generator='0' must be a torch.Generator, or None for torch's own, not str",
+    ),
+    (
+        lambda: split_tokens((4, 4), device="gpu"),
+        "device='gpu' must be a torch device, such as 'cpu' or 'cuda'",
+    ),
     (lambda: split_tokens((4, 4), device=None), "device=None must be a torch device"),
     (lambda: split_tokens((4, 4), dst="random", device=None), "device=None must be a torch device"),
-    (lambda: split_tokens((4, 4), device="cuda:99"), "device='cuda:99': this machine's torch has no such device"),
-    (lambda: split_tokens((4, 4), strides=(2, 2)), "strides=(2, 2) is no argument of split_tokens (did you mean 'stride'?)"),
-    (lambda: catome.best_matches(TOKENS, (4, 4), find_duplicates="no"), "find_duplicates='no' must be True or False"),
-    (lambda: catome.best_matches(TOKENS, (4, 4), find_duplicates=0), "find_duplicates=0 must be True or False"),
-    (lambda: catome.best_matches(TOKENS, (4, 4), treshold=1), "treshold=1 is no argument of best_matches; it has tokens, grid"),
+    (
+        lambda: split_tokens((4, 4), device="cuda:99"),
+        "device='cuda:99': this machine's torch has no such device",
+    ),
+    (
+        lambda: split_tokens((4, 4), strides=(2, 2)),
+        "strides=(2, 2) is no argument of split_tokens (did you mean 'stride'?)",
+    ),
+    (
+        lambda: catome.best_matches(TOKENS, (4, 4), find_duplicates="no"),
+        "find_duplicates='no' must be True or False",
+    ),
+    (
+        lambda: catome.best_matches(TOKENS, (4, 4), find_duplicates=0),
+        "find_duplicates=0 must be True or False",
+    ),
+    (
+        lambda: catome.best_matches(TOKENS, (4, 4), treshold=1),
+        "treshold=1 is no argument of best_matches; it has tokens, grid",
+    ),
 )
 def test_splitting_refuses(what, says):
     refused(what, *says)
@@ -333,7 +437,11 @@ def test_what_names_its_arguments_still_shows_them(function):
     own = function.__wrapped__
     assert signature(function) == signature(own)
     assert "kwargs" not in signature(function).parameters
-    assert (function.__name__, function.__doc__, function.__module__) == (own.__name__, own.__doc__, own.__module__)
+    assert (function.__name__, function.__doc__, function.__module__) == (
+        own.__name__,
+        own.__doc__,
+        own.__module__,
+    )
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -349,16 +457,28 @@ PACKED = PLAN.merge(TOKENS)
 
 
 @cases(
-    (lambda: catome.match(TOKENS, (4, 4)), "threshold=None, ratio=None: give exactly one of them, neither was given"),
-    (lambda: catome.match(TOKENS, (4, 4), threshold=0.1, ratio=0.2), "threshold=0.1, ratio=0.2: give exactly one of them"),
+    (
+        lambda: catome.match(TOKENS, (4, 4)),
+        "threshold=None, ratio=None: give exactly one of them, neither was given",
+    ),
+    (
+        lambda: catome.match(TOKENS, (4, 4), threshold=0.1, ratio=0.2),
+        "threshold=0.1, ratio=0.2: give exactly one of them",
+    ),
     (lambda: catome.match(TOKENS, (4, 4), ratio=0.5, stride=(1, 1)), "stride=(1, 1) makes every token a dst"),
     (lambda: catome.match(TOKENS, (4, 4), ratio=0.7, stride=(2, 1)), "ratio=0.7 must be between 0 and 0.5"),
     (lambda: catome.make_plan(MATCHES), "neither was given"),
     (lambda: catome.make_plan(MATCHES, threshold=-2), "threshold=-2 must be between -1 and 1"),
     (lambda: catome.make_plan(MATCHES, threshold=1.0), "threshold=1.0 needs matches", "find_duplicates=True"),
-    (lambda: catome.make_plan(MATCHES, ratio=0.8), "ratio=0.8 must be between 0 and 0.75, the share of src tokens"),
+    (
+        lambda: catome.make_plan(MATCHES, ratio=0.8),
+        "ratio=0.8 must be between 0 and 0.75, the share of src tokens",
+    ),
     (lambda: catome.make_plan(MATCHES, ratio="0.5"), "ratio='0.5' must be a number, not str"),
-    (lambda: catome.make_plan(None, ratio=0.5), "matches=None must be what catome.best_matches returned, not NoneType"),
+    (
+        lambda: catome.make_plan(None, ratio=0.5),
+        "matches=None must be what catome.best_matches returned, not NoneType",
+    ),
     (
         lambda: catome.make_plan(TOKENS, ratio=0.5),
         "matches=tensor([[[",
@@ -377,7 +497,10 @@ PACKED = PLAN.merge(TOKENS)
         "x must be a floating-point tensor, not torch.int64: one of float16, bfloat16, float32",
     ),
     (lambda: PLAN.merge(TOKENS > 0), "x must be a floating-point tensor, not torch.bool"),
-    (lambda: PLAN.merge(TOKENS.to(torch.complex64)), "x must be a floating-point tensor, not torch.complex64"),
+    (
+        lambda: PLAN.merge(TOKENS.to(torch.complex64)),
+        "x must be a floating-point tensor, not torch.complex64",
+    ),
     (lambda: PLAN.merge(TOKENS.to_sparse()), "x must be a dense tensor, not torch.sparse_coo"),
     (lambda: PLAN.merge(TOKENS.to("meta")), "x is on meta and must be on cpu, where this plan is"),
     (lambda: PLAN.merge(TOKENS[:1]), "x of shape [1, 16, 4] does not fit this plan: it is for [2, 16, 'C']"),
@@ -404,8 +527,14 @@ PACKED = PLAN.merge(TOKENS)
     (lambda: PLAN.to(None), "device=None must be a torch device"),
     (lambda: PLAN.to(torch.float16), "device=torch.float16 must be a torch device"),
     (lambda: PLAN.to("cuda:99"), "device='cuda:99': this machine's torch has no such device"),
-    (lambda: broken_share(PLAN, TOKENS[:1], 0.5), "tokens of shape [1, 16, 4] does not fit this plan: it is for [2, 16, 'C']"),
-    (lambda: broken_share(PLAN, TOKENS.long(), 0.5), "tokens must be a floating-point tensor, not torch.int64"),
+    (
+        lambda: broken_share(PLAN, TOKENS[:1], 0.5),
+        "tokens of shape [1, 16, 4] does not fit this plan: it is for [2, 16, 'C']",
+    ),
+    (
+        lambda: broken_share(PLAN, TOKENS.long(), 0.5),
+        "tokens must be a floating-point tensor, not torch.int64",
+    ),
 )
 def test_plans_refuse(what, says):
     refused(what, *says)
@@ -445,7 +574,10 @@ def test_plans_unmerge_whatever_there_is():
     ([0, "8"], "schedule=[0, '8'] has the step '8': steps must be integers"),
     ([0, None], "schedule=[0, None] has the step None: steps must be integers"),
     ([[0, 8]], "schedule=[[0, 8]] has the step [0, 8]: steps must be integers"),
-    (torch.eye(2)[None], "schedule=[tensor([[1., 0.], [0., 1.]])] has the step tensor([[1., 0.], [0., 1.]]): steps must be"),
+    (
+        torch.eye(2)[None],
+        "schedule=[tensor([[1., 0.], [0., 1.]])] has the step tensor([[1., 0.], [0., 1.]]): steps must be",
+    ),
     ([*range(999), -1], "schedule=[0, 1, 2, ", "... has the negative step -1: steps count from 0"),
     ({"0": 1}, "schedule=['0'] has the step '0': steps must be integers"),
 )
@@ -465,29 +597,75 @@ def test_schedules_are_refused(pipe, what, says):
     (lambda: derive("abc", 2), "staleness='abc' must be a square matrix of numbers"),
     (lambda: derive(None, 1), "staleness=None must be a square matrix of numbers"),
     (lambda: derive([[0, 1], [2]], 1), "staleness=[[0, 1], [2]] must be a square matrix of numbers"),
-    (lambda: derive([[0, None], [0, 0]], 1), "staleness=[[0, None], [0, 0]] must be a square matrix of numbers"),
-    (lambda: derive([["0", "1"], ["2", "3"]], 1), "staleness=[['0', '1'], ['2', '3']] must be a square matrix of numbers"),
-    (lambda: derive([[0, 10**999], [0, 0]], 1), "staleness=[[0, 1000", "... must be a square matrix of numbers"),
-    (lambda: derive(1j * torch.eye(2), 1), "staleness=tensor([[0.+1.j, 0.+0.j],", "must be a square matrix of numbers"),
-    (lambda: derive(1j * np.eye(2), 1), "staleness=array([[0.+1.j, 0.+0.j],", "must be a square matrix of numbers"),
-    (lambda: derive(torch.eye(2).to_sparse(), 1), "staleness=tensor(indices=", "must be a square matrix of numbers"),
+    (
+        lambda: derive([[0, None], [0, 0]], 1),
+        "staleness=[[0, None], [0, 0]] must be a square matrix of numbers",
+    ),
+    (
+        lambda: derive([["0", "1"], ["2", "3"]], 1),
+        "staleness=[['0', '1'], ['2', '3']] must be a square matrix of numbers",
+    ),
+    (
+        lambda: derive([[0, 10**999], [0, 0]], 1),
+        "staleness=[[0, 1000",
+        "... must be a square matrix of numbers",
+    ),
+    (
+        lambda: derive(1j * torch.eye(2), 1),
+        "staleness=tensor([[0.+1.j, 0.+0.j],",
+        "must be a square matrix of numbers",
+    ),
+    (
+        lambda: derive(1j * np.eye(2), 1),
+        "staleness=array([[0.+1.j, 0.+0.j],",
+        "must be a square matrix of numbers",
+    ),
+    (
+        lambda: derive(torch.eye(2).to_sparse(), 1),
+        "staleness=tensor(indices=",
+        "must be a square matrix of numbers",
+    ),
     (lambda: derive([], 1), "staleness of shape [0] must be a square matrix [T, T]"),
     (lambda: derive(torch.zeros(3), 1), "staleness of shape [3] must be a square matrix [T, T]"),
     (lambda: derive(torch.zeros(2, 3), 2), "staleness of shape [2, 3] must be a square matrix [T, T]"),
-    (lambda: derive(torch.full((3, 3), NAN), 2), "staleness[0, 1]=nan must be a finite number that is not negative"),
+    (
+        lambda: derive(torch.full((3, 3), NAN), 2),
+        "staleness[0, 1]=nan must be a finite number that is not negative",
+    ),
     (lambda: derive([[0, 1, 2], [0, 0, INF], [0, 0, 0]], 2), "staleness[1, 2]=inf must be a finite number"),
-    (lambda: derive(-torch.ones(3, 3), 2), "staleness[0, 1]=-1.0 must be a finite number that is not negative"),
+    (
+        lambda: derive(-torch.ones(3, 3), 2),
+        "staleness[0, 1]=-1.0 must be a finite number that is not negative",
+    ),
     (lambda: derive(torch.zeros(3, 3), 0), "checkpoints=0 must be at least 1"),
-    (lambda: derive(torch.zeros(3, 3), 4), "checkpoints=4 must be at most 3, the steps of this staleness matrix"),
+    (
+        lambda: derive(torch.zeros(3, 3), 4),
+        "checkpoints=4 must be at most 3, the steps of this staleness matrix",
+    ),
     (lambda: derive(torch.zeros(3, 3), 1.5), "checkpoints=1.5 must be an integer, not float"),
     (lambda: derive(torch.zeros(3, 3), True), "checkpoints=True must be an integer, not bool"),
-    (lambda: derive(torch.zeros(3, 3), checkpoint=2), "checkpoint=2 is no argument of derive (did you mean 'checkpoints'?)"),
+    (
+        lambda: derive(torch.zeros(3, 3), checkpoint=2),
+        "checkpoint=2 is no argument of derive (did you mean 'checkpoints'?)",
+    ),
     (lambda: total_staleness("abc", [0]), "staleness='abc' must be a square matrix of numbers"),
-    (lambda: total_staleness(torch.zeros(2, 3), [0]), "staleness of shape [2, 3] must be a square matrix [T, T]"),
-    (lambda: total_staleness([[0, NAN], [0, 0]], [0]), "staleness[0, 1]=nan must be a finite number that is not negative"),
+    (
+        lambda: total_staleness(torch.zeros(2, 3), [0]),
+        "staleness of shape [2, 3] must be a square matrix [T, T]",
+    ),
+    (
+        lambda: total_staleness([[0, NAN], [0, 0]], [0]),
+        "staleness[0, 1]=nan must be a finite number that is not negative",
+    ),
     (lambda: total_staleness(torch.zeros(3, 3), 5), "schedule=5 must be a collection of steps, not int"),
-    (lambda: total_staleness(torch.zeros(3, 3), None), "schedule=None must be a collection of steps, not NoneType"),
-    (lambda: total_staleness(torch.zeros(3, 3), "CONFIG_3"), "schedule='CONFIG_3' must be a collection of steps, not str"),
+    (
+        lambda: total_staleness(torch.zeros(3, 3), None),
+        "schedule=None must be a collection of steps, not NoneType",
+    ),
+    (
+        lambda: total_staleness(torch.zeros(3, 3), "CONFIG_3"),
+        "schedule='CONFIG_3' must be a collection of steps, not str",
+    ),
     (lambda: total_staleness(torch.zeros(3, 3), [0, "x"]), "schedule[1]='x' must be an integer, not str"),
     (lambda: total_staleness(torch.zeros(3, 3), [0, -1]), "schedule[1]=-1 must be at least 0"),
     (lambda: total_staleness(torch.zeros(3, 3), (1, 2)), "schedule=(1, 2) must begin with step 0"),
@@ -502,7 +680,8 @@ def test_derived_and_online_schedules_refuse(what, says):
 
 @parameters
 class Everything(Review):
-    """A parameter of each kind, beside those of chapter 1: ``ratio``, ``threshold``, ``step`` and ``block``."""
+    """A parameter of each kind, beside those of chapter 1: ``ratio``, ``threshold``, ``step`` and
+    ``block``."""
 
     thresholds: Cosines
     ratios: Shares
@@ -535,25 +714,42 @@ CLASSES = "desert, snowy mountain, sea sunset"
     (dict(model=None), "model=None must be a text that is not empty"),
     (dict(model=["tiny"]), "model=['tiny'] must be a text that is not empty"),
     (dict(model=" "), "model=' ' must be a text that is not empty"),
-    (dict(classes=3), "classes=3 must be a list of names, or names with commas between them, none of them empty"),
+    (
+        dict(classes=3),
+        "classes=3 must be a list of names, or names with commas between them, none of them empty",
+    ),
     (dict(classes=[]), "classes=[] must be a list of names"),
     (dict(classes=""), "classes=[''] must be a list of names"),
     (dict(classes={"desert"}), "classes={'desert'} must be a list of names"),
     (dict(classes=["desert", 7]), "classes=['desert', 7] must be a list of names"),
-    (dict(classes="desert,,volcano"), "classes=['desert', '', 'volcano'] must be a list of names", "none of them empty"),
-    (dict(classes="dessert"), "classes=['dessert']: the embedded model has no 'dessert' (did you mean 'desert'?)", CLASSES),
+    (
+        dict(classes="desert,,volcano"),
+        "classes=['desert', '', 'volcano'] must be a list of names",
+        "none of them empty",
+    ),
+    (
+        dict(classes="dessert"),
+        "classes=['dessert']: the embedded model has no 'dessert' (did you mean 'desert'?)",
+        CLASSES,
+    ),
     (dict(classes=["desert", "Volcano"]), "has no 'Volcano' (did you mean 'volcano'?)", CLASSES),
     (dict(classes="tench"), "classes=['tench']: the embedded model has no 'tench'", CLASSES),
     (dict(prompt=None), "prompt=None must be a text that is not empty"),
     (dict(prompt=""), "prompt='' must be a text that is not empty"),
-    (dict(prompt="A photograph"), "prompt='A photograph' must hold {} once, where the class name goes, and no other brace"),
+    (
+        dict(prompt="A photograph"),
+        "prompt='A photograph' must hold {} once, where the class name goes, and no other brace",
+    ),
     (dict(prompt="{} and {}"), "prompt='{} and {}' must hold {} once"),
     (dict(prompt="A {0}"), "prompt='A {0}' must hold {} once"),
     (dict(prompt="A {name}"), "prompt='A {name}' must hold {} once"),
     (dict(prompt="A {:>9}"), "prompt='A {:>9}' must hold {} once"),
     (dict(prompt="A {{}}"), "prompt='A {{}}' must hold {} once"),
     (dict(prompt="A {} {"), "prompt='A {} {' must hold {} once"),
-    (dict(prompt="A sketch of a {}."), "prompt='A sketch of a {}.': the embedded model knows no other sentence than 'A high"),
+    (
+        dict(prompt="A sketch of a {}."),
+        "prompt='A sketch of a {}.': the embedded model knows no other sentence than 'A high",
+    ),
     (dict(images=0), "images=0 must be at least 1"),
     (dict(images=10**12), "images=1000000000000 must be at most 1000000"),
     (dict(images="3"), "images='3' must be an integer, not str"),
@@ -599,8 +795,15 @@ CLASSES = "desert, snowy mountain, sea sunset"
         dict(output="/dev/null/out"),
         "output='/dev/null/out' must be a folder that can be written to, or made; '/dev/null' is none",
     ),
-    (dict(output="a" * 300), "output='aaa", "must be a folder that can be written to, or made: File name too long"),
-    (dict(imges=3), "imges=3 is no parameter of this study (did you mean 'images'?); it has batch_size, block, classes"),
+    (
+        dict(output="a" * 300),
+        "output='aaa",
+        "must be a folder that can be written to, or made: File name too long",
+    ),
+    (
+        dict(imges=3),
+        "imges=3 is no parameter of this study (did you mean 'images'?); it has batch_size, block, classes",
+    ),
     (dict(Steps=3), "Steps=3 is no parameter of this study (did you mean 'steps'?)"),
     (dict(batchsize=3), "batchsize=3 is no parameter of this study (did you mean 'batch_size'?)"),
     (dict(treshold=0.5), "treshold=0.5 is no parameter of this study (did you mean 'threshold'?)"),
@@ -689,14 +892,22 @@ def test_the_good_parameters_are_good():
     ("--dtype float8", "--dtype: invalid choice: 'float8' (choose from 'float32', 'float16', 'bfloat16')"),
     (
         "--suite speed",
-        "--suite: invalid choice: 'speed' (choose from 'operations', 'attention', 'memory', 'block', 'unet', 'compiled')",
+        "--suite: invalid choice: 'speed' (choose from 'operations', 'attention', 'memory', 'block', "
+        "'unet', 'compiled')",
     ),
     ("--suite memory", "suite='memory' needs a CUDA device"),
     ("--suite unet memory", "suite='memory' needs a CUDA device"),
     ("--architecture SD15", "--architecture: invalid choice: 'SD15' (choose from 'sd15', 'sd21', 'sdxl')"),
     ("--output=", "output='' must be a text that is not empty"),
-    ("--output /dev/null/x", "output='/dev/null/x' must be a folder that can be written to, or made; '/dev/null' is none"),
-    ("--output " + "a" * 300, "output='aaa", "must be a folder that can be written to, or made: File name too long"),
+    (
+        "--output /dev/null/x",
+        "output='/dev/null/x' must be a folder that can be written to, or made; '/dev/null' is none",
+    ),
+    (
+        "--output " + "a" * 300,
+        "output='aaa",
+        "must be a folder that can be written to, or made: File name too long",
+    ),
     ("--sizes 512", "unrecognized arguments: --sizes 512"),
     ("--record=yes", "--record: ignored explicit argument 'yes'"),
     ("stray", "unrecognized arguments: stray"),
@@ -724,7 +935,10 @@ def stopped(arguments, says, monkeypatch, capsys) -> None:
 
 @cases(
     (lambda folder: folder.write_text("a file"), "must be a folder that can be written to, or made"),
-    (lambda folder: parquet(folder / "bench.parquet", pa.table({"a": [1]})), "bench.parquet holds other columns than"),
+    (
+        lambda folder: parquet(folder / "bench.parquet", pa.table({"a": [1]})),
+        "bench.parquet holds other columns than",
+    ),
 )
 def test_the_command_refuses_an_output_that_is_something_else(what, says, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "out"
@@ -772,11 +986,14 @@ UNET, VAE, TEXT = (
 
 
 class Copy:
-    """A copy of the embedded model's folder that can be damaged; its files are links, which are only ever replaced."""
+    """A copy of the embedded model's folder that can be damaged; its files are links, which are only ever
+    replaced."""
 
     def __init__(self, folder) -> None:
         self.folder = folder / "model"
-        shutil.copytree(MODEL, self.folder, copy_function=os.symlink, ignore=shutil.ignore_patterns("judge", "*.md"))
+        shutil.copytree(
+            MODEL, self.folder, copy_function=os.symlink, ignore=shutil.ignore_patterns("judge", "*.md")
+        )
 
     def remove(self, name):
         (self.folder / name).unlink()
@@ -817,35 +1034,71 @@ FROM_ELSEWHERE = b"class Net:\n    pass\n\n\nopen('mark', 'w').close()\n"
     (lambda model: model.remove(TEXT), "no file named model.safetensors", "/model/text_encoder"),
     (lambda model: model.remove("unet/config.json"), "no file named config.json", "/model/unet"),
     (lambda model: model.cut(UNET), f"Unable to load weights from checkpoint file for '{{folder}}/{UNET}'"),
-    (lambda model: model.cut(UNET, 0), f"Unable to load weights from checkpoint file for '{{folder}}/{UNET}'"),
-    (lambda model: model.cut(UNET, 1e-6), f"Unable to load weights from checkpoint file for '{{folder}}/{UNET}'"),
-    (lambda model: model.cut(VAE, 0.99), f"Unable to load weights from checkpoint file for '{{folder}}/{VAE}'"),
+    (
+        lambda model: model.cut(UNET, 0),
+        f"Unable to load weights from checkpoint file for '{{folder}}/{UNET}'",
+    ),
+    (
+        lambda model: model.cut(UNET, 1e-6),
+        f"Unable to load weights from checkpoint file for '{{folder}}/{UNET}'",
+    ),
+    (
+        lambda model: model.cut(VAE, 0.99),
+        f"Unable to load weights from checkpoint file for '{{folder}}/{VAE}'",
+    ),
     (lambda model: model.cut(TEXT), "incomplete metadata, file not fully covered"),
     (lambda model: model.put(UNET, b"version https://git-lfs.github.com/spec/v1\n"), "git-lfs"),
     (lambda model: model.drop_tensors(UNET, 3), "weights of its unet are missing"),
     (lambda model: model.drop_tensors(VAE, 1), "weights of its vae are missing"),
     (lambda model: model.put(UNET, (MODEL / VAE).read_bytes()), "weights of its unet are missing"),
-    (lambda model: model.edit("unet/config.json", block_out_channels=[32, 64, 96]), "expected shape torch.Size([32"),
-    (lambda model: model.put("unet/config.json", b'{"sample_size": 32,'), "unet/config.json' is not a valid JSON file"),
-    (lambda model: model.put("scheduler/scheduler_config.json", b""), "scheduler_config.json' is not a valid JSON file"),
+    (
+        lambda model: model.edit("unet/config.json", block_out_channels=[32, 64, 96]),
+        "expected shape torch.Size([32",
+    ),
+    (
+        lambda model: model.put("unet/config.json", b'{"sample_size": 32,'),
+        "unet/config.json' is not a valid JSON file",
+    ),
+    (
+        lambda model: model.put("scheduler/scheduler_config.json", b""),
+        "scheduler_config.json' is not a valid JSON file",
+    ),
     (lambda model: model.put("model_index.json", b"<html>"), "model_index.json' is not a valid JSON file"),
     (lambda model: model.put("model_index.json", b"[]"), "pop expected"),
     (lambda model: model.put("model_index.json", b"{}"), "'_class_name'"),
     (lambda model: model.cut("tokenizer/tokenizer.json"), "line "),
     (lambda model: model.put("tokenizer/tokenizer.json", b"{}"), "'added_tokens'"),
-    (lambda model: model.edit("tokenizer/tokenizer.json", model={"type": "none"}), "data did not match any variant"),
-    (lambda model: model.edit("text_encoder/config.json", hidden_size="wide"), "'hidden_size' expected int, got str"),
+    (
+        lambda model: model.edit("tokenizer/tokenizer.json", model={"type": "none"}),
+        "data did not match any variant",
+    ),
+    (
+        lambda model: model.edit("text_encoder/config.json", hidden_size="wide"),
+        "'hidden_size' expected int, got str",
+    ),
     (lambda model: model.edit("text_encoder/config.json", hidden_size=32), "`ignore_mismatched_sizes`"),
-    (lambda model: model.edit("scheduler/scheduler_config.json", beta_schedule="new"), "new is not implemented for"),
-    (lambda model: model.edit("unet/config.json", down_block_types=["Nothing"] * 3), "Nothing does not exist"),
+    (
+        lambda model: model.edit("scheduler/scheduler_config.json", beta_schedule="new"),
+        "new is not implemented for",
+    ),
+    (
+        lambda model: model.edit("unet/config.json", down_block_types=["Nothing"] * 3),
+        "Nothing does not exist",
+    ),
     (
         lambda model: model.edit("model_index.json", unet=["diffusers", "AutoencoderKL"]),
         "cross_attention_dim must be specified",
     ),
     (lambda model: model.edit("model_index.json", unet=[None, None]), "expected ["),
     (lambda model: model.remove("tokenizer/tokenizer.json"), "the vocabulary of its tokenizer is missing"),
-    (lambda model: model.remove(UNET).trap(UNET.replace("safetensors", "bin")), "model.safetensors found in directory"),
-    (lambda model: model.remove(TEXT).trap("text_encoder/pytorch_model.bin"), "model.safetensors found in directory"),
+    (
+        lambda model: model.remove(UNET).trap(UNET.replace("safetensors", "bin")),
+        "model.safetensors found in directory",
+    ),
+    (
+        lambda model: model.remove(TEXT).trap("text_encoder/pytorch_model.bin"),
+        "model.safetensors found in directory",
+    ),
     (lambda model: model.trap(UNET), f"Unable to load weights from checkpoint file for '{{folder}}/{UNET}'"),
     (lambda model: model.trap(TEXT), "deserializing header"),
     (
@@ -868,18 +1121,26 @@ def test_a_damaged_model_is_refused_and_nothing_unpickled_or_run(what, says, tmp
     before = contents(tmp_path)
     says = [part.replace("{folder}", str(folder)) for part in says]
     whole = (
-        f"model={str(folder)!r} must be 'tiny', 'tiny-pixart', a folder with a whole Stable Diffusion or PixArt-Sigma in safetensors or a name on "
+        f"model={str(folder)!r} must be 'tiny', 'tiny-pixart', a folder with a whole Stable Diffusion or "
+        "PixArt-Sigma in safetensors or a name on "
         "the Hub: "
     )
     refused(lambda: study.load(setting(tmp_path, model=str(folder))), whole, *says)
-    refused(lambda: tiny.load_pipeline(folder), f"path={str(folder)!r} must be the folder of the whole embedded model: ", *says)
+    refused(
+        lambda: tiny.load_pipeline(folder),
+        f"path={str(folder)!r} must be the folder of the whole embedded model: ",
+        *says,
+    )
     assert contents(tmp_path) == before  # above all no file named "mark"
 
 
 def test_a_model_that_is_only_linked_is_good(tmp_path):
     folder = Copy(tmp_path).folder
     pipe = study.load(setting(tmp_path, model=str(folder)))
-    assert all(torch.equal(a, b) for a, b in zip(pipe.unet.parameters(), tiny.load_pipeline().unet.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(pipe.unet.parameters(), tiny.load_pipeline().unet.parameters(), strict=True)
+    )
 
 
 @cases(
@@ -899,18 +1160,33 @@ def test_no_model_there_is_said_in_one_sentence(what, says, tmp_path, monkeypatc
     before = contents(tmp_path)
     model = str(tmp_path / what) if what in ("missing", "empty", "file.safetensors") else what
     refused(
-        lambda: study.load(setting(tmp_path, model=model)), f"model={model!r} must be 'tiny', 'tiny-pixart', a folder", *says
+        lambda: study.load(setting(tmp_path, model=model)),
+        f"model={model!r} must be 'tiny', 'tiny-pixart', a folder",
+        *says,
     )
-    refused(lambda: tiny.load_pipeline(model), "holds no embedded model (model_index.json is missing)", "CATOME_TINY_MODEL")
+    refused(
+        lambda: tiny.load_pipeline(model),
+        "holds no embedded model (model_index.json is missing)",
+        "CATOME_TINY_MODEL",
+    )
     assert contents(tmp_path) == before
 
 
 @cases(
     (lambda model: tiny.load_pipeline(""), "path='.' holds no embedded model (model_index.json is missing)"),
-    (lambda model: tiny.load_pipeline(dtype="float16"), "dtype='float16' must be a floating-point torch.dtype"),
-    (lambda model: tiny.load_pipeline(dtype=torch.int8), "dtype=torch.int8 must be a floating-point torch.dtype"),
+    (
+        lambda model: tiny.load_pipeline(dtype="float16"),
+        "dtype='float16' must be a floating-point torch.dtype",
+    ),
+    (
+        lambda model: tiny.load_pipeline(dtype=torch.int8),
+        "dtype=torch.int8 must be a floating-point torch.dtype",
+    ),
     (lambda model: tiny.load_pipeline(dtype=None), "dtype=None must be a floating-point torch.dtype"),
-    (lambda model: tiny.load_scene_net(model.folder / "vae"), "holds no embedded model (model_index.json is missing)"),
+    (
+        lambda model: tiny.load_scene_net(model.folder / "vae"),
+        "holds no embedded model (model_index.json is missing)",
+    ),
     (
         lambda model: tiny.load_scene_net(model.remove("scene_net/model.safetensors").folder),
         "scene_net/model.safetensors' does not exist: this model folder ships no feature extractor",
@@ -920,7 +1196,9 @@ def test_no_model_there_is_said_in_one_sentence(what, says, tmp_path, monkeypatc
         "scene_net/model.safetensors' must be a whole feature extractor: ",
     ),
     (
-        lambda model: tiny.load_scene_net(model.put("scene_net/model.safetensors", (MODEL / VAE).read_bytes()).folder),
+        lambda model: tiny.load_scene_net(
+            model.put("scene_net/model.safetensors", (MODEL / VAE).read_bytes()).folder
+        ),
         "scene_net/model.safetensors' must be a whole feature extractor: ",
     ),
     (
@@ -975,8 +1253,15 @@ class Images:
 
 def huge() -> bytes:
     """A PNG of a few bytes that says it has 60000 x 60000 pixels."""
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
-    parts = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    )
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -992,17 +1277,39 @@ DAMAGED = "; reference must be a folder of whole ones"
     (lambda images: images.add("a.png"), "/real' holds 1 ", TOO_FEW),
     (lambda images: images.put("a.txt", b"a").put("b.npy", b"b").put("c", b"c"), "/real' holds 0 ", TOO_FEW),
     (lambda images: images.add("a.png", "class/b.gif"), "/real' holds 1 ", TOO_FEW),
-    (lambda images: Images(images.folder / "class").add("deep/a.png", "deep/b.png") and images, "/real' holds 0 ", TOO_FEW),
-    (lambda images: images.add("a.jpg").cut("b.jpg"), "/real/b.jpg is not a whole image: ", "truncated", DAMAGED),
+    (
+        lambda images: Images(images.folder / "class").add("deep/a.png", "deep/b.png") and images,
+        "/real' holds 0 ",
+        TOO_FEW,
+    ),
+    (
+        lambda images: images.add("a.jpg").cut("b.jpg"),
+        "/real/b.jpg is not a whole image: ",
+        "truncated",
+        DAMAGED,
+    ),
     (lambda images: images.add("a.jpg").cut("b.jpeg", 0.01), "/real/b.jpeg is not a whole image: ", DAMAGED),
-    (lambda images: images.add("a.png").cut("b.png"), "/real/b.png is not a whole image: ", "truncated", DAMAGED),
-    (lambda images: images.add("a.png").cut("b.png", 0), "/real/b.png is not a whole image: cannot identify", DAMAGED),
+    (
+        lambda images: images.add("a.png").cut("b.png"),
+        "/real/b.png is not a whole image: ",
+        "truncated",
+        DAMAGED,
+    ),
+    (
+        lambda images: images.add("a.png").cut("b.png", 0),
+        "/real/b.png is not a whole image: cannot identify",
+        DAMAGED,
+    ),
     (lambda images: images.add("a.png").flip("b.png", 60), "/real/b.png is not a whole image: ", DAMAGED),
     (lambda images: images.add("a.png").flip("b.png", 11), "/real/b.png is not a whole image: ", DAMAGED),
     (lambda images: images.add("a.webp").cut("b.webp"), "/real/b.webp is not a whole image: ", DAMAGED),
     (lambda images: images.add("a.bmp").cut("b.bmp"), "/real/b.bmp is not a whole image: ", DAMAGED),
     (lambda images: images.add("a.tif").cut("b.tif"), "/real/b.tif is not a whole image: ", DAMAGED),
-    (lambda images: images.add("a.png").put("b.png", b"no image"), "/real/b.png is not a whole image: cannot", DAMAGED),
+    (
+        lambda images: images.add("a.png").put("b.png", b"no image"),
+        "/real/b.png is not a whole image: cannot",
+        DAMAGED,
+    ),
     (
         lambda images: images.add("a.png").put("b.png", huge()),
         "/real/b.png is not a whole image: ",
@@ -1022,7 +1329,11 @@ def test_reference_folders_are_refused_and_nothing_is_kept(what, says, net, tmp_
 @cases(
     (dict(per_class=0), "per_class=0 must be at least 1"),
     (dict(per_class=2.5), "per_class=2.5 must be an integer, not float"),
-    (dict(per_class=1, size=(64, 96)), "[12, 3, 64, 96] must be uint8 [B, 3, 128, 128]", "height=128 and width=128"),
+    (
+        dict(per_class=1, size=(64, 96)),
+        "[12, 3, 64, 96] must be uint8 [B, 3, 128, 128]",
+        "height=128 and width=128",
+    ),
     (dict(model="some/model"), "reference=None: give the folder of real images to compare with"),
 )
 def test_real_images_refuse(what, says, net, tmp_path):
@@ -1054,7 +1365,9 @@ def test_damaged_features_are_computed_again(damage, net, tmp_path):
 
 TABLE = Table("numbers", 1, {"version": pa.int16(), "image": pa.int32()}, {"value": pa.float64()})
 ROW, RUN = {"image": 0, "value": 0.5}, {"id": "r", "rows": 0, "wall_seconds": 0.0}
-ROWS = pa.Table.from_pylist([{"version": 1, "image": i, "value": i / 7, "run": "r"} for i in range(50)], TABLE.schema)
+ROWS = pa.Table.from_pylist(
+    [{"version": 1, "image": i, "value": i / 7, "run": "r"} for i in range(50)], TABLE.schema
+)
 
 
 def parquet(file, table) -> None:
@@ -1082,7 +1395,10 @@ def trapped(folder):
 
 
 NOT_WHOLE = "numbers.parquet is not a whole Parquet file ("
-OTHER = "numbers.parquet holds other columns than ['version', 'image', 'value', 'run']: it belongs to another study"
+OTHER = (
+    "numbers.parquet holds other columns than ['version', 'image', 'value', 'run']: it belongs to another "
+    "study"
+)
 
 
 @cases(
@@ -1109,7 +1425,10 @@ def test_files_of_rows_are_refused(what, says, tmp_path):
     assert contents(tmp_path) == before
 
 
-NO_RUNS = "numbers.parquet does not say how its rows were computed: its metadata 'runs' must be a JSON object of runs"
+NO_RUNS = (
+    "numbers.parquet does not say how its rows were computed: its metadata 'runs' must be a JSON object of "
+    "runs"
+)
 ELSE = "or not be there, and is something else: move it away"
 
 
@@ -1120,8 +1439,11 @@ ELSE = "or not be there, and is something else: move it away"
     (lambda at: file_at(at / "numbers.parts"), "numbers.parts must be a folder, ", ELSE),
     (lambda at: (at.rmdir(), file_at(at)), "/out must be a folder, ", ELSE),
     (
-        lambda at: stored(at, table=ROWS.set_column(1, ROWS.schema.field(1), pa.array([*range(49), None], pa.int32()))),
-        "numbers.parquet: rows[49] has no image (None or NaN), a key of numbers: each row needs all of its keys",
+        lambda at: stored(
+            at, table=ROWS.set_column(1, ROWS.schema.field(1), pa.array([*range(49), None], pa.int32()))
+        ),
+        "numbers.parquet: rows[49] has no image (None or NaN), a key of numbers: each row needs all of its "
+        "keys",
     ),
     (lambda at: stored(at, table=ROWS.replace_schema_metadata({"runs": "{no JSON"})), NO_RUNS),
     (lambda at: stored(at, table=ROWS.replace_schema_metadata({"runs": "[1]"})), NO_RUNS),
@@ -1147,7 +1469,10 @@ def test_a_description_that_says_nothing_of_a_checksum_is_passed_over(beside, tm
 
 
 @cases(
-    (lambda folder: Store("numbers", folder), "table='numbers' must be a catome.study.run.store.Table, not str"),
+    (
+        lambda folder: Store("numbers", folder),
+        "table='numbers' must be a catome.study.run.store.Table, not str",
+    ),
     (lambda folder: Store(TABLE, None), "folder=None must be a path, not NoneType"),
     (lambda folder: Store(TABLE, 5), "folder=5 must be a path, not int"),
     (lambda folder: Store(TABLE, folder, 5), "recorded=5 must be a path, or None for none, not int"),
@@ -1156,7 +1481,10 @@ def test_a_description_that_says_nothing_of_a_checksum_is_passed_over(beside, tm
         lambda folder: Store(TABLE, folder, None).find(imge=1),
         "'imge' is no key of numbers (did you mean 'image'?); the keys are",
     ),
-    (lambda folder: Store(TABLE, folder, None).find(value=1), "'value' is no key of numbers; the keys are version, image"),
+    (
+        lambda folder: Store(TABLE, folder, None).find(value=1),
+        "'value' is no key of numbers; the keys are version, image",
+    ),
     (
         lambda folder: Store(TABLE, folder, None).find(image=np.arange(2)),
         "image=array([0, 1]) must be a value or a list of val",
@@ -1178,7 +1506,10 @@ def around():
     return held
 
 
-CANNOT = "cannot be written as JSON: it must be text, finite numbers, True, False, None, or lists and dicts of them"
+CANNOT = (
+    "cannot be written as JSON: it must be text, finite numbers, True, False, None, or lists and dicts of "
+    "them"
+)
 
 
 @cases(
@@ -1202,7 +1533,12 @@ CANNOT = "cannot be written as JSON: it must be text, finite numbers, True, Fals
     (dict(rows=[ROW | {5: 1}]), "rows[0]: 5 is no column of numbers; it has version, image, value, run"),
     (dict(rows=[ROW | {"image": "x"}]), "rows do not fit the columns of numbers: ", "'x'", "column image"),
     (dict(rows=[ROW | {"image": 1.5}]), "rows do not fit the columns of numbers: ", "1.5", "column image"),
-    (dict(rows=[ROW | {"image": 2**40}]), "rows do not fit the columns of numbers: ", f"{2**40}", "column image"),
+    (
+        dict(rows=[ROW | {"image": 2**40}]),
+        "rows do not fit the columns of numbers: ",
+        f"{2**40}",
+        "column image",
+    ),
     (dict(rows=[ROW | {"image": 2**70}]), "rows do not fit the columns of numbers: "),
     (dict(rows=[ROW | {"value": [1]}]), "rows do not fit the columns of numbers: ", "column value"),
     (dict(run=None), "run=None must be a dict, as catome.study.run.store.provenance makes it, not NoneType"),

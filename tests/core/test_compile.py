@@ -1,4 +1,5 @@
-"""``torch.compile`` of a patched U-Net: the same numbers, compiled once, and interrupted by catome's hooks alone."""
+"""``torch.compile`` of a patched U-Net: the same numbers, compiled once, and interrupted by catome's hooks
+alone."""
 
 import pytest
 import torch
@@ -26,7 +27,9 @@ def graphs(pipe, compiler):
 @torch.no_grad()
 def generation(unet, inputs):
     """The outputs of a few steps."""
-    return [unet(inputs["sample"], TIMES[step], inputs["encoder_hidden_states"]).sample for step in range(STEPS)]
+    return [
+        unet(inputs["sample"], TIMES[step], inputs["encoder_hidden_states"]).sample for step in range(STEPS)
+    ]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -47,7 +50,8 @@ def test_a_compiled_unet_gives_the_same_and_compiles_nothing_at_cached_steps(pip
         torch.testing.assert_close(output, same, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(output, other, atol=1e-4)
     assert 0 < known[0] == known[1]  # a cached step finds its graphs compiled
-    assert known[2] == known[3] <= known[0] + 3  # so does the one after another checkpoint, of another number of tokens
+    # so does the one after another checkpoint, of another number of tokens
+    assert known[2] == known[3] <= known[0] + 3
     assert counters["graph_break"]
     for reason in counters["graph_break"]:
         assert "torch.compiler.disable" in reason

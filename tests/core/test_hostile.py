@@ -1,4 +1,5 @@
-"""The patch in hostile surroundings: saved, adapted, interrupted, starved of precision, run ten thousand times."""
+"""The patch in hostile surroundings: saved, adapted, interrupted, starved of precision, run ten thousand
+times."""
 
 import copy
 import gc
@@ -46,7 +47,9 @@ def own(loaded):
     return twin
 
 
-def drawn(pipe, names=("volcano",), steps=3, seed=0, guidance=tiny.GUIDANCE_SCALE, size=(64, 64), **arguments):
+def drawn(
+    pipe, names=("volcano",), steps=3, seed=0, guidance=tiny.GUIDANCE_SCALE, size=(64, 64), **arguments
+):
     """Latents, which show any difference that an image would show."""
     return pipe(
         [tiny.prompt(name) for name in names],
@@ -62,9 +65,13 @@ def drawn(pipe, names=("volcano",), steps=3, seed=0, guidance=tiny.GUIDANCE_SCAL
 def small_unet(**change):
     """Random weights, three transformer blocks on the top level, a few milliseconds for each call."""
     torch.manual_seed(0)
-    shape = dict(sample_size=8, block_out_channels=(8,), norm_num_groups=2, layers_per_block=1, mid_block_type=None)
+    shape = dict(
+        sample_size=8, block_out_channels=(8,), norm_num_groups=2, layers_per_block=1, mid_block_type=None
+    )
     shape |= dict(down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",))
-    return UNet2DConditionModel(**{**shape, "cross_attention_dim": 8, "attention_head_dim": 2, **change}).eval()
+    return UNet2DConditionModel(
+        **{**shape, "cross_attention_dim": 8, "attention_head_dim": 2, **change}
+    ).eval()
 
 
 @pytest.fixture
@@ -95,7 +102,11 @@ def traces(unet):
 
 
 def files_in(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 # Files
@@ -118,7 +129,8 @@ def test_a_patched_pipeline_saves_the_same_bytes_and_loads_unpatched(own, tmp_pa
 
 
 def test_weights_are_loaded_into_a_patched_unet(own, merging):
-    """A state dict from before the patch fits, and the patch merges what the new weights make of the tokens."""
+    """A state dict from before the patch fits, and the patch merges what the new weights make of the
+    tokens."""
     weights = {name: 1.1 * value for name, value in own.unet.state_dict().items()}
     twin = copy.deepcopy(own)
     twin.unet.load_state_dict(weights)
@@ -135,12 +147,17 @@ def test_weights_are_loaded_into_a_patched_unet(own, merging):
 
 
 def low_rank(unet, rank=4):
-    """A random LoRA for every linear layer of the transformer blocks, in the names that files of adapters use."""
+    """A random LoRA for every linear layer of the transformer blocks, in the names that files of adapters
+    use."""
     generator, found = torch.Generator().manual_seed(5), {}
     for name, module in unet.named_modules():
         if isinstance(module, torch.nn.Linear) and ".transformer_blocks." in name:
-            found[f"unet.{name}.lora_A.weight"] = 0.3 * torch.randn(rank, module.in_features, generator=generator)
-            found[f"unet.{name}.lora_B.weight"] = 0.3 * torch.randn(module.out_features, rank, generator=generator)
+            found[f"unet.{name}.lora_A.weight"] = 0.3 * torch.randn(
+                rank, module.in_features, generator=generator
+            )
+            found[f"unet.{name}.lora_B.weight"] = 0.3 * torch.randn(
+                module.out_features, rank, generator=generator
+            )
     return found
 
 
@@ -154,7 +171,8 @@ class Adapted(torch.nn.Module):
 
 
 def load_by_hand(pipe):
-    """Put a module of its own in the place of each linear layer, as adapters do; returns what takes them out."""
+    """Put a module of its own in the place of each linear layer, as adapters do; returns what takes them
+    out."""
     weights, replaced = low_rank(pipe.unet), []
     for name, module in list(pipe.unet.named_modules()):
         if f"unet.{name}.lora_A.weight" in weights:
@@ -180,7 +198,8 @@ def load_with_peft(pipe):
 @pytest.mark.parametrize("load", [load_by_hand, load_with_peft])
 @pytest.mark.parametrize("amount", ["threshold", "everything"])
 def test_an_adapter_comes_and_goes_on_a_patched_pipeline(own, load, amount):
-    """In each state the outputs are those of a pipeline that got the same adapter first and the patch last."""
+    """In each state the outputs are those of a pipeline that got the same adapter first and the patch
+    last."""
     twin = copy.deepcopy(own)
     plain = drawn(own)
     unload = load(twin)
@@ -212,7 +231,8 @@ def test_an_adapter_comes_and_goes_on_a_patched_pipeline(own, load, amount):
 
 @pytest.mark.parametrize("amount", AMOUNTS)
 def test_a_generation_asked_to_stop_makes_room_for_the_next(light, amount):
-    """``pipe._interrupt``, which a user interface sets: the pipeline goes through its remaining steps without a U-Net."""
+    """``pipe._interrupt``, which a user interface sets: the pipeline goes through its remaining steps without
+    a U-Net."""
     calls = []
     light.unet.register_forward_pre_hook(lambda *_: calls.append(1))
     with catome.patched(light, catome.PAPER, **AMOUNTS[amount]):
@@ -232,7 +252,8 @@ def test_a_generation_asked_to_stop_makes_room_for_the_next(light, amount):
 
 
 def test_guidance_that_ends_half_way_finds_pairs_for_the_smaller_batch(light):
-    """A callback that drops the unconditional half makes a batch of one: no pairs of the batch of two are left to reuse."""
+    """A callback that drops the unconditional half makes a batch of one: no pairs of the batch of two are
+    left to reuse."""
 
     def drop(pipeline, step, timestep, tensors):
         if step == 1:
@@ -276,7 +297,8 @@ def test_a_patch_taken_off_or_put_on_within_a_generation_works_from_there_on(own
 
 @pytest.mark.parametrize("amount", AMOUNTS)
 def test_each_call_may_ask_for_something_else(light, amount):
-    """Another resolution, batch or guidance at each call of one patched pipeline: each time as if just patched."""
+    """Another resolution, batch or guidance at each call of one patched pipeline: each time as if just
+    patched."""
     asked = [
         dict(),
         dict(size=(96, 64)),
@@ -313,7 +335,8 @@ def only_new():
 def allocated():
     """Bytes that Python has allocated and uses, as `tracemalloc` sees them.
 
-    Lookups by C keep the names they look for in the cache of attributes, up to a few hundred KiB; it is emptied first."""
+    Lookups by C keep the names they look for in the cache of attributes, up to a few hundred KiB; it is
+    emptied first."""
     gc.collect()
     sys._clear_type_cache()
     return tracemalloc.get_traced_memory()[0]
@@ -333,7 +356,8 @@ def live_tensors():
     ],
 )
 def test_hundreds_of_calls_of_changing_shape_keep_nothing(only_new, arguments):
-    """Generations of three steps, each with a batch and a size of its own: only the last one's plans are held."""
+    """Generations of three steps, each with a batch and a size of its own: only the last one's plans are
+    held."""
     unet = small_unet()
 
     def generations(count):
@@ -382,7 +406,8 @@ def test_a_new_thread_never_has_the_plans_of_one_that_has_ended():
 
 
 def test_ten_thousand_calls_do_not_grow(only_new):
-    """A U-Net that is nothing but one of its transformer blocks, for speed; all that a patch hooks into is there."""
+    """A U-Net that is nothing but one of its transformer blocks, for speed; all that a patch hooks into is
+    there."""
     unet = small_unet()
     block, context = next(iter(transformer_blocks(unet).values())), text(1)
 
@@ -464,7 +489,9 @@ def test_threads_that_come_and_go_leave_nothing_behind(light, merging):
     with catome.patched(light, catome.PAPER, **merging):
         merged = drawn(light)
         handle = light.unet.conv_out.register_forward_pre_hook(fail)
-        threads = [threading.Thread(target=work, args=(number,), name=f"kind {number % 3}") for number in range(6)]
+        threads = [
+            threading.Thread(target=work, args=(number,), name=f"kind {number % 3}") for number in range(6)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -490,10 +517,13 @@ def test_what_is_not_finite_stays_in_its_image(bad, amount, since):
     for sick in (False, True):
         with catome.patched(unet, catome.PAPER, **AMOUNTS[amount]):
             for step in range(3):
-                x = sample(3) + 0.1 * sample(3, seed=1 + step)  # so little that "auto" keeps a healthy image's pairs
+                # so little that "auto" keeps a healthy image's pairs
+                x = sample(3) + 0.1 * sample(3, seed=1 + step)
                 if sick and step >= since:
                     x[1, 2, 5, 3] = bad
-                states.append((call(unet, x, 900 - step), [plan.target for plan in applied_patch(unet).cached()]))
+                states.append(
+                    (call(unet, x, 900 - step), [plan.target for plan in applied_patch(unet).cached()])
+                )
             assert applied_patch(unet).cached()[0].merged_share.max() > 0
     for step, ((healthy, pairs), (ill, pairs_ill)) in enumerate(zip(states[:3], states[3:], strict=True)):
         assert torch.isfinite(healthy).all()
@@ -561,7 +591,8 @@ def assert_exact(record, threshold, checkpoints):
 
 @pytest.mark.parametrize("how", ["autocast", "bfloat16"])
 def test_half_precision_merges_what_float64_finds_similar(own, how):
-    """For a whole generation; similarities are never computed in the half precision that the tokens come in."""
+    """For a whole generation; similarities are never computed in the half precision that the tokens come
+    in."""
     if how == "bfloat16":
         own.to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
@@ -631,7 +662,8 @@ def test_another_default_dtype_changes_no_pair(own):
 
 
 def test_gradient_checkpointing_is_refused_and_only_where_it_would_be_done():
-    """It would run blocks again in another order, or in another thread, with pairs that are not those of the first time."""
+    """It would run blocks again in another order, or in another thread, with pairs that are not those of the
+    first time."""
     unet = small_unet().train()
     unet.enable_gradient_checkpointing()
     with catome.patched(unet, catome.PAPER, **AMOUNTS["threshold"]):

@@ -1,5 +1,5 @@
-"""Every kernel compiles for the GPUs that people have, with none at hand: no register is spilled, and what it needs is
-there."""
+"""Every kernel compiles for the GPUs that people have, with none at hand: no register is spilled, and what it
+needs is there."""
 
 import os
 import subprocess
@@ -20,7 +20,9 @@ TENSOR_CORES = {80: "mma", 89: "mma", 90: "wgmma", 100: "tcgen05.mma"}
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
     """In a process of its own: in this one the kernels may have been imported to be interpreted."""
-    program = "from catome.study.bench.kernel_table import kernel_table; print(kernel_table().to_csv(index=False))"
+    program = (
+        "from catome.study.bench.kernel_table import kernel_table; print(kernel_table().to_csv(index=False))"
+    )
     surroundings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=surroundings)
     assert run.returncode == 0, run.stderr

@@ -1,4 +1,5 @@
-"""The Triton kernels against the torch versions: on the interpreter where there is no GPU, else on the GPU."""
+"""The Triton kernels against the torch versions: on the interpreter where there is no GPU, else on the
+GPU."""
 
 import pytest
 import torch
@@ -48,7 +49,8 @@ def test_matching(plain, dtype, images, grid, channels, stride, measure):
     found = torch.cosine_similarity(a, b, dim=-1)
     if measure == "distance":
         found = 1 - (a - b).square().sum(-1) / (2 * exact.var(1, correction=0).sum(-1, keepdim=True))
-    assert torch.allclose(found, expected.double(), atol=4e-6)  # where they differ, two dst tokens are equally similar
+    # where they differ, two dst tokens are equally similar
+    assert torch.allclose(found, expected.double(), atol=4e-6)
     assert same.float().mean() > 0.99
 
 
@@ -56,7 +58,9 @@ def test_matching_of_strided_tokens(plain):
     x = tokens(2, 24, 64).transpose(1, 2)  # [B, N, C] of channels-first memory
     src, dst = split_tokens((8, 8), device=x.device)
     assert not x.is_contiguous()
-    for found, expected in zip(kernels.best_matches_of(x, src, dst), best_matches_of(x, src, dst), strict=True):
+    for found, expected in zip(
+        kernels.best_matches_of(x, src, dst), best_matches_of(x, src, dst), strict=True
+    ):
         assert torch.allclose(found.double(), expected.double(), atol=2e-6)
 
 
@@ -91,7 +95,8 @@ def test_of_equal_dst_tokens_the_first_is_taken(plain):
 
 
 def plans():
-    """Plans with ragged lengths, nothing merged, everything merged, one group that holds nearly all tokens."""
+    """Plans with ragged lengths, nothing merged, everything merged, one group that holds nearly all
+    tokens."""
     x = tokens(3, 64, 16)
     yield "ragged", catome.match(x, (8, 8), threshold=0.35)
     yield "nothing", catome.match(x, (8, 8), threshold=0.999)
@@ -151,7 +156,9 @@ def test_what_the_kernels_do_not_take():
 
 def test_of_equal_dst_tokens_in_different_blocks_the_first_is_taken():
     """The search goes over dst tokens block by block; a tie between two blocks goes to the earlier one."""
-    tokens = torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE).repeat(1, 32 * 32, 1)
+    tokens = (
+        torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE).repeat(1, 32 * 32, 1)
+    )
     src, dst = split_tokens((32, 32), (2, 2), device=DEVICE)
     assert len(dst) == 256
     _, best = kernels.best_matches_of(tokens, src, dst)
@@ -171,7 +178,9 @@ def test_a_generation_by_kernels_is_that_by_torch(generate, pipe, monkeypatch, a
     calls = []
     for name in ("best_matches_of", "merge", "unmerge"):
         real = getattr(kernels, name)
-        monkeypatch.setattr(kernels, name, lambda *a, real=real, name=name: calls.append((name, len(a))) or real(*a))
+        monkeypatch.setattr(
+            kernels, name, lambda *a, real=real, name=name: calls.append((name, len(a))) or real(*a)
+        )
     monkeypatch.setattr(kernels, "usable", lambda x: x.dtype in kernels.DTYPES)
     with catome.patched(pipe, catome.PAPER, schedule=(0,), **amount), catome.probe(pipe):
         found = generate(names, steps=steps, height=64, width=64)

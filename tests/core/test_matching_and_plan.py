@@ -24,7 +24,9 @@ by_measure = pytest.mark.parametrize("measure", MEASURES)
 
 
 @by_measure
-@pytest.mark.parametrize(("height", "width", "stride"), [(6, 8, (2, 2)), (7, 5, (2, 2)), (6, 9, (3, 2)), (4, 4, (4, 4))])
+@pytest.mark.parametrize(
+    ("height", "width", "stride"), [(6, 8, (2, 2)), (7, 5, (2, 2)), (6, 9, (3, 2)), (4, 4, (4, 4))]
+)
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.7, 0.95])
 def test_threshold_equals_the_naive_reference(height, width, stride, threshold, measure):
     tokens = smooth_tokens(2, height, width).double()
@@ -40,7 +42,9 @@ def test_threshold_equals_the_naive_reference(height, width, stride, threshold, 
         def tanh(rows):
             return [[math.tanh(value) for value in row] for row in rows]
 
-        expected = torch.tensor(reference.merge_and_unmerge(x[image].tolist(), pairs, tanh), dtype=torch.float64)
+        expected = torch.tensor(
+            reference.merge_and_unmerge(x[image].tolist(), pairs, tanh), dtype=torch.float64
+        )
         torch.testing.assert_close(result[image], expected, atol=1e-12, rtol=0)
 
 
@@ -51,7 +55,8 @@ def test_threshold_equals_the_naive_reference(height, width, stride, threshold, 
     batch=st.integers(1, 3),
     stride=st.sampled_from([(1, 2), (2, 1), (2, 2)]),
     amount=st.one_of(
-        st.fixed_dictionaries({"threshold": st.floats(-1, 1)}), st.fixed_dictionaries({"ratio": st.floats(0, 0.5)})
+        st.fixed_dictionaries({"threshold": st.floats(-1, 1)}),
+        st.fixed_dictionaries({"ratio": st.floats(0, 0.5)}),
     ),
     dst=st.sampled_from(["top_left", "random"]),
     seed=st.integers(0, 99),
@@ -83,7 +88,8 @@ def test_any_plan_is_consistent(height, width, batch, stride, amount, dst, seed)
 
 @by_measure
 def test_an_image_does_not_depend_on_its_neighbours(measure):
-    """The rule of the authors' code, the batch's maximum count, would merge pairs below the threshold here."""
+    """The rule of the authors' code, the batch's maximum count, would merge pairs below the threshold
+    here."""
     calm, rough = smooth_tokens(1, 8, 8, noise=0.01), smooth_tokens(1, 8, 8, noise=2.0, seed=5)
     together = catome.match(torch.cat([calm, rough]), (8, 8), threshold=0.9, measure=measure)
     assert together.lengths[0] < together.lengths[1]
@@ -106,10 +112,13 @@ def test_one_merges_exact_duplicates_only(measure):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_distance_is_the_same_from_wherever_it_is_seen(dtype):
-    """A vector that all tokens have in common, another unit of length, a rotation: no pair changes. Cosines do."""
+    """A vector that all tokens have in common, another unit of length, a rotation: no pair changes. Cosines
+    do."""
     tokens = smooth_tokens(2, 8, 8).to(dtype)
     common = torch.randn(6, generator=torch.Generator().manual_seed(3)).to(dtype)
-    rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(4)).double())[0].to(dtype)
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(4)).double())[0].to(
+        dtype
+    )
     found = catome.best_matches(tokens, (8, 8), measure="distance")
     moved = catome.best_matches(5 * (tokens + 3 * common) @ rotation, (8, 8), measure="distance")
     torch.testing.assert_close(moved.similarity, found.similarity, atol=1e-4, rtol=0)
@@ -141,7 +150,8 @@ def test_an_exact_duplicate_is_found_among_parallel_tokens(dtype):
     for _ in range(50):
         tokens = torch.randn(2, 64, 8, generator=generator).to(dtype)
         tokens[0, 9] = tokens[0, 36]
-        tokens[0, 0], tokens[0, 2] = 2 * tokens[0, 36], 4 * tokens[0, 36]  # dst tokens of exactly the same direction
+        # dst tokens of exactly the same direction
+        tokens[0, 0], tokens[0, 2] = 2 * tokens[0, 36], 4 * tokens[0, 36]
         tokens[1, 11] = tokens[1, 13] = tokens[1, 50] = 0
         tokens[1, 50, 3] = -0.0  # a dst token; zeros are equal
         plan = catome.match(tokens, (8, 8), threshold=1.0)
@@ -274,7 +284,8 @@ def test_a_plan_refuses_what_does_not_fit_it():
 @by_measure
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_where_an_image_lies_in_the_batch_does_not_matter(dtype, measure):
-    """Whole numbers have many equal cosines, and an odd size begins each image at another alignment in memory."""
+    """Whole numbers have many equal cosines, and an odd size begins each image at another alignment in
+    memory."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(300):
         tokens = torch.randint(-1, 3, (3, 25, 5), generator=generator).to(dtype)

@@ -14,7 +14,9 @@ def smooth(batch, seed, size=16, channels=16):
     generator = torch.Generator().manual_seed(seed)
     grid = torch.randn(batch, channels, size // 4, size // 4, generator=generator)
     grid = torch.nn.functional.interpolate(grid, size=(size, size), mode="bilinear")
-    return grid.flatten(2).transpose(1, 2) + 0.1 * torch.randn(batch, size * size, channels, generator=generator)
+    return grid.flatten(2).transpose(1, 2) + 0.1 * torch.randn(
+        batch, size * size, channels, generator=generator
+    )
 
 
 @pytest.mark.parametrize("measure", ["cosine", "distance"])
@@ -62,7 +64,10 @@ def test_the_floor_of_a_fixed_share_is_its_weakest_pair(measure):
 def test_tolerance_decides_how_often_pairs_are_found(pipe, generate, amount):
     made = {}
     for tolerance in (0.0, 0.3, 1.0):
-        with catome.patched(pipe, catome.PAPER, **amount, schedule=Auto(tolerance)), catome.probe(pipe) as record:
+        with (
+            catome.patched(pipe, catome.PAPER, **amount, schedule=Auto(tolerance)),
+            catome.probe(pipe) as record,
+        ):
             generate(["volcano"], steps=10)
         plans = [record.at(step, 0).plan.target[1] for step in record.steps()]
         made[tolerance] = 1 + sum(not torch.equal(a, b) for a, b in itertools.pairwise(plans))
@@ -84,12 +89,17 @@ def test_pairs_that_all_hold_are_kept_without_any_tolerance(pipe):
 
 
 def test_no_tolerance_leaves_no_pair_below_the_threshold(pipe, generate):
-    with catome.patched(pipe, catome.PAPER, threshold=0.8, schedule=Auto(0.0)), catome.probe(pipe, keep_tokens=True) as record:
+    with (
+        catome.patched(pipe, catome.PAPER, threshold=0.8, schedule=Auto(0.0)),
+        catome.probe(pipe, keep_tokens=True) as record,
+    ):
         generate(["volcano", "desert"], steps=5)
     for seen in record.generations[0]:
         for image in range(4):
             pairs, tokens = seen.plan.pairs(image), seen.tokens[image]
-            similarity = torch.nn.functional.cosine_similarity(tokens[pairs[:, 0]], tokens[pairs[:, 1]], dim=-1)
+            similarity = torch.nn.functional.cosine_similarity(
+                tokens[pairs[:, 0]], tokens[pairs[:, 1]], dim=-1
+            )
             assert (similarity > 0.8 - 2e-5).all()
 
 

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 import tomesd
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
 
 import catome
 from catome import tiny
@@ -25,7 +30,9 @@ def test_a_fixed_ratio_is_tomesd(pipe, size, ratio, parts):
     everything = dict(merge_attn=True, merge_crossattn=parts == "everything", merge_mlp=parts == "everything")
     pipe.unet.double(), pipe.text_encoder.double()
     try:
-        plain, theirs, ours = three_outputs(pipe, unet_inputs(pipe, ["desert", "volcano"], size), ratio, everything)
+        plain, theirs, ours = three_outputs(
+            pipe, unet_inputs(pipe, ["desert", "volcano"], size), ratio, everything
+        )
     finally:
         pipe.unet.float(), pipe.text_encoder.float()
     torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
@@ -102,7 +109,8 @@ def test_only_topmost_blocks_merge_unless_asked(pipe):
 
 
 def test_images_do_not_depend_on_the_batch(pipe, generate):
-    """Image i alone and among four different prompts, with guidance: the same pairs at every step and block."""
+    """Image i alone and among four different prompts, with guidance: the same pairs at every step and
+    block."""
     names = ["desert", "city at night", "flower meadow", "polar aurora"]
     pipe.unet.double(), pipe.text_encoder.double(), pipe.vae.double()  # so that rounding decides nothing
     try:
@@ -136,7 +144,10 @@ def test_a_checkpoint_at_every_step_is_no_cache(generate, pipe):
 
 def test_steps_are_unet_calls_and_pairs_are_reused_between_checkpoints(generate, pipe, monkeypatch):
     searches = counted_matches(monkeypatch)
-    with catome.patched(pipe, catome.PAPER, threshold=0.9, schedule=[0, 3, 6, 99]), catome.probe(pipe) as record:
+    with (
+        catome.patched(pipe, catome.PAPER, threshold=0.9, schedule=[0, 3, 6, 99]),
+        catome.probe(pipe) as record,
+    ):
         generate(["volcano"], steps=6)
     assert record.steps() == list(range(7))  # 6 PLMS steps are 7 calls
     assert len(searches) == 3 * 5
@@ -279,7 +290,11 @@ def test_applying_twice_replaces_and_patched_gives_back_what_was_there(pipe, gen
 
 
 def test_the_configurations_by_name(pipe):
-    for given, expected in (((), catome.RECOMMENDED), ((catome.PAPER,), catome.PAPER), ((catome.TOME,), catome.TOME)):
+    for given, expected in (
+        ((), catome.RECOMMENDED),
+        ((catome.PAPER,), catome.PAPER),
+        ((catome.TOME,), catome.TOME),
+    ):
         catome.apply_patch(pipe, *given)
         assert catome.is_patched(pipe)
         assert applied_patch(pipe).config == expected
@@ -288,7 +303,13 @@ def test_the_configurations_by_name(pipe):
     assert catome.MergeConfig() == catome.RECOMMENDED
     assert (catome.RECOMMENDED.keep_queries, catome.RECOMMENDED.weighted) == (True, True)
     tome = catome.TOME
-    assert (tome.ratio, tome.threshold, tome.schedule, tome.keep_queries, tome.weighted) == (0.5, None, None, False, False)
+    assert (tome.ratio, tome.threshold, tome.schedule, tome.keep_queries, tome.weighted) == (
+        0.5,
+        None,
+        None,
+        False,
+        False,
+    )
     config = catome.PAPER
     assert (config.threshold, config.ratio, config.stride, config.dst) == (0.7, None, (2, 2), "top_left")
     assert config.schedule.at(51) == catome.SCHEDULES["CONFIG_3"]
@@ -311,7 +332,9 @@ def test_cross_attention_and_mlp_merge_each_image_with_its_own_prompt(pipe, part
         for i in range(3):
             alone = {**inputs, "sample": inputs["sample"][i : i + 1], "timestep": 990 + i}
             alone["encoder_hidden_states"] = inputs["encoder_hidden_states"][i : i + 1]
-            torch.testing.assert_close(together[i : i + 1], call(pipe, {**alone, "timestep": 401}), atol=1e-4, rtol=0)
+            torch.testing.assert_close(
+                together[i : i + 1], call(pipe, {**alone, "timestep": 401}), atol=1e-4, rtol=0
+            )
 
 
 def test_random_dst_is_reproducible_and_seeded(pipe, generate):
@@ -330,12 +353,16 @@ def test_random_dst_is_reproducible_and_seeded(pipe, generate):
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
 def test_other_schedulers_and_img2img(pipe, generate, scheduler, monkeypatch):
     searches = counted_matches(monkeypatch)
-    other = StableDiffusionImg2ImgPipeline(**{**pipe.components, "scheduler": scheduler.from_config(pipe.scheduler.config)})
+    other = StableDiffusionImg2ImgPipeline(
+        **{**pipe.components, "scheduler": scheduler.from_config(pipe.scheduler.config)}
+    )
     other.set_progress_bar_config(disable=True)
     picture = torch.from_numpy(tiny.render("volcano", 1)).permute(2, 0, 1)[None] / 255
     with catome.patched(other, catome.PAPER, threshold=0.9, schedule=[0]):
         for _ in range(2):
-            other(tiny.prompt("volcano"), image=picture, strength=0.5, num_inference_steps=6, output_type="np")
+            other(
+                tiny.prompt("volcano"), image=picture, strength=0.5, num_inference_steps=6, output_type="np"
+            )
     assert len(searches) == 2 * 5
 
 

@@ -77,7 +77,9 @@ def test_bad_arguments(pipe):
             pass
 
 
-@pytest.mark.parametrize(("steps", "says"), [(3, "steps=3"), ("abc", "steps='abc'"), ({-1}, "steps=-1"), ((0.5,), "steps=0.5")])
+@pytest.mark.parametrize(
+    ("steps", "says"), [(3, "steps=3"), ("abc", "steps='abc'"), ({-1}, "steps=-1"), ((0.5,), "steps=0.5")]
+)
 def test_bad_steps_are_refused_before_anything_runs(pipe, steps, says):
     with pytest.raises((TypeError, ValueError), match=says), catome.probe(pipe, steps=steps):
         pass

@@ -20,16 +20,22 @@ from catome.tensors.plan import pack
 some = settings(max_examples=50, deadline=None)
 
 STRIDES = [(1, 2), (2, 1), (2, 2), (3, 2), (1, 3)]
-BAND = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5}  # all but float64 in float32
+# all but float64 in float32
+BAND = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5}
 
 
 def make_tokens(kind, batch, count, channels, seed):
-    """float64 ``[B, N, C]``: in all directions, around one, or of few small integers (equal, parallel and zero tokens)."""
+    """float64 ``[B, N, C]``: in all directions, around one, or of few small integers (equal, parallel and
+    zero tokens)."""
     generator = torch.Generator().manual_seed(seed)
     if kind == "few integers":
         return torch.randint(-1, 3, (batch, count, channels), generator=generator).double()
     tokens = torch.randn(batch, count, channels, generator=generator, dtype=torch.float64)
-    return tokens if kind == "everywhere" else tokens + 1.5 * torch.randn(channels, generator=generator, dtype=torch.float64)
+    return (
+        tokens
+        if kind == "everywhere"
+        else tokens + 1.5 * torch.randn(channels, generator=generator, dtype=torch.float64)
+    )
 
 
 @st.composite
@@ -40,7 +46,9 @@ def problems(draw, kinds=("everywhere", "around one", "few integers"), batch=Non
     seed = draw(st.integers(0, 10_000))
     batch = draw(st.integers(1, 3)) if batch is None else batch
     tokens = make_tokens(draw(st.sampled_from(kinds)), batch, math.prod(grid), draw(st.integers(2, 7)), seed)
-    return tokens.to(draw(st.sampled_from(dtypes))), Division(grid, stride, draw(st.sampled_from(["top_left", "random"])), seed)
+    return tokens.to(draw(st.sampled_from(dtypes))), Division(
+        grid, stride, draw(st.sampled_from(["top_left", "random"])), seed
+    )
 
 
 class Division:
@@ -87,7 +95,9 @@ def random_plan(data, kinds=("everywhere", "around one", "few integers")):
 
 
 def values(plan, channels=3, seed=1):
-    return torch.randn(*plan.slot.shape, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        *plan.slot.shape, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def close(a, b, atol=1e-12):
@@ -135,15 +145,24 @@ def test_each_image_keeps_its_mean_when_its_groups_weigh_as_much_as_their_tokens
     sizes = torch.bincount(plan.slot.flatten())
     assert len(sizes) == sum(plan.lengths)
     assert sizes.min() >= 1
-    for image, (tokens, weights) in enumerate(zip(plan.split(plan.merge(x)), sizes.split(plan.lengths), strict=True)):
+    for image, (tokens, weights) in enumerate(
+        zip(plan.split(plan.merge(x)), sizes.split(plan.lengths), strict=True)
+    ):
         assert weights.sum() == x.shape[1]
         close((tokens * weights[:, None]).sum(0) / x.shape[1], x[image].mean(0))
 
 
 @some
-@given(batch=st.integers(1, 3), kept=st.integers(1, 6), merged=st.integers(0, 9), seed=st.integers(0, 999), data=st.data())
+@given(
+    batch=st.integers(1, 3),
+    kept=st.integers(1, 6),
+    merged=st.integers(0, 9),
+    seed=st.integers(0, 999),
+    data=st.data(),
+)
 def test_any_assignment_of_tokens_to_kept_ones_is_merged_group_by_group(batch, kept, merged, seed, data):
-    """`pack` knows nothing of windows or similarity; slots are the kept tokens, image by image, in token order."""
+    """`pack` knows nothing of windows or similarity; slots are the kept tokens, image by image, in token
+    order."""
     count, generator = kept + merged, torch.Generator().manual_seed(seed)
     target = torch.arange(count).repeat(batch, 1)
     for image in range(batch):
@@ -225,7 +244,8 @@ def test_dst_tokens_are_always_kept_and_src_tokens_merge_only_into_them(data):
     st.one_of(below_one, st.sampled_from([0.0, 0.5, 0.9])),
 )
 def test_exactly_the_pairs_at_or_above_the_threshold_are_merged(problem, threshold):
-    """By similarities computed anew, token by token in float64; rounding may decide within a narrow band only."""
+    """By similarities computed anew, token by token in float64; rounding may decide within a narrow band
+    only."""
     tokens, division = problem
     plan, band, (src, dst) = division.match(tokens, threshold=threshold), BAND[tokens.dtype], division.split()
     for image, exact in enumerate(tokens.double()):
@@ -291,13 +311,17 @@ def test_scaling_tokens_by_any_positive_factor_changes_no_pair(problem, threshol
     factor = torch.empty(*tokens.shape[:2], 1, dtype=torch.float64).uniform_(0.01, 100, generator=generator)
     matches = division.matches(tokens)
     assume(((matches.similarity - threshold).abs() > 1e-9).all())  # rounding decides nothing here
-    assert torch.equal(division.match(tokens * factor, threshold=threshold).target, catome.make_plan(matches, threshold).target)
+    assert torch.equal(
+        division.match(tokens * factor, threshold=threshold).target,
+        catome.make_plan(matches, threshold).target,
+    )
 
 
 @some
 @given(problems(dtypes=(torch.float32, torch.float16, torch.bfloat16)), st.data())
 def test_pairs_just_found_are_not_broken(problem, data):
-    """Pairs of the same tokens have what ``schedule="auto"`` asks of pairs, also where one just reaches the threshold."""
+    """Pairs of the same tokens have what ``schedule="auto"`` asks of pairs, also where one just reaches the
+    threshold."""
     tokens, division = problem
     matches = division.matches(tokens)
     ratio, threshold = data.draw(st.floats(0, division.most)), data.draw(below_one)
@@ -331,7 +355,9 @@ def brute_force(cost, budget):
         last = [max(checkpoint for checkpoint in schedule if checkpoint <= step) for step in steps]
         paid[schedule] = math.fsum(cost[i][j] for i, j in zip(last, steps, strict=True) if i != j)
     least = min(paid.values())
-    return least, min((schedule for schedule in every if paid[schedule] == least), key=lambda schedule: schedule[::-1])
+    return least, min(
+        (schedule for schedule in every if paid[schedule] == least), key=lambda schedule: schedule[::-1]
+    )
 
 
 @some
@@ -343,7 +369,8 @@ def test_a_derived_schedule_is_the_best_of_all(cost, budget):
     found = derive(cost, budget)
     least, first = brute_force(cost, budget)
     assert total_staleness(cost, found) == pytest.approx(least, rel=1e-9, abs=1e-9)
-    if all(isinstance(value, int) for row in cost for value in row):  # sums of floats may tell equal optima apart
+    # sums of floats may tell equal optima apart
+    if all(isinstance(value, int) for row in cost for value in row):
         assert found == first
     assert len(found) == budget
     assert list(found) == sorted(set(found))
@@ -367,12 +394,23 @@ def test_what_is_not_reused_does_not_count(cost, unit, data):
     junk = [[value if i < j else -99.0 for j, value in enumerate(row)] for i, row in enumerate(cost)]
     assert derive(junk, budget) == derive(cost, budget)
     scaled = derive([[unit * value for value in row] for row in cost], budget)
-    assert total_staleness(cost, scaled) == pytest.approx(total_staleness(cost, derive(cost, budget)), rel=1e-9, abs=1e-9)
+    assert total_staleness(cost, scaled) == pytest.approx(
+        total_staleness(cost, derive(cost, budget)), rel=1e-9, abs=1e-9
+    )
 
 
 valid = st.sets(st.integers(1, 200), max_size=20).map(lambda steps: [0, *steps]).flatmap(st.permutations)
 collections = st.sampled_from(
-    [list, tuple, set, frozenset, iter, np.array, lambda steps: dict.fromkeys(steps), lambda steps: (s for s in steps)]
+    [
+        list,
+        tuple,
+        set,
+        frozenset,
+        iter,
+        np.array,
+        lambda steps: dict.fromkeys(steps),
+        lambda steps: (s for s in steps),
+    ]
 )
 
 
@@ -398,7 +436,11 @@ def test_a_schedule_with_one_thing_wrong_is_refused(steps, collection, data):
     wrong = data.draw(st.sampled_from(["repeated", "negative", "flag", "fraction", "text"]))
     repeated, negative = data.draw(st.sampled_from(steps)), data.draw(st.integers(-99, -1))
     extra, error, says = {
-        "repeated": (data.draw(st.sampled_from([repeated, np.int64(repeated)])), ValueError, f"repeats step {repeated}"),
+        "repeated": (
+            data.draw(st.sampled_from([repeated, np.int64(repeated)])),
+            ValueError,
+            f"repeats step {repeated}",
+        ),
         "negative": (negative, ValueError, f"the negative step {negative}"),
         "flag": (data.draw(st.booleans()), TypeError, "must be integers"),
         "fraction": (data.draw(st.floats(1, 99)), TypeError, "must be integers"),
@@ -439,7 +481,9 @@ def latents(image, step):
     return torch.randn(1, 256, generator=generator) + 0.1 * noise
 
 
-some_generations = st.lists(st.lists(st.integers(1, 999), min_size=1, max_size=8, unique=True), min_size=1, max_size=6)
+some_generations = st.lists(
+    st.lists(st.integers(1, 999), min_size=1, max_size=8, unique=True), min_size=1, max_size=6
+)
 
 
 @some
@@ -447,8 +491,8 @@ some_generations = st.lists(st.lists(st.integers(1, 999), min_size=1, max_size=8
 @example([[7], [7], [7, 5], [6, 3]], False, False)
 @example([[9], [8], [9, 8], [7], [5]], False, True)
 def test_steps_are_counted_from_zero_in_each_generation(generations, as_tensors, rising):
-    """Of timesteps that are plain numbers or tensors of their own: another image begins a generation wherever it begins, but
-    for the very timestep of the last call, at which it is one more image of the same step."""
+    """Of timesteps that are plain numbers or tensors of their own: another image begins a generation wherever
+    it begins, but for the very timestep of the last call, at which it is one more image of the same step."""
     counted = Counted()
     last = None
     for image, timesteps in enumerate(sorted(timesteps, reverse=not rising) for timesteps in generations):

@@ -1,4 +1,5 @@
-"""The patch among everything else that people do to a pipeline: offloading, copies, threads, other hooks, other U-Nets."""
+"""The patch among everything else that people do to a pipeline: offloading, copies, threads, other hooks,
+other U-Nets."""
 
 import copy
 import threading
@@ -61,7 +62,12 @@ def call(unet, *args):
 
 @pytest.mark.parametrize(
     ("first", "config"),
-    [("offload", WAYS["PAPER"]), ("patch", WAYS["PAPER"]), ("offload", WAYS["RECOMMENDED"]), ("patch", WAYS["input compared"])],
+    [
+        ("offload", WAYS["PAPER"]),
+        ("patch", WAYS["PAPER"]),
+        ("offload", WAYS["RECOMMENDED"]),
+        ("patch", WAYS["input compared"]),
+    ],
 )
 def test_model_offload(own, first, config):
     """Offloading takes the U-Net's forward away and puts it back after each generation."""
@@ -101,7 +107,10 @@ def test_a_copy_has_a_patch_of_its_own(own, config):
     assert torch.equal(call(twin.unet, *inputs()), torch.zeros(1, 4, 32, 32))
     assert np.array_equal(merged, image(own))
     again = copy.deepcopy(own.unet).double()
-    assert call(again, *(x.double() if isinstance(x, torch.Tensor) else x for x in inputs())).dtype == torch.float64
+    assert (
+        call(again, *(x.double() if isinstance(x, torch.Tensor) else x for x in inputs())).dtype
+        == torch.float64
+    )
     for late in (copy.deepcopy(own), own):
         catome.remove_patch(late)
         assert applied_patch(late) is None
@@ -131,7 +140,9 @@ def test_a_loop_over_one_timetable_begins_anew_at_its_start(own, config):
 
 @every_way
 def test_a_second_pipeline_on_the_same_unet(own, config):
-    other = StableDiffusionImg2ImgPipeline(**{**own.components, "scheduler": DDIMScheduler.from_config(own.scheduler.config)})
+    other = StableDiffusionImg2ImgPipeline(
+        **{**own.components, "scheduler": DDIMScheduler.from_config(own.scheduler.config)}
+    )
     other.set_progress_bar_config(disable=True)
     start = torch.from_numpy(tiny.render("volcano", 1)).permute(2, 0, 1)[None] / 255
 
@@ -158,7 +169,8 @@ def test_one_step_models_never_see_an_old_plan(own, config):
         with catome.probe(own.unet) as record:
             image(own, steps=1)
             image(own, steps=1)
-        assert sorted({seen.call for seen in record.generations[0]}) == [0, 1]  # nothing tells them apart but their order
+        # nothing tells them apart but their order
+        assert sorted({seen.call for seen in record.generations[0]}) == [0, 1]
     with catome.patched(own.unet, config, **MERGING):
         assert torch.equal(second, call(own.unet, *inputs(seed=2, timestep=999)))
 
@@ -166,7 +178,8 @@ def test_one_step_models_never_see_an_old_plan(own, config):
 @every_way
 def test_two_threads_on_one_unet(own, config):
     other = StableDiffusionPipeline(
-        **{**own.components, "scheduler": type(own.scheduler).from_config(own.scheduler.config)}, requires_safety_checker=False
+        **{**own.components, "scheduler": type(own.scheduler).from_config(own.scheduler.config)},
+        requires_safety_checker=False,
     )
     other.set_progress_bar_config(disable=True)
     # encoded beforehand: tokenizers are not made for several threads
@@ -228,8 +241,11 @@ def test_topmost_is_where_attention_begins():
 
 
 def test_a_unet_whose_attention_is_in_no_transformer_block():
-    """It is merged where its attention is called; the probe watches what enters blocks, and there are none."""
-    unet = small_unet(("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D"), mid_block_type="UNetMidBlock2D")
+    """It is merged where its attention is called; the probe watches what enters blocks, and there are
+    none."""
+    unet = small_unet(
+        ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D"), mid_block_type="UNetMidBlock2D"
+    )
     plain = call(unet, *inputs(16))
     with catome.patched(unet, threshold=-1.0):
         assert not torch.equal(plain, call(unet, *inputs(16)))
@@ -304,14 +320,19 @@ def test_another_hook_of_diffusers_stays(own, config):
 
 @every_way
 def test_a_processor_that_treats_parts_of_the_batch_differently(own, config):
-    """Perturbed attention guidance calls attention for two thirds of its rows: these are merged by their own keys."""
-    guided = StableDiffusionPAGPipeline(**own.components, pag_applied_layers=["down_blocks.0"], requires_safety_checker=False)
+    """Perturbed attention guidance calls attention for two thirds of its rows: these are merged by their own
+    keys."""
+    guided = StableDiffusionPAGPipeline(
+        **own.components, pag_applied_layers=["down_blocks.0"], requires_safety_checker=False
+    )
     guided.set_progress_bar_config(disable=True)
 
     def two(**arguments):
         prompts = [tiny.prompt("volcano"), tiny.prompt("city at night")]
         generators = [torch.Generator().manual_seed(i) for i in range(2)]
-        return guided(prompts, num_inference_steps=2, generator=generators, output_type="np", **arguments).images
+        return guided(
+            prompts, num_inference_steps=2, generator=generators, output_type="np", **arguments
+        ).images
 
     plain = two()
     with warnings.catch_warnings():
@@ -323,7 +344,9 @@ def test_a_processor_that_treats_parts_of_the_batch_differently(own, config):
             assert np.allclose(plain, two(), atol=1e-6)
 
 
-@pytest.mark.parametrize("change", ["attention slicing", "channels last", "vae tiling", "fused projections", "half"])
+@pytest.mark.parametrize(
+    "change", ["attention slicing", "channels last", "vae tiling", "fused projections", "half"]
+)
 @pytest.mark.parametrize("config", [catome.PAPER, catome.RECOMMENDED], ids=["PAPER", "RECOMMENDED"])
 def test_other_ways_to_run(own, change, config):
     if change == "attention slicing":

@@ -57,7 +57,8 @@ def test_each_image_steps_aside_by_its_own_share(pipe, monkeypatch):
     low, high = sorted(free.merged_share.tolist())
     assert 0 < low < high
     monkeypatch.setattr(
-        "catome.runtime.config.least_share", lambda *_, **given: (low + high) / 2 if given["interval"] == math.inf else 0
+        "catome.runtime.config.least_share",
+        lambda *_, **given: (low + high) / 2 if given["interval"] == math.inf else 0,
     )
     with catome.patched(pipe, catome.PAPER, threshold=0.8, only_where_faster=True):
         call(pipe, inputs)
@@ -101,7 +102,10 @@ def test_the_model_is_what_its_words_say():
     moving = Rates(math.inf, 1.0, 0.0)
     assert gain(tokens, channels, 0.5, moving, 2) == -3 * tokens * channels * 2
     assert gain(tokens, channels, 0.5, moving, 2, keep_queries=True) == -1.5 * tokens * channels * 2
-    assert gain(tokens, channels, 0.5, moving, 2, keep_queries=True, at_the_call=True) == -3 * tokens * channels * 2
+    assert (
+        gain(tokens, channels, 0.5, moving, 2, keep_queries=True, at_the_call=True)
+        == -3 * tokens * channels * 2
+    )
     assert gain(tokens, channels, 0.5, Rates(math.inf, math.inf, 2.0), 2, parts=(True, True, True)) == -18
 
 
@@ -126,7 +130,9 @@ def test_a_search_at_every_step_asks_for_a_larger_share():
     for name, schedule in {"every step": None, "CONFIG_3": "CONFIG_3", "once": (0,)}.items():
         config = catome.PAPER.changed(schedule=schedule, only_where_faster=True)
         asked[name] = config.least_share(x, matched=False)
-        assert config.least_share(x, matched=True) == asked.setdefault("matched", config.least_share(x, matched=True))
+        assert config.least_share(x, matched=True) == asked.setdefault(
+            "matched", config.least_share(x, matched=True)
+        )
     assert asked["every step"] > asked["CONFIG_3"] > asked["once"] == asked["matched"] > 0
     assert catome.PAPER.least_share(x, matched=False) == 0
 

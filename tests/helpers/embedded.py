@@ -7,7 +7,9 @@ from catome import tiny
 
 
 def unet_inputs(pipe, names, size=(32, 32), timestep=401, seed=0):
-    tokens = pipe.tokenizer([tiny.prompt(n) for n in names], padding="max_length", return_tensors="pt").input_ids
+    tokens = pipe.tokenizer(
+        [tiny.prompt(n) for n in names], padding="max_length", return_tensors="pt"
+    ).input_ids
     sample = torch.randn(len(names), 4, *size, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return {"sample": sample, "timestep": timestep, "encoder_hidden_states": pipe.text_encoder(tokens)[0]}
@@ -16,7 +18,8 @@ def unet_inputs(pipe, names, size=(32, 32), timestep=401, seed=0):
 @torch.no_grad()
 def call(pipe, inputs, **change):
     inputs = {**inputs, **change}
-    return pipe.unet(inputs.pop("sample"), **inputs).sample  # tomesd needs the sample as a positional argument
+    # tomesd needs the sample as a positional argument
+    return pipe.unet(inputs.pop("sample"), **inputs).sample
 
 
 def counted_matches(monkeypatch):

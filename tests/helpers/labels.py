@@ -38,7 +38,9 @@ def _from_part(label: str) -> methods.Method:
     if label == "unmerged":
         return methods.unmerged()
     family, _, arguments = label.removesuffix(")").partition("(")
-    arguments = re.sub(r", (un)?weighted(?=,|$)", lambda flag: f", weighted={'no' if flag[1] else 'yes'}", arguments)
+    arguments = re.sub(
+        r", (un)?weighted(?=,|$)", lambda flag: f", weighted={'no' if flag[1] else 'yes'}", arguments
+    )
     pairs = [argument.partition("=") for argument in arguments.split(", ")]
     if family not in _MAKERS or not label.endswith(")") or not all(equals for _, equals, _ in pairs):
         known = ", ".join(["unmerged", *(f"{name}(...)" for name in _MAKERS)])

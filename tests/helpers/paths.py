@@ -1,4 +1,5 @@
-"""The places of things in the repository. Nothing but the standard library is imported: `make audit` has nothing else."""
+"""The places of things in the repository. Nothing but the standard library is imported: `make audit` has
+nothing else."""
 
 from pathlib import Path
 

@@ -168,7 +168,11 @@ def noise(seed: int = 0, rows: int = 1, size: int = SIZE) -> torch.Tensor:
 
 
 def prompt(seed: int = 0, rows: int = 1, channels: int = 32) -> torch.Tensor:
-    return torch.randn(1, 7, channels, generator=torch.Generator().manual_seed(1000 + seed)).expand(rows, -1, -1).contiguous()
+    return (
+        torch.randn(1, 7, channels, generator=torch.Generator().manual_seed(1000 + seed))
+        .expand(rows, -1, -1)
+        .contiguous()
+    )
 
 
 @torch.no_grad()

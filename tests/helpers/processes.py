@@ -15,6 +15,22 @@ def offline() -> dict:
 
 def papermill(notebook: str, out: Path, *arguments: str, preset: str = "smoke"):
     preset_file = str(ROOT / f"data/presets/{preset}.yaml")
-    command = [sys.executable, "-m", "papermill", str(ROOT / f"notebooks/{notebook}.ipynb"), str(out), "-k", "python3"]
-    command += ["-f", preset_file, "-p", "output", str(out.parent / "output"), "--no-progress-bar", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / f"notebooks/{notebook}.ipynb"),
+        str(out),
+        "-k",
+        "python3",
+    ]
+    command += [
+        "-f",
+        preset_file,
+        "-p",
+        "output",
+        str(out.parent / "output"),
+        "--no-progress-bar",
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, env=offline(), cwd=ROOT)

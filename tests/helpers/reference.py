@@ -1,4 +1,5 @@
-"""Token merging as the paper's text says it, in loops and without cleverness: what the library is measured against."""
+"""Token merging as the paper's text says it, in loops and without cleverness: what the library is measured
+against."""
 
 import math
 
@@ -15,7 +16,8 @@ def cosine(a, b):
 
 
 def nearness(tokens, lowest=-1.0):
-    """The nearness of two tokens of an image: 1 less their squared distance over twice the mean square about the mean."""
+    """The nearness of two tokens of an image: 1 less their squared distance over twice the mean square about
+    the mean."""
     mean = [sum(column) / len(tokens) for column in zip(*tokens, strict=True)]
     variance = sum((x - m) ** 2 for token in tokens for x, m in zip(token, mean, strict=True)) / len(tokens)
 
@@ -26,7 +28,8 @@ def nearness(tokens, lowest=-1.0):
 
 
 def pairs_above(tokens, height, width, threshold, sy=2, sx=2, similarity=cosine):
-    """``tokens``: one image as a list of lists of floats. Returns [(src, dst), ...] and every src token's best similarity."""
+    """``tokens``: one image as a list of lists of floats. Returns [(src, dst), ...] and every src token's
+    best similarity."""
     src, dst = split(height, width, sy, sx)
     pairs, best = [], {}
     for s in src:
@@ -38,7 +41,8 @@ def pairs_above(tokens, height, width, threshold, sy=2, sx=2, similarity=cosine)
 
 
 def merge_and_unmerge(x, pairs, function):
-    """Mean of each dst with its src tokens, ``function`` on the shorter sequence, every src gets its dst's result."""
+    """Mean of each dst with its src tokens, ``function`` on the shorter sequence, every src gets its dst's
+    result."""
     merged_into = dict(pairs)
     kept = [token for token in range(len(x)) if token not in merged_into]
     shorter = []

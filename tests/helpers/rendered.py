@@ -15,8 +15,8 @@ from pdf import CHROMIUM, FLAGS, TYPESET
 __all__ = ["CHROMIUM", "FLAGS", "SIZES", "TYPESET"]
 SIZES = {"phone": (390, 844), "laptop": (1366, 768), "wide": (1920, 1080)}
 
-# faults of layout: a page that scrolls sideways, words that are cut off, boxes that scroll but cannot be reached with the
-# keyboard
+# faults of layout: a page that scrolls sideways, words that are cut off, boxes that scroll but cannot be
+# reached with the keyboard
 LAYOUT = """() => {
   const faults = [], says = (e) => `${e.tagName.toLowerCase()}.${[...e.classList].join(".")}: ${(e.textContent || "").trim().slice(0, 60)}`;
   const style = document.head.appendChild(document.createElement("style"));
@@ -55,14 +55,14 @@ OPEN = """async () => {
   for (let i = 0; i < 3; i++) await new Promise(requestAnimationFrame);
 }"""
 
-# code has thousands of words in few colours, and axe takes long over every element: the colours have a test of their own
-WITHOUT_COLOURED_WORDS = (
-    """() => document.querySelectorAll(".highlight pre span:not(:has(a))").forEach((e) => e.replaceWith(...e.childNodes))"""
-)
+# code has thousands of words in few colours, and axe takes long over every element: the colours have a test
+# of their own
+WITHOUT_COLOURED_WORDS = """() => document.querySelectorAll(".highlight pre span:not(:has(a))").forEach((e) => e.replaceWith(...e.childNodes))"""
 
 
 def pages(book: Path) -> list[Path]:
-    """Every page; not the redirect that leads to the first one, nor the slides, which have tests of their own."""
+    """Every page; not the redirect that leads to the first one, nor the slides, which have tests of their
+    own."""
     found = (path.relative_to(book) for path in book.rglob("*.html"))
     return sorted(book / path for path in found if path.parts[0] not in ("_static", "slides", "index.html"))
 
@@ -95,7 +95,9 @@ def broken_links(book: Path) -> tuple[list[str], int]:
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path.resolve()
             if not target.is_file():
                 broken.append(f"{path.relative_to(book)}: no file {reference}")
-            elif parts.fragment and target.suffix == ".html" and unquote(parts.fragment) not in anchors(target):
+            elif (
+                parts.fragment and target.suffix == ".html" and unquote(parts.fragment) not in anchors(target)
+            ):
                 broken.append(f"{path.relative_to(book)}: no anchor {reference}")
     return broken, external
 
@@ -104,19 +106,25 @@ def repeated_ids(book: Path) -> list[str]:
     faults = []
     for path in pages(book):
         ids = [tag["id"] for tag in parsed(path).select("[id]")]
-        faults += [f"{path.relative_to(book)}: {name}" for name in sorted({name for name in ids if ids.count(name) > 1})]
+        faults += [
+            f"{path.relative_to(book)}: {name}"
+            for name in sorted({name for name in ids if ids.count(name) > 1})
+        ]
     return faults
 
 
 def without_alt(book: Path) -> list[str]:
     images = [(path, image) for path in pages(book) for image in parsed(path).select("img")]
     return [
-        f"{path.relative_to(book)}: {image.get('src', '')[-60:]}" for path, image in images if not image.get("alt", "").strip()
+        f"{path.relative_to(book)}: {image.get('src', '')[-60:]}"
+        for path, image in images
+        if not image.get("alt", "").strip()
     ]
 
 
 def bad_descriptions(book: Path) -> list[str]:
-    """Pages without one description of one sentence, short enough for a search engine to show, that no other page has."""
+    """Pages without one description of one sentence, short enough for a search engine to show, that no other
+    page has."""
     faults, seen = [], {}
     for path in pages(book):
         name = path.relative_to(book).as_posix()
@@ -131,16 +139,21 @@ def bad_descriptions(book: Path) -> list[str]:
 
 
 def weight(path: Path) -> int:
-    """Bytes of a page and of its images. (Scripts and style sheets are the same for all pages: a browser loads them once.)"""
+    """Bytes of a page and of its images. (Scripts and style sheets are the same for all pages: a browser
+    loads them once.)"""
     loaded = [urlsplit(image["src"]) for image in parsed(path).select("img[src]")]
-    files = {(path.parent / unquote(reference.path)).resolve() for reference in loaded if not reference.scheme}
+    files = {
+        (path.parent / unquote(reference.path)).resolve() for reference in loaded if not reference.scheme
+    }
     return path.stat().st_size + sum(file.stat().st_size for file in files if file.is_file())
 
 
 def watch(page, faults: list[str]) -> None:
-    """Note every error in the console, every file that does not load, and every request that leaves the folder.
+    """Note every error in the console, every file that does not load, and every request that leaves the
+    folder.
 
-    A file that is there, and that the browser gives up because its page is left (``net::ERR_ABORTED``), is no fault.
+    A file that is there, and that the browser gives up because its page is left (``net::ERR_ABORTED``), is no
+    fault.
     """
 
     def failed(request):
@@ -151,7 +164,12 @@ def watch(page, faults: list[str]) -> None:
     page.on("console", lambda said: faults.append(f"console: {said.text}") if said.type == "error" else None)
     page.on("pageerror", lambda error: faults.append(f"error: {error}"))
     page.on("requestfailed", failed)
-    page.on("request", lambda r: None if r.url.startswith(("file:", "data:", "blob:")) else faults.append(f"remote: {r.url}"))
+    page.on(
+        "request",
+        lambda r: (
+            None if r.url.startswith(("file:", "data:", "blob:")) else faults.append(f"remote: {r.url}")
+        ),
+    )
 
 
 def content_faults(page) -> list[str]:
@@ -163,14 +181,16 @@ def content_faults(page) -> list[str]:
 
 
 def accessibility_faults(page, rules: list[str] | None = None) -> list[str]:
-    """Serious and critical violations that axe-core finds with all its rules, or with some: the rule, the element, and why."""
+    """Serious and critical violations that axe-core finds with all its rules, or with some: the rule, the
+    element, and why."""
     # without preload: axe would fetch the style sheets again, which a browser refuses to a page from a folder
     options = {"resultTypes": ["violations"], "preload": False}
     if rules:
         options["runOnly"] = {"type": "rule", "values": rules}
     found = Axe().run(page, options=options).response["violations"]
     return [
-        f"{rule['id']} ({rule['impact']}): {' '.join(map(str, node['target']))}: {node['failureSummary'].splitlines()[-1].strip()}"
+        f"{rule['id']} ({rule['impact']}): {' '.join(map(str, node['target']))}: "
+        f"{node['failureSummary'].splitlines()[-1].strip()}"
         for rule in found
         if rule["impact"] in ("serious", "critical")
         for node in rule["nodes"]
@@ -178,8 +198,8 @@ def accessibility_faults(page, rules: list[str] | None = None) -> list[str]:
 
 
 def page_faults(context, path: Path, *themes: str) -> list[str]:
-    """Everything that is wrong with a page at the size of this browser context, first in the one theme, then in the other; with
-    all that folds opened. What colours do not change is not looked at twice."""
+    """Everything that is wrong with a page at the size of this browser context, first in the one theme, then
+    in the other; with all that folds opened. What colours do not change is not looked at twice."""
     faults = []
     page = context.new_page()
     watch(page, faults)
@@ -194,10 +214,15 @@ def page_faults(context, path: Path, *themes: str) -> list[str]:
     for theme in themes:
         page.emulate_media(color_scheme=theme)
         try:
-            page.wait_for_function("(theme) => document.documentElement.dataset.theme === theme", arg=theme, timeout=5000)
+            page.wait_for_function(
+                "(theme) => document.documentElement.dataset.theme === theme", arg=theme, timeout=5000
+            )
         except TimeoutError:
             faults.append(f"{theme}: shown in the {page.evaluate('document.documentElement.dataset.theme')}")
         page.evaluate("Promise.allSettled(document.getAnimations().map((fading) => fading.finished))")
-        faults += [f"{theme}: {fault}" for fault in accessibility_faults(page, None if theme == themes[0] else COLOURS)]
+        faults += [
+            f"{theme}: {fault}"
+            for fault in accessibility_faults(page, None if theme == themes[0] else COLOURS)
+        ]
     page.close()
     return faults

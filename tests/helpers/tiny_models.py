@@ -81,7 +81,10 @@ def _noise(batch: int, seed: int, salt: int, *shape: int) -> torch.Tensor:
     ``salt`` tells arguments apart.
     """
     return torch.stack(
-        [torch.randn(shape, generator=torch.Generator().manual_seed(1000 * (seed + index) + salt)) for index in range(batch)]
+        [
+            torch.randn(shape, generator=torch.Generator().manual_seed(1000 * (seed + index) + salt))
+            for index in range(batch)
+        ]
     )
 
 
@@ -528,7 +531,9 @@ _MMDIT = (
     ),
     TinyModel(
         "ovis-image",
-        _built("OvisImageTransformer2DModel", **_HEADS, **_FLUX_LAYERS, out_channels=16, axes_dims_rope=_ROPE),
+        _built(
+            "OvisImageTransformer2DModel", **_HEADS, **_FLUX_LAYERS, out_channels=16, axes_dims_rope=_ROPE
+        ),
         _arguments((_TOKENS, 16), (TEXT, 24), **_FLUX_IDS),
         2,
         IMAGE,
@@ -541,7 +546,8 @@ _MMDIT = (
             (_TOKENS + _REFERENCE, 16),
             (TEXT, 24),
             # its pipeline counts on from the prompt's positions
-            img_ids=torch.cat([_positions(1, HEIGHT, WIDTH), _positions(2, 4, 6)]) + torch.tensor([0, TEXT, TEXT]),
+            img_ids=torch.cat([_positions(1, HEIGHT, WIDTH), _positions(2, 4, 6)])
+            + torch.tensor([0, TEXT, TEXT]),
             txt_ids=torch.zeros(TEXT, 3),
         ),
         2,
@@ -586,9 +592,9 @@ _MMDIT = (
         _arguments(
             (_TOKENS + _REFERENCE, 16),
             (TEXT, 24),
-            img_ids=lambda batch, seed: torch.cat([_positions(0, HEIGHT, WIDTH, axes=4), _positions(10, 4, 6, axes=4)]).expand(
-                batch, -1, -1
-            ),
+            img_ids=lambda batch, seed: torch.cat(
+                [_positions(0, HEIGHT, WIDTH, axes=4), _positions(10, 4, 6, axes=4)]
+            ).expand(batch, -1, -1),
             txt_ids=lambda batch, seed: torch.zeros(batch, TEXT, 4),
         ),
         2,
@@ -601,9 +607,9 @@ _MMDIT = (
         _arguments(
             (_REFERENCE + _TOKENS, 16),
             (TEXT, 24),
-            img_ids=lambda batch, seed: torch.cat([_positions(10, 4, 6, axes=4), _positions(0, HEIGHT, WIDTH, axes=4)]).expand(
-                batch, -1, -1
-            ),
+            img_ids=lambda batch, seed: torch.cat(
+                [_positions(10, 4, 6, axes=4), _positions(0, HEIGHT, WIDTH, axes=4)]
+            ).expand(batch, -1, -1),
             txt_ids=lambda batch, seed: torch.zeros(batch, TEXT, 4),
             kv_cache_mode="extract",
             num_ref_tokens=_REFERENCE,
@@ -735,7 +741,9 @@ _MMDIT = (
         IMAGE,
         _MARK_IMAGE,
     ),
-    TinyModel("glm-image", _GLM, _arguments(_LATENT_IMAGE, (TEXT, 24), **_GLM_ARGUMENTS), 2, IMAGE, _MARK_IMAGE),
+    TinyModel(
+        "glm-image", _GLM, _arguments(_LATENT_IMAGE, (TEXT, 24), **_GLM_ARGUMENTS), 2, IMAGE, _MARK_IMAGE
+    ),
     TinyModel(
         "glm-image-edit",
         _GLM,
@@ -1167,7 +1175,9 @@ _VIDEO = (
     TinyModel(
         "wan-vace",
         _built("WanVACETransformer3DModel", **_WAN, vace_layers=[0], vace_in_channels=6),
-        _arguments(_LATENT_VIDEO, (TEXT, 24), control_hidden_states=_each(2, 6, FRAMES, 2 * HEIGHT, 2 * WIDTH)),
+        _arguments(
+            _LATENT_VIDEO, (TEXT, 24), control_hidden_states=_each(2, 6, FRAMES, 2 * HEIGHT, 2 * WIDTH)
+        ),
         3,
         VIDEO,
         _MARK_VIDEO,
@@ -1296,7 +1306,9 @@ _VIDEO = (
     ),
     TinyModel(
         "cogvideox-1.5",
-        _built("CogVideoXTransformer3DModel", **_COGVIDEO, patch_size_t=2, use_rotary_positional_embeddings=True),
+        _built(
+            "CogVideoXTransformer3DModel", **_COGVIDEO, patch_size_t=2, use_rotary_positional_embeddings=True
+        ),
         _arguments((2 * FRAMES, 4, 2 * HEIGHT, 2 * WIDTH), (TEXT, 24)),
         2,
         VIDEO,
@@ -1331,7 +1343,9 @@ _VIDEO = (
     TinyModel(
         "hunyuan-video",
         _built("HunyuanVideoTransformer3DModel", **_HUNYUAN),
-        _arguments(_LATENT_VIDEO, (TEXT, 24), encoder_attention_mask=_padded(), pooled_projections=_each(2, 8)),
+        _arguments(
+            _LATENT_VIDEO, (TEXT, 24), encoder_attention_mask=_padded(), pooled_projections=_each(2, 8)
+        ),
         2,
         VIDEO,
         _MARK_VIDEO,
@@ -1339,7 +1353,9 @@ _VIDEO = (
     TinyModel(
         "hunyuan-video-i2v",
         _built("HunyuanVideoTransformer3DModel", **_HUNYUAN, image_condition_type="token_replace"),
-        _arguments(_LATENT_VIDEO, (TEXT, 24), encoder_attention_mask=_padded(), pooled_projections=_each(2, 8)),
+        _arguments(
+            _LATENT_VIDEO, (TEXT, 24), encoder_attention_mask=_padded(), pooled_projections=_each(2, 8)
+        ),
         2,
         VIDEO,
         _MARK_VIDEO,

@@ -1,6 +1,8 @@
-"""U-Nets of every kind that catome declares, so small that a call takes milliseconds: random, and always the same.
+"""U-Nets of every kind that catome declares, so small that a call takes milliseconds: random, and always the
+same.
 
-Their samples are wider than high, so that a height that is taken for a width shows. Weights that diffusers begins
+Their samples are wider than high, so that a height that is taken for a width shows. Weights that diffusers
+begins
 with zeros are drawn, and queries and keys are enlarged: what the attention does can be seen in the output.
 """
 
@@ -159,7 +161,8 @@ PROMPT = {"encoder_hidden_states": (TEXT, WIDTH)}
 SMALL = {"block_out_channels": (32, 32), "layers_per_block": 1, "norm_num_groups": 8}
 
 CROSS = {"cross_attention_dim": WIDTH, "attention_head_dim": 4}
-"""Prompts of `WIDTH` channels, and 4 heads: ``attention_head_dim`` is their number where blocks are transformers."""
+"""Prompts of `WIDTH` channels, and 4 heads: ``attention_head_dim`` is their number where blocks are
+transformers."""
 
 THREE_LEVELS = {"block_out_channels": (32, 32, 32), "layers_per_block": 1, "norm_num_groups": 8}
 

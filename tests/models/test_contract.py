@@ -27,7 +27,8 @@ from helpers.tiny_unets import TINY_UNETS
 TINY = {tiny.name: tiny for tiny in (*TINY_TRANSFORMERS, *TINY_UNETS)}
 
 SEVERAL_CALLS = {"flux2-kv", "qwen-image-2.1"}
-"""Models in which a declared attention also attends from reference images or text alone, which is left as it is."""
+"""Models in which a declared attention also attends from reference images or text alone, which is left as it
+is."""
 
 MIDDLE = 0.6
 """A threshold at which most images keep different numbers of tokens."""
@@ -104,12 +105,14 @@ def declared(model: torch.nn.Module) -> list:
 
 
 NOT_COMPILED = {"cascade-decoder", "mochi"} | SEVERAL_CALLS
-"""Models whose attentions are called several times in a call of the model, so that their cached steps run by the hooks."""
+"""Models whose attentions are called several times in a call of the model, so that their cached steps run by
+the hooks."""
 
 
 @every_family
 def test_a_twin_without_hooks_gives_what_the_hooks_give_at_a_cached_step(name, model, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda twin, **options: twin)  # what compilers make of it is tested elsewhere
+    # what compilers make of it is tested elsewhere
+    monkeypatch.setattr(torch, "compile", lambda twin, **options: twin)
     threshold = THRESHOLDS.get(name, MIDDLE)
     catome.apply_patch(model, threshold=threshold, schedule=(0,))
 
@@ -144,7 +147,9 @@ def test_tokens_are_merged_in_every_declared_attention(name, model):
     catome.apply_patch(model, threshold=-1.0)
     assert not same(answer(name), plain)
     found = catome.summary(model)
-    assert [attention.name for attention in found.attentions] == [attention.name for attention in declared(model)]
+    assert [attention.name for attention in found.attentions] == [
+        attention.name for attention in declared(model)
+    ]
     for attention in found.attentions:
         assert 0.5 < attention.merged_share <= 0.77
         assert 0.2 < attention.scores_left < 1
@@ -206,8 +211,8 @@ def test_queries_are_merged_too(name, model):
 
 
 def window_copies(tokens: torch.Tensor, first: int, layout: Layout) -> torch.Tensor:
-    """Tokens ``[B, H, N, D]``; of the image tokens, from ``first`` on, all in a window of 2x2 are copies of its top left
-    one."""
+    """Tokens ``[B, H, N, D]``; of the image tokens, from ``first`` on, all in a window of 2x2 are copies of
+    its top left one."""
     order = torch.arange(tokens.shape[2])
     image = order[first : first + layout.tokens].view(layout.frames, layout.height, layout.width)
     rows = torch.arange(layout.height // 2 * 2) // 2 * 2
@@ -217,7 +222,8 @@ def window_copies(tokens: torch.Tensor, first: int, layout: Layout) -> torch.Ten
 
 
 class Copies(TorchFunctionMode):
-    """Gives every attention in a declared module keys and values of which many are alike, before catome sees them."""
+    """Gives every attention in a declared module keys and values of which many are alike, before catome sees
+    them."""
 
     def __init__(self, model: torch.nn.Module, queries_too: bool) -> None:
         super().__init__()
@@ -226,8 +232,12 @@ class Copies(TorchFunctionMode):
         self.within = None
         self.handles = [model.register_forward_pre_hook(self.begin, with_kwargs=True)]
         for attention in declared(model):
-            self.handles.append(attention.module.register_forward_pre_hook(lambda *_, a=attention: self.enter_module(a)))
-            self.handles.append(attention.module.register_forward_hook(lambda *_: self.leave_module(), prepend=True))
+            self.handles.append(
+                attention.module.register_forward_pre_hook(lambda *_, a=attention: self.enter_module(a))
+            )
+            self.handles.append(
+                attention.module.register_forward_hook(lambda *_: self.leave_module(), prepend=True)
+            )
 
     def begin(self, model, args, kwargs) -> None:
         self.call = ModelCall(model, bound(model, args, kwargs))
@@ -283,7 +293,11 @@ def test_merging_duplicates_changes_rounding_only(name, model, keep_queries):
 WITH_MORE = {"cascade-decoder", "cascade-prior", "kandinsky-3"}
 """Models whose attentions could be given a context, and have one already: image and text."""
 
-PLAIN = {name for name in TINY.keys() - WITH_MORE if any(is_plain(attention.module, {}) for attention in declared(built(name)))}
+PLAIN = {
+    name
+    for name in TINY.keys() - WITH_MORE
+    if any(is_plain(attention.module, {}) for attention in declared(built(name)))
+}
 """Models with attentions that are given other tokens, or a context, before they make keys."""
 
 
@@ -291,7 +305,8 @@ PLAIN = {name for name in TINY.keys() - WITH_MORE if any(is_plain(attention.modu
 @pytest.mark.parametrize("compare", ["keys", "input"])
 @pytest.mark.parametrize("keep_queries", [True, False], ids=["keys", "queries too"])
 def test_merging_duplicates_that_enter_an_attention_changes_rounding_only(name, model, keep_queries, compare):
-    """Tokens are merged before they become keys here; what enters a U-Net's transformer blocks may be compared."""
+    """Tokens are merged before they become keys here; what enters a U-Net's transformer blocks may be
+    compared."""
     now = {}
     reached = set()
 
@@ -313,7 +328,9 @@ def test_merging_duplicates_that_enter_an_attention_changes_rounding_only(name, 
         def before(module, args, kwargs, attention=attention):
             return copied(attention, args, kwargs)
 
-        handles.append((attention.block or attention.module).register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(
+            (attention.block or attention.module).register_forward_pre_hook(before, with_kwargs=True)
+        )
     try:
         plain = answer(name)
         catome.apply_patch(model, threshold=1.0, keep_queries=keep_queries, compare=compare)
@@ -350,8 +367,8 @@ def test_an_image_does_not_depend_on_its_batch(name, model, padded, monkeypatch)
 
 
 def timetable(name: str, steps: int) -> list[dict]:
-    """The inputs of a model for steps at which nothing changes but the place on a timetable, which has the same number
-    there."""
+    """The inputs of a model for steps at which nothing changes but the place on a timetable, which has the
+    same number there."""
     timestep = family_of(built(name)).timestep
     inputs = [TINY[name].inputs(1, 500.0, 3) for _ in range(steps)]
     given = torch.as_tensor(inputs[0][timestep])
@@ -373,7 +390,8 @@ def test_pairs_of_an_earlier_step_serve_where_nothing_changed(name, model):
 
 
 def generation(name: str, timesteps: tuple[float, ...], seed: int) -> list[torch.Tensor]:
-    """The last answer of a generation. Its latents resemble those of other seeds so much that they could be the next step's."""
+    """The last answer of a generation. Its latents resemble those of other seeds so much that they could be
+    the next step's."""
     model = built(name)
     sample = family_of(model).sample
     for timestep in timesteps:
@@ -474,7 +492,10 @@ def test_mochi_has_pairs_for_each_video_of_a_batch():
         assert attention.calls == 3 * 3
         assert attention.found_at == (0,)
     for video in range(3):
-        own = {key: value[video : video + 1] if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+        own = {
+            key: value[video : video + 1] if isinstance(value, torch.Tensor) else value
+            for key, value in inputs.items()
+        }
         with catome.patched(model, threshold=0.0, schedule=[0]):
             run(model, own)
             alone = [run(model, {**own, "timestep": own["timestep"] - step}) for step in (100, 200)]
@@ -522,7 +543,9 @@ def test_attention_that_cannot_be_seen_is_said_once_and_in_the_summary(name, mon
         if isinstance(module, Attention):
             module.set_processor(AttentionByHand())
     for part in ("flux", "wan"):
-        monkeypatch.setattr(f"diffusers.models.transformers.transformer_{part}.dispatch_attention_fn", attention_by_hand)
+        monkeypatch.setattr(
+            f"diffusers.models.transformers.transformer_{part}.dispatch_attention_fn", attention_by_hand
+        )
     calls = [TINY[name].inputs(2, timestep, 3) for timestep in (500.0, 400.0)]
     plain = [run(model, inputs) for inputs in calls]
     catome.apply_patch(model, threshold=-1.0)
@@ -585,7 +608,11 @@ def vae() -> torch.nn.Module:
 
 def sana() -> torch.nn.Module:
     return diffusers.SanaTransformer2DModel(
-        num_layers=1, num_attention_heads=1, attention_head_dim=8, num_cross_attention_heads=1, cross_attention_head_dim=8
+        num_layers=1,
+        num_attention_heads=1,
+        attention_head_dim=8,
+        num_cross_attention_heads=1,
+        cross_attention_head_dim=8,
     )
 
 
@@ -600,10 +627,19 @@ FUNCTIONS = (
 )
 
 REFUSED = {
-    "a layer": (lambda: torch.nn.Linear(2, 2), r"pipe=Linear must be a diffusers pipeline .*catome\.merge_keys"),
-    "an unknown model": (Unknown, r"pipe=Unknown must be a diffusers pipeline .*Known are the families U-Net, .*Kandinsky6"),
+    "a layer": (
+        lambda: torch.nn.Linear(2, 2),
+        r"pipe=Linear must be a diffusers pipeline .*catome\.merge_keys",
+    ),
+    "an unknown model": (
+        Unknown,
+        r"pipe=Unknown must be a diffusers pipeline .*Known are the families U-Net, .*Kandinsky6",
+    ),
     "a VAE": (vae, r"pipe=AutoencoderKL must be a diffusers pipeline with a denoising model"),
-    "linear attention": (sana, r"pipe=SanaTransformer2DModel cannot be patched: its self-attention is linear"),
+    "linear attention": (
+        sana,
+        r"pipe=SanaTransformer2DModel cannot be patched: its self-attention is linear",
+    ),
     "a string": (lambda: "stable-diffusion", r"pipe=str must be a diffusers pipeline .*it has no model"),
     "None": (lambda: None, r"pipe=NoneType must be a diffusers pipeline .*it has no model"),
     "a class": (lambda: diffusers.UNet2DConditionModel, r"pipe=type must be a diffusers pipeline"),
@@ -652,7 +688,9 @@ def encoded(pixels: torch.Tensor | None = None) -> torch.Tensor:
     return vision_transformer()(pixels).last_hidden_state
 
 
-@pytest.mark.parametrize("changes", [{}, {"weighted": False}, {"keep_queries": False}, {"dst": "random"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"weighted": False}, {"keep_queries": False}, {"dst": "random"}], ids=str
+)
 def test_keys_of_a_vision_transformer_are_merged(changes):
     plain = encoded()
     with catome.merge_keys(**GRID, threshold=-1.0, **changes) as seen:

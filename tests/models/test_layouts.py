@@ -11,7 +11,9 @@ from catome.models import dit, layouts, mmdit, video
 from catome.models.base import Family, Layout, ModelCall
 from helpers.tiny_models import TINY_TRANSFORMERS, TinyModel
 
-FAMILIES = {name: family for part in (dit, mmdit, video) for family in part.FAMILIES for name in family.classes}
+FAMILIES = {
+    name: family for part in (dit, mmdit, video) for family in part.FAMILIES for name in family.classes
+}
 MODELS = {tiny.name: tiny for tiny in TINY_TRANSFORMERS}
 
 
@@ -65,7 +67,10 @@ def heard(name: str, inputs: dict) -> list[tuple[str, Layout | None, torch.Tenso
         for handle in handles:
             handle.remove()
     call = ModelCall(model, inputs)
-    return [(name, layouts[name](call, queries, key.shape[2]), key, mask) for name, queries, key, mask in mode.calls]
+    return [
+        (name, layouts[name](call, queries, key.shape[2]), key, mask)
+        for name, queries, key, mask in mode.calls
+    ]
 
 
 def found(name: str, inputs: dict) -> list[Layout]:
@@ -93,7 +98,9 @@ def test_a_patch_of_the_latents_is_the_key_that_the_layout_says(tiny: TinyModel)
             name, layout, keys, _ = before[index]
             assert (layout.frames, layout.height, layout.width) == tiny.grid, name
             assert 0 <= layout.first <= keys.shape[2] - layout.tokens, name
-            changed = (after[index][2] != keys).any(3).any(1).any(0)[layout.first : layout.first + layout.tokens]
+            changed = (
+                (after[index][2] != keys).any(3).any(1).any(0)[layout.first : layout.first + layout.tokens]
+            )
             assert changed.nonzero().flatten().tolist() == [(frame * height + row) * width + column], name
 
 
@@ -146,7 +153,8 @@ def images(answer) -> torch.Tensor:
 
 
 def told(name: str, queries: int, keys: int, **arguments) -> set[Layout | None]:
-    """The layouts that the declaration of a tiny model gives for a call with the tiny inputs, or others instead."""
+    """The layouts that the declaration of a tiny model gives for a call with the tiny inputs, or others
+    instead."""
     model, family = built(name)
     inputs = {**MODELS[name].inputs(1, 500.0, 3), **arguments}
     call = ModelCall(model, {key: value for key, value in inputs.items() if value is not None})
@@ -260,7 +268,9 @@ def test_latents_that_are_not_cut_into_patches():
     model = Transformer2DModel(2, 16, in_channels=32, cross_attention_dim=24)
     (attention,) = FAMILIES["Transformer2DModel"].attentions(model, 1)
     assert attention.name == "transformer_blocks.0.attn1"
-    assert attention.layout(ModelCall(model, {"hidden_states": torch.zeros(1, 32, 8, 12)}), 96, 96) == Layout(0, 1, 8, 12)
+    assert attention.layout(ModelCall(model, {"hidden_states": torch.zeros(1, 32, 8, 12)}), 96, 96) == Layout(
+        0, 1, 8, 12
+    )
     assert attention.layout(ModelCall(model, {"hidden_states": torch.zeros(1, 96).long()}), 96, 96) is None
 
 
@@ -273,7 +283,9 @@ def test_every_declared_class_is_tested_and_none_is_refused():
     tested = {type(built(name)[0]).__name__ for name in MODELS}
     assert tested == FAMILIES.keys()
     assert not FAMILIES.keys() & dit.REFUSED.keys()
-    assert len(FAMILIES) == sum(len(family.classes) for part in (dit, mmdit, video) for family in part.FAMILIES)
+    assert len(FAMILIES) == sum(
+        len(family.classes) for part in (dit, mmdit, video) for family in part.FAMILIES
+    )
 
 
 def test_what_is_refused_has_a_reason():

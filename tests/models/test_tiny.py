@@ -73,12 +73,20 @@ def test_the_card_is_what_would_be_written_and_names_its_aims(tmp_path):
     evaluate.write_card(model, figures, training)
     card = (model / "README.md").read_text()
     assert card == (MODEL / "README.md").read_text()
-    for aim in ("90% of the samples", "60% of every class", "27 dB or more", "three of the five", "over 2 dB of PSNR"):
+    for aim in (
+        "90% of the samples",
+        "60% of every class",
+        "27 dB or more",
+        "three of the five",
+        "over 2 dB of PSNR",
+    ):
         assert aim in card
     assert "Every aim of its evaluation is reached." in card
     figures["merging_psnr_db_by_threshold"]["-1"] = figures["merging_psnr_db_by_threshold"]["0.9"] - 1
     evaluate.write_card(model, figures, training)
-    assert "- Not reached: merging everything costs only 1.0 dB, aim 2 dB." in (model / "README.md").read_text()
+    assert (
+        "- Not reached: merging everything costs only 1.0 dB, aim 2 dB." in (model / "README.md").read_text()
+    )
 
 
 def test_the_vae_is_as_good_as_its_card_says(pipe):
@@ -96,7 +104,9 @@ def test_samples_are_what_was_asked_for(pipe):
     judge = tiny.model.SceneNet()
     judge.load_state_dict({k: v.float() for k, v in load_file(MODEL / "judge" / "model.safetensors").items()})
     labels = torch.arange(len(tiny.CLASSES))
-    renders = torch.from_numpy(np.stack([tiny.render(n, 77_000_000) for n in tiny.CLASSES])).permute(0, 3, 1, 2)
+    renders = torch.from_numpy(np.stack([tiny.render(n, 77_000_000) for n in tiny.CLASSES])).permute(
+        0, 3, 1, 2
+    )
     assert features.accuracy(judge.eval(), renders, labels).float().mean() >= 0.9
     assert features.accuracy(judge, renders.roll(1, 0), labels).float().mean() <= 0.1
     samples = evaluate.sample(pipe, list(tiny.CLASSES), [5] * len(labels), 20, tiny.GUIDANCE_SCALE)
@@ -178,14 +188,23 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, fail_at)
 
 def test_the_recipe_makes_a_model_that_loads(tmp_path):
     """All stages, a step or two each."""
-    arguments = "--per-class 2 --vae-steps 2 --vae-batch 2 --unet-steps 2 --unet-batch 2 --net-steps 1 --device cpu"
+    arguments = (
+        "--per-class 2 --vae-steps 2 --vae-batch 2 --unet-steps 2 --unet-batch 2 --net-steps 1 --device cpu"
+    )
     train.main(["--work", str(tmp_path / "work"), "--out", str(tmp_path / "model"), *arguments.split()])
     pipe = tiny.load_pipeline(tmp_path / "model")
-    assert pipe(tiny.prompt("desert"), num_inference_steps=1, output_type="np").images.shape == (1, 128, 128, 3)
+    assert pipe(tiny.prompt("desert"), num_inference_steps=1, output_type="np").images.shape == (
+        1,
+        128,
+        128,
+        3,
+    )
     assert json.loads((tmp_path / "model" / "training.json").read_text())["stages"]["unet"]["steps"] == 2
 
 
-@pytest.mark.parametrize("argument", ["--per-class=3", "--vae-steps=0", "--unet-batch=-1", "--precision=float64"])
+@pytest.mark.parametrize(
+    "argument", ["--per-class=3", "--vae-steps=0", "--unet-batch=-1", "--precision=float64"]
+)
 def test_the_recipe_refuses_nonsense(argument, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         train.main([argument, "--work", str(tmp_path / "work")])

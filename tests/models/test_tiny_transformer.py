@@ -1,4 +1,5 @@
-"""The embedded diffusion transformer: its parts, its recipe, and that catome and the studies take it as it is."""
+"""The embedded diffusion transformer: its parts, its recipe, and that catome and the studies take it as it
+is."""
 
 import json
 import shutil
@@ -59,13 +60,20 @@ def trained(tmp_path_factory):
     """A folder made by the recipe, of a step or two each."""
     folder = tmp_path_factory.mktemp("transformer")
     arguments = "--per-class 2 --coarse-steps 2 --coarse-batch 2 --fine-steps 1 --fine-batch 2 --device cpu"
-    train_transformer.main(["--work", str(folder / "work"), "--out", str(folder / "model"), *arguments.split()])
+    train_transformer.main(
+        ["--work", str(folder / "work"), "--out", str(folder / "model"), *arguments.split()]
+    )
     return folder / "model"
 
 
 def test_the_recipe_makes_a_transformer_that_loads(trained):
     pipe = tiny.load_transformer(trained)
-    assert pipe(tiny.prompt("desert"), num_inference_steps=1, output_type="np").images.shape == (1, 128, 128, 3)
+    assert pipe(tiny.prompt("desert"), num_inference_steps=1, output_type="np").images.shape == (
+        1,
+        128,
+        128,
+        3,
+    )
     stages = json.loads((trained / "training.json").read_text())["stages"]
     assert [stages[name]["samples"] for name in ("coarse", "fine")] == [4, 2]
 
@@ -75,7 +83,10 @@ def test_the_recipe_goes_on_where_it_was(tmp_path):
 
     def weights(name, *runs):
         for steps in runs:
-            arguments = f"--per-class 2 --coarse-steps 2 --coarse-batch 2 --fine-steps {steps} --fine-batch 2 --device cpu"
+            arguments = (
+                f"--per-class 2 --coarse-steps 2 --coarse-batch 2 --fine-steps {steps} --fine-batch 2 "
+                "--device cpu"
+            )
             arguments += f" --precision float32 --work {tmp_path / name} --out {tmp_path / name / 'model'}"
             train_transformer.main(arguments.split())
         return tiny.load_transformer(tmp_path / name / "model").transformer.state_dict()
@@ -87,10 +98,14 @@ def test_the_recipe_goes_on_where_it_was(tmp_path):
 
 def test_a_training_from_other_beginnings_goes_on_from_no_state_of_this_one(tmp_path, monkeypatch):
     """Whatever a stage begins with is in the name of its state: weights, latents, and texts."""
-    args = train_transformer.parse(["--coarse-steps", "1", "--coarse-batch", "1", "--device", "cpu", "--work", str(tmp_path)])
+    args = train_transformer.parse(
+        ["--coarse-steps", "1", "--coarse-batch", "1", "--device", "cpu", "--work", str(tmp_path)]
+    )
     latents, told = torch.zeros(1, 4, 32, 32), (torch.zeros(13, 16, 64), torch.ones(13, 16))
     states = []
-    monkeypatch.setattr(train_transformer, "Trainer", lambda network, state, *rest, **more: states.append(state) or Trained())
+    monkeypatch.setattr(
+        train_transformer, "Trainer", lambda network, state, *rest, **more: states.append(state) or Trained()
+    )
 
     def begin(seed=0, latents=latents, told=told):
         torch.manual_seed(seed)
@@ -114,16 +129,22 @@ def test_a_transformer_is_judged_with_the_parts_it_was_trained_with(tmp_path, tr
     seen = []
     own = evaluate_transformer.load_transformer
     monkeypatch.setattr(
-        evaluate_transformer, "load_transformer", lambda *args, **given: seen.append(given) or own(*args, **given)
+        evaluate_transformer,
+        "load_transformer",
+        lambda *args, **given: seen.append(given) or own(*args, **given),
     )
-    monkeypatch.setattr(evaluate_transformer, "figures_of", lambda pipe, judge, *rest: seen.append(judge) or sys.exit(0))
+    monkeypatch.setattr(
+        evaluate_transformer, "figures_of", lambda pipe, judge, *rest: seen.append(judge) or sys.exit(0)
+    )
     with pytest.raises(SystemExit):
         evaluate_transformer.main(["--transformer", str(trained), "--model", str(other)])
     assert seen[0]["model"] == other
     assert seen[1] == other / "judge" / "model.safetensors"
 
 
-@pytest.mark.parametrize("argument", ["--per-class=0", "--coarse-steps=0", "--fine-batch=-1", "--precision=float64"])
+@pytest.mark.parametrize(
+    "argument", ["--per-class=0", "--coarse-steps=0", "--fine-batch=-1", "--precision=float64"]
+)
 def test_the_recipe_refuses_nonsense(argument, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         train_transformer.main([argument, "--work", str(tmp_path / "work")])
@@ -148,7 +169,9 @@ def test_missing_weights_are_said(tmp_path, trained):
     weights = load_file(trained / "diffusion_pytorch_model.safetensors")
     weights.pop("proj_out.weight")
     save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(OSError, match="must be the folder of the whole embedded transformer: weights are missing"):
+    with pytest.raises(
+        OSError, match="must be the folder of the whole embedded transformer: weights are missing"
+    ):
         tiny.load_transformer(tmp_path)
 
 
@@ -182,7 +205,9 @@ def test_a_saved_pipeline_is_loaded_as_a_model_from_the_hub_would_be(transformer
     loaded = study.load(study.Setting(model=str(tmp_path / "saved"), output=str(tmp_path / "out")))
     for name, weight in transformer.transformer.state_dict().items():
         assert torch.equal(weight, loaded.transformer.state_dict()[name])
-    one = study.Setting(model=str(tmp_path / "saved"), classes=["desert"], images=1, steps=1, output=str(tmp_path / "out"))
+    one = study.Setting(
+        model=str(tmp_path / "saved"), classes=["desert"], images=1, steps=1, output=str(tmp_path / "out")
+    )
     again = study.Setting(model="tiny-pixart", images=1, steps=1, output=str(tmp_path / "out"))
     assert (study.generate(loaded, one) == study.generate(transformer, again)).all()
 
@@ -211,7 +236,9 @@ def test_steps_are_told_as_they_are_done(transformer):
 def test_merging_changes_it_and_leaves_no_trace(transformer):
     def made():
         generator = torch.Generator().manual_seed(0)
-        return transformer(tiny.prompt("volcano"), num_inference_steps=2, generator=generator, output_type="pt").images
+        return transformer(
+            tiny.prompt("volcano"), num_inference_steps=2, generator=generator, output_type="pt"
+        ).images
 
     plain = made()
     with catome.patched(transformer, catome.RECOMMENDED, threshold=0.5):
@@ -222,7 +249,9 @@ def test_merging_changes_it_and_leaves_no_trace(transformer):
 def test_the_probe_sees_every_layer_and_changes_nothing(transformer):
     def made():
         generator = torch.Generator().manual_seed(0)
-        return transformer(tiny.prompt("volcano"), num_inference_steps=2, generator=generator, output_type="pt").images
+        return transformer(
+            tiny.prompt("volcano"), num_inference_steps=2, generator=generator, output_type="pt"
+        ).images
 
     plain = made()
     inputs = []

@@ -112,7 +112,8 @@ def test_every_declared_attention_runs_and_has_a_layout(tiny):
 
 @every_unet
 def test_nothing_else_is_spatial_self_attention(tiny):
-    """By what each module does, and not by its name: cross-attention and temporal attention are not declared."""
+    """By what each module does, and not by its name: cross-attention and temporal attention are not
+    declared."""
     model = model_of(tiny)
     declared = family_of(model).attentions(model, EVERYWHERE)
     _, record = run(model, tiny.inputs(BATCH, TIMESTEP, 0))
@@ -152,7 +153,8 @@ def test_max_downsample_counts_from_the_topmost_attention(tiny):
 
 @every_unet
 def test_the_pixel_that_changes_is_where_the_layout_says(tiny):
-    """The key that a pixel changes most is at its place in the layout; the rows of another image do not change."""
+    """The key that a pixel changes most is at its place in the layout; the rows of another image do not
+    change."""
     model = model_of(tiny)
     attention = family_of(model).attentions(model, 1)[0]
     inputs = tiny.inputs(BATCH, TIMESTEP, 0)
@@ -230,7 +232,8 @@ def test_a_call_whose_sample_is_unknown_has_no_layout():
 
 
 def grid_by_size(tokens: int, size: tuple[int, int], max_downsample: int) -> tuple[int, int] | None:
-    """The token grid of so many tokens in a U-Net whose sample has a size; None if they are downsampled more than that."""
+    """The token grid of so many tokens in a U-Net whose sample has a size; None if they are downsampled more
+    than that."""
     for downsample in (2**level for level in range(max_downsample.bit_length())):
         grid = tuple(math.ceil(edge / downsample) for edge in size)
         if math.prod(grid) == tokens:
@@ -239,7 +242,8 @@ def grid_by_size(tokens: int, size: tuple[int, int], max_downsample: int) -> tup
 
 
 def test_unets_of_stable_diffusion_are_as_before():
-    """The attentions declared with transformer blocks around them are those that the helpers find, by the same grids."""
+    """The attentions declared with transformer blocks around them are those that the helpers find, by the
+    same grids."""
     for name in ("unet-sd", "unet-sdxl"):
         tiny = next(tiny for tiny in TINY_UNETS if tiny.name == name)
         model = model_of(tiny)

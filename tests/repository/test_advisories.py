@@ -1,6 +1,8 @@
-"""Has one of the pinned versions a known advisory? Asked where the database can be reached, skipped aloud where not.
+"""Has one of the pinned versions a known advisory? Asked where the database can be reached, skipped aloud
+where not.
 
-Alone, without the rest's needs: ``python -m pytest --noconftest -rs tests/repository/test_advisories.py``, which is ``make audit``.
+Alone, without the rest's needs: ``python -m pytest --noconftest -rs tests/repository/test_advisories.py``,
+    which is ``make audit``.
 """
 
 import datetime
@@ -16,7 +18,8 @@ from helpers.paths import ROOT
 
 ACCEPTED = ROOT / "tests/repository/advisories.txt"
 CANARY = "urllib3==1.24.1"
-"""A version with advisories of many years: a database that knows none of them cannot be trusted to know others."""
+"""A version with advisories of many years: a database that knows none of them cannot be trusted to know
+others."""
 SECONDS = 180
 
 
@@ -47,20 +50,28 @@ def pip_audit(requirements: Path, seconds: float) -> str:
         Unreachable: if it says nothing, or takes longer.
     """
     try:
-        done = subprocess.run(pip_audit_command(requirements), capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(
+            pip_audit_command(requirements), capture_output=True, text=True, timeout=seconds
+        )
     except subprocess.TimeoutExpired:
         raise Unreachable(f"no answer within {seconds:g} s") from None
     if not done.stdout.strip():
-        why = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines() or ["no answer"]
+        why = (
+            [line for line in done.stderr.splitlines() if "ERROR" in line]
+            or done.stderr.splitlines()
+            or ["no answer"]
+        )
         raise Unreachable(why[-1][:200])
     return done.stdout
 
 
 def advisories(said: str) -> tuple[dict[str, str], list[str]]:
-    """Read pip-audit's JSON: advisories by id, each as a line to read, and the packages that could not be looked up.
+    """Read pip-audit's JSON: advisories by id, each as a line to read, and the packages that could not be
+    looked up.
 
     Raises:
-        Unreachable: if no package could be looked up at all. pip-audit itself calls that "no known vulnerabilities".
+        Unreachable: if no package could be looked up at all. pip-audit itself calls that "no known
+            vulnerabilities".
     """
     packages = json.loads(said)["dependencies"]
     unknown = [package["name"] for package in packages if "skip_reason" in package]
@@ -93,7 +104,8 @@ def accepted(text: str) -> dict[str, str]:
 
 
 def verdict(canary: str, said: str, reasons: dict[str, str]) -> tuple[list[str], list[str], list[str]]:
-    """``(open, stale, unknown)``: advisories to act on, accepted ones that are gone, packages that could not be looked up.
+    """``(open, stale, unknown)``: advisories to act on, accepted ones that are gone, packages that could not
+    be looked up.
 
     Raises:
         Unreachable: if the database does not know the canary's advisories, or none of the packages.
@@ -101,7 +113,11 @@ def verdict(canary: str, said: str, reasons: dict[str, str]) -> tuple[list[str],
     if not advisories(canary)[0]:
         raise Unreachable(f"it knows no advisory of {CANARY}, which has several")
     found, unknown = advisories(said)
-    return [line for name, line in found.items() if name not in reasons], sorted(set(reasons) - set(found)), unknown
+    return (
+        [line for name, line in found.items() if name not in reasons],
+        sorted(set(reasons) - set(found)),
+        unknown,
+    )
 
 
 def test_no_pinned_version_has_a_known_advisory(tmp_path):
@@ -115,14 +131,21 @@ def test_no_pinned_version_has_a_known_advisory(tmp_path):
         pytest.skip(f"NOT CHECKED: the database of known advisories cannot be reached from here ({error})")
     print(f"not looked up: {', '.join(unknown) or 'none'}")
     assert not found, "\n".join(["pinned versions with known advisories:", *found])
-    assert not stale, f"tests/repository/advisories.txt names what constraints.txt no longer has: {', '.join(stale)}"
+    assert not stale, (
+        f"tests/repository/advisories.txt names what constraints.txt no longer has: {', '.join(stale)}"
+    )
     assert len(unknown) < 10, f"could not be looked up: {', '.join(unknown)}"
 
 
 def package(name="torch", ids=(), skipped=False):
     if skipped:
-        return {"name": name, "skip_reason": f"Dependency not found on PyPI and could not be audited: {name} (1.0)"}
-    vulns = [{"id": one, "fix_versions": ["1.1"], "aliases": [f"CVE-{one}"], "description": ""} for one in ids]
+        return {
+            "name": name,
+            "skip_reason": f"Dependency not found on PyPI and could not be audited: {name} (1.0)",
+        }
+    vulns = [
+        {"id": one, "fix_versions": ["1.1"], "aliases": [f"CVE-{one}"], "description": ""} for one in ids
+    ]
     return {"name": name, "version": "1.0", "vulns": vulns}
 
 
@@ -171,7 +194,10 @@ def test_a_database_that_knows_nothing_is_none(canary, said, why):
     ("program", "why"),
     [
         ("import time; time.sleep(60)", "no answer within 1 s"),
-        ("import sys; print('ERROR:pip_audit._cli:no route to host', file=sys.stderr); sys.exit(1)", "no route to host"),
+        (
+            "import sys; print('ERROR:pip_audit._cli:no route to host', file=sys.stderr); sys.exit(1)",
+            "no route to host",
+        ),
         ("", "no answer"),
     ],
 )

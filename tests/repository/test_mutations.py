@@ -1,4 +1,5 @@
-"""The wrong changes of `mutations.py` fit the code: each changes one place, into something that Python can read."""
+"""The wrong changes of `mutations.py` fit the code: each changes one place, into something that Python can
+read."""
 
 import ast
 import shlex

@@ -15,7 +15,9 @@ from helpers.notebooks import PARAMETERS
 from helpers.paths import NOTEBOOKS, ROOT
 from helpers.slow import listed_as_slow
 
-LIBRARY = [path for path in sorted((ROOT / "catome").rglob("*.py")) if not {"study", "tiny"} & set(path.parts)]
+LIBRARY = [
+    path for path in sorted((ROOT / "catome").rglob("*.py")) if not {"study", "tiny"} & set(path.parts)
+]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -31,7 +33,8 @@ def test_notebooks_are_stored_without_outputs_and_have_parameters(notebook):
     del declared["__builtins__"]
     kind = PARAMETERS[notebook.stem]
     assert vars(kind.of(declared)) == vars(kind()), "the defaults of the class are those of the cell"
-    for source in ("".join(cell["source"]) for cell in code[1:]):  # prose is Markdown, and work is in the package
+    # prose is Markdown, and work is in the package
+    for source in ("".join(cell["source"]) for cell in code[1:]):
         assert len(source.splitlines()) <= 15, source
         assert "Markdown(" not in source
     for cell in code:  # a figure has a caption and a text for those who do not see it
@@ -46,8 +49,16 @@ def test_presets_set_every_common_parameter(preset):
 
 
 def test_the_library_imports_neither_models_nor_studies():
-    code = "import sys, catome; print([m for m in sys.modules if m.startswith(('catome.tiny', 'catome.study', 'matplotlib', 'pandas'))])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, catome; print([m for m in sys.modules if m.startswith(('catome.tiny', 'catome.study', "
+        "'matplotlib', 'pandas'))])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
     for path in LIBRARY:
         if path.name == "bench.py":  # the command of a study
             continue
@@ -64,13 +75,19 @@ def test_imports_point_down():
 
 def test_nothing_is_unpickled():
     for path in [*(ROOT / "catome").rglob("*.py"), *NOTEBOOKS]:
-        assert not re.search(r"torch\.load\(|pickle\.load|np\.load\([^)]*allow_pickle=True", path.read_text()), path
+        assert not re.search(
+            r"torch\.load\(|pickle\.load|np\.load\([^)]*allow_pickle=True", path.read_text()
+        ), path
     weights = [p for p in (ROOT / "data").rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
     assert weights == []
 
 
 def test_versions_are_pinned():
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[\w.\-]+==\S+", line) for line in lines)
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
     wanted = re.findall(r'^\s*"([\w\-]+)"?', (ROOT / "pyproject.toml").read_text(), re.M)
@@ -80,7 +97,9 @@ def test_versions_are_pinned():
 
 def test_style_is_clean():
     for command in (["check"], ["format", "--check"]):
-        done = subprocess.run([sys.executable, "-m", "ruff", *command, str(ROOT)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, str(ROOT)], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout
 
 
@@ -95,9 +114,15 @@ def test_docstrings_say_what_a_thing_is_or_does():
     """A docstring, or a text under a constant, begins with a verb or a noun, and not with a question word."""
     question = re.compile(r"\s*(What|Who|Whom|Whose|Whether|How|Where|Which|Why|When)\b")
     found = []
-    for path in sorted(path for folder in ("catome", "book", "tests") for path in (ROOT / folder).rglob("*.py")):
+    for path in sorted(
+        path for folder in ("catome", "book", "tests") for path in (ROOT / folder).rglob("*.py")
+    ):
         for node in ast.walk(ast.parse(path.read_text())):
-            text = node.value.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else None
+            text = (
+                node.value.value
+                if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+                else None
+            )
             if isinstance(text, str) and question.match(text):
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {text.strip().splitlines()[0]}")
     assert not found, "\n".join(found)

@@ -1,4 +1,5 @@
-"""GitHub's workflows, as three linters see them; what they restore; how the book is published, with them and without."""
+"""GitHub's workflows, as three linters see them; what they restore; how the book is published, with them and
+without."""
 
 import filecmp
 import json
@@ -23,17 +24,24 @@ from helpers.paths import ROOT
 BIN = Path(sys.executable).parent
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 PLACE = ("BASE_URL", "BINDERHUB_URL", "JUPYTERHUB_URL")
-HERE = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "GITHUB_")) and name not in PLACE}
+HERE = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("GIT_", "GITHUB_")) and name not in PLACE
+}
 
 
 def lint(*command):
-    done = subprocess.run([str(BIN / command[0]), *map(str, command[1:])], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [str(BIN / command[0]), *map(str, command[1:])], capture_output=True, text=True, cwd=ROOT
+    )
     return done.returncode, done.stdout + done.stderr
 
 
 LINTERS = {
     "schema": ("check-jsonschema", "--builtin-schema", "vendor.github-workflows"),
-    "actionlint": ("actionlint", "-shellcheck=", "-pyflakes="),  # the same everywhere, whatever else is installed
+    # the same everywhere, whatever else is installed
+    "actionlint": ("actionlint", "-shellcheck=", "-pyflakes="),
     "zizmor": ("zizmor", "--offline", "--persona=regular", "--no-progress", "--quiet"),
 }
 
@@ -64,7 +72,10 @@ def test_the_linters_see_a_mistake(linter, before, after, tmp_path):
 
 
 def test_dependabot_is_told_in_its_own_words():
-    assert lint("check-jsonschema", "--builtin-schema", "vendor.dependabot", ROOT / ".github/dependabot.yml")[0] == 0
+    assert (
+        lint("check-jsonschema", "--builtin-schema", "vendor.dependabot", ROOT / ".github/dependabot.yml")[0]
+        == 0
+    )
     assert lint("zizmor", "--offline", "--quiet", ROOT / ".github/dependabot.yml")[0] == 0
 
 
@@ -86,9 +97,14 @@ def steps_of_book():
 
 
 def prerequisites(target):
-    """The files that make looks at to decide whether ``target`` must be made, as it sees the Makefile itself."""
-    database = subprocess.run(["make", "-npq", "nothing"], cwd=ROOT, capture_output=True, text=True, env=HERE).stdout
-    pattern = next(line for line in database.splitlines() if line.startswith(target.replace(Path(target).stem, "%")))
+    """The files that make looks at to decide whether ``target`` must be made, as it sees the Makefile
+    itself."""
+    database = subprocess.run(
+        ["make", "-npq", "nothing"], cwd=ROOT, capture_output=True, text=True, env=HERE
+    ).stdout
+    pattern = next(
+        line for line in database.splitlines() if line.startswith(target.replace(Path(target).stem, "%"))
+    )
     stem = Path(target).stem
     return [name.replace("%", stem) for name in pattern.split(": ", 1)[1].split("|")[0].split()]
 
@@ -97,7 +113,12 @@ def test_the_key_of_the_restored_notebooks_knows_all_that_they_depend_on():
     restore = next(step for step in steps_of_book() if step.get("id") == "executed")
     assert "restore-keys" not in restore["with"]
     patterns = re.findall(r"'([^']+)'", restore["with"]["key"])
-    known = {path.relative_to(ROOT).as_posix() for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
+    known = {
+        path.relative_to(ROOT).as_posix()
+        for pattern in patterns
+        for path in ROOT.glob(pattern)
+        if path.is_file()
+    }
     known |= {
         path.relative_to(ROOT).as_posix()
         for pattern in patterns
@@ -107,7 +128,11 @@ def test_the_key_of_the_restored_notebooks_knows_all_that_they_depend_on():
     }
     needed = prerequisites("_build/source/notebooks/03_threshold_sweep.ipynb")
     assert len(needed) > 50
-    assert {"notebooks/03_threshold_sweep.ipynb", "catome/study/measure/comparison.py", "data/presets/tiny.yaml"} <= set(needed)
+    assert {
+        "notebooks/03_threshold_sweep.ipynb",
+        "catome/study/measure/comparison.py",
+        "data/presets/tiny.yaml",
+    } <= set(needed)
     assert set(needed) <= known
     assert {"Makefile", "constraints.txt", "pyproject.toml"} <= known
     assert re.search(r"\$\{\{\s+hashFiles\(", restore["with"]["key"])
@@ -124,12 +149,16 @@ def test_restored_notebooks_are_not_run_again(tmp_path):
         os.utime(path, (0, 0))
 
     def to_run():
-        done = subprocess.run(["make", "-n", "notebooks", f"BUILD={build}"], cwd=ROOT, capture_output=True, text=True, env=HERE)
+        done = subprocess.run(
+            ["make", "-n", "notebooks", f"BUILD={build}"], cwd=ROOT, capture_output=True, text=True, env=HERE
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.count("papermill notebooks/")
 
     assert to_run() == len(executed)
-    touch = next(step for step in steps_of_book() if step.get("if") == "steps.executed.outputs.cache-hit == 'true'")
+    touch = next(
+        step for step in steps_of_book() if step.get("if") == "steps.executed.outputs.cache-hit == 'true'"
+    )
     subprocess.run(touch["run"], shell=True, check=True, cwd=tmp_path)
     assert to_run() == 0
 
@@ -140,7 +169,12 @@ def test_the_workflows_call_targets_that_exist():
             for step in job["steps"]:
                 words = step.get("run", "").split()
                 if words[:1] == ["make"]:
-                    assert subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, env=HERE).returncode == 0
+                    assert (
+                        subprocess.run(
+                            ["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, env=HERE
+                        ).returncode
+                        == 0
+                    )
 
 
 # what only the place of publication knows
@@ -148,13 +182,16 @@ def test_the_workflows_call_targets_that_exist():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """``pages(**environment)``: a book of two pages, built with this book's configuration: {page: its HTML}."""
+    """``pages(**environment)``: a book of two pages, built with this book's configuration: {page: its
+    HTML}."""
     folder = tmp_path_factory.mktemp("pages")
     shutil.copytree(ROOT / "book/_ext", folder / "book/_ext")
     shutil.copytree(ROOT / "book/_static", folder / "_static")
     for name in ("_config.yml", "book/logo.svg", "book/references.bib"):
         shutil.copy(ROOT / name, folder / name)
-    (folder / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters:\n  - file: notebooks/one\n")
+    (folder / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\nchapters:\n  - file: notebooks/one\n"
+    )
     (folder / "book/intro.md").write_text("---\ndescription: A page.\n---\n\n# A page\n")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     cell = {"cell_type": "markdown", "id": "one", "metadata": {}, "source": "# A notebook"}
@@ -165,7 +202,15 @@ def pages(tmp_path_factory):
     def build(**environment):
         out = folder / "out"
         shutil.rmtree(out, ignore_errors=True)
-        command = [str(BIN / "jupyter-book"), "build", str(folder), "--path-output", str(out), "--warningiserror", "--quiet"]
+        command = [
+            str(BIN / "jupyter-book"),
+            "build",
+            str(folder),
+            "--path-output",
+            str(out),
+            "--warningiserror",
+            "--quiet",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, env={**HERE, **environment})
         html = out / "_build/html"
         found = {name: (html / f"{name}.html") for name in ("book/intro", "notebooks/one")}
@@ -201,7 +246,8 @@ def test_the_book_takes_its_addresses_from_the_environment(pages):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("BASE_URL", "book.example"), ("GITHUB_REPOSITORY", "catome"), ("JUPYTERHUB_URL", "hub")]
+    ("name", "value"),
+    [("BASE_URL", "book.example"), ("GITHUB_REPOSITORY", "catome"), ("JUPYTERHUB_URL", "hub")],
 )
 def test_an_address_that_is_none_is_an_error(name, value, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "book/_ext")
@@ -220,7 +266,11 @@ class Checkout:
     """A repository with this one's Makefile, a remote beside it, and a book that looks built."""
 
     def __init__(self, folder: Path):
-        self.folder, self.remote, self.html = folder / "checkout", folder / "remote.git", folder / "checkout/_build/html"
+        self.folder, self.remote, self.html = (
+            folder / "checkout",
+            folder / "remote.git",
+            folder / "checkout/_build/html",
+        )
         (self.folder / ".ci").mkdir(parents=True)
         for name in ("Makefile", ".ci/publish", ".gitignore"):
             shutil.copy(ROOT / name, self.folder / name)
@@ -232,7 +282,12 @@ class Checkout:
         self.git("remote", "add", "origin", str(self.remote))
         self.git("add", "--all")
         before = {"GIT_COMMITTER_DATE": "2026-01-02T03:04:05+0000"}
-        subprocess.run(["git", "commit", "--quiet", "--message", "A book"], cwd=self.folder, check=True, env=HERE | before)
+        subprocess.run(
+            ["git", "commit", "--quiet", "--message", "A book"],
+            cwd=self.folder,
+            check=True,
+            env=HERE | before,
+        )
 
     def git(self, *arguments, at=None):
         command = ["git", *arguments]
@@ -254,7 +309,12 @@ class Checkout:
 
     def state(self):
         index = self.folder / ".git/index"
-        return self.git("status", "--porcelain"), self.git("rev-parse", "HEAD"), index.read_bytes(), self.git("branch")
+        return (
+            self.git("status", "--porcelain"),
+            self.git("rev-parse", "HEAD"),
+            index.read_bytes(),
+            self.git("branch"),
+        )
 
     def published(self, to: Path) -> Path:
         self.git("clone", "--quiet", "--branch", "gh-pages", str(self.remote), str(to), at=to.parent)
@@ -264,13 +324,22 @@ class Checkout:
 @pytest.fixture
 def checkout(tmp_path):
     made = Checkout(tmp_path)
-    made.build(**{"notebooks/one.html": "one\r\n", "_static/x.css": "x", "_build/ignored.html": "y", ".buildinfo": "z"})
+    made.build(
+        **{
+            "notebooks/one.html": "one\r\n",
+            "_static/x.css": "x",
+            "_build/ignored.html": "y",
+            ".buildinfo": "z",
+        }
+    )
     return made
 
 
 def files_of(folder: Path) -> set[str]:
     return {
-        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and ".git" not in p.relative_to(folder).parts
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if p.is_file() and ".git" not in p.relative_to(folder).parts
     }
 
 
@@ -286,13 +355,16 @@ def test_publish_pushes_the_folder_and_nothing_else(checkout, tmp_path):
     assert files_of(site) == expected | {".nojekyll"}
     checkout.git("-c", "core.autocrlf=false", "checkout", "--quiet", "--force", "gh-pages", at=site)
     for name in expected:
-        blob = subprocess.run(["git", "show", f"gh-pages:{name}"], cwd=site, capture_output=True, check=True, env=HERE).stdout
+        blob = subprocess.run(
+            ["git", "show", f"gh-pages:{name}"], cwd=site, capture_output=True, check=True, env=HERE
+        ).stdout
         assert blob == (checkout.html / name).read_bytes(), name
     assert checkout.git("rev-list", "--count", "gh-pages", at=site) == "1"
     head = checkout.git("rev-parse", "HEAD")
     assert checkout.git("log", "-1", "--format=%s", "gh-pages", at=site) == f"The book of {head}"
     dates = checkout.git("log", "-1", "--format=%aI %cI", "gh-pages", at=site).split()
-    assert dates == [checkout.git("log", "-1", "--format=%cI")] * 2  # so that the same book is the same commit on any day
+    # so that the same book is the same commit on any day
+    assert dates == [checkout.git("log", "-1", "--format=%cI")] * 2
 
 
 def test_publishing_again_replaces(checkout, tmp_path):
@@ -361,8 +433,14 @@ def test_publish_refuses(checkout, spoil, says):
 
 def test_publish_asks_before_it_builds():
     """Things that must be refused are refused at once, not after minutes."""
-    said = subprocess.run(["make", "-n", "publish"], cwd=ROOT, capture_output=True, text=True, env=HERE).stdout
-    assert said.index(".ci/publish origin\n") < said.index("jupyter-book build") < said.index(".ci/publish origin _build/html")
+    said = subprocess.run(
+        ["make", "-n", "publish"], cwd=ROOT, capture_output=True, text=True, env=HERE
+    ).stdout
+    assert (
+        said.index(".ci/publish origin\n")
+        < said.index("jupyter-book build")
+        < said.index(".ci/publish origin _build/html")
+    )
 
 
 def test_publish_does_not_push_over_what_somebody_else_has_just_pushed(checkout, tmp_path):
@@ -375,7 +453,8 @@ def test_publish_does_not_push_over_what_somebody_else_has_just_pushed(checkout,
     theirs = checkout.git("commit-tree", "HEAD^{tree}", "-m", "theirs")
     checkout.git("push", "--quiet", "origin", f"{theirs}:refs/heads/theirs")
     wrapper.write_text(
-        f'#!/bin/sh\nif [ "$1" = push ]; then {real} -C {checkout.remote} update-ref refs/heads/gh-pages {theirs}; fi\n'
+        f'#!/bin/sh\nif [ "$1" = push ]\n'
+        f"then {real} -C {checkout.remote} update-ref refs/heads/gh-pages {theirs}; fi\n"
         f'exec {real} "$@"\n'
     )
     wrapper.chmod(0o755)
@@ -388,7 +467,8 @@ def test_publish_does_not_push_over_what_somebody_else_has_just_pushed(checkout,
 
 
 def test_conda_installs_what_make_does():
-    """`environment.yml` names what pip cannot install, and leaves the rest to the same extra and the same pinned versions."""
+    """`environment.yml` names what pip cannot install, and leaves the rest to the same extra and the same
+    pinned versions."""
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     by_pip = next(part["pip"] for part in environment if isinstance(part, dict))
@@ -410,7 +490,10 @@ def test_every_tool_is_pinned_with_all_that_it_needs():
     """Whatever the extras of the project need, and need in turn, has one version."""
     pinned = {canonical(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().split()}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(name for extra in project["optional-dependencies"].values() for name in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(name for extra in project["optional-dependencies"].values() for name in extra),
+    ]
     todo = [need for need in map(Requirement, wanted) if need.name != "catome"]
     seen = set()
     while todo:

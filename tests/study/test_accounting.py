@@ -1,5 +1,5 @@
-"""The accounting of FLOPs and bytes: against hand-written formulas, torch's own counter, and a merged forward that really
-runs."""
+"""The accounting of FLOPs and bytes: against hand-written formulas, torch's own counter, and a merged forward
+that really runs."""
 
 from itertools import pairwise
 
@@ -58,7 +58,8 @@ def test_flops_are_those_of_the_formulas():
     )
     assert table["norms and elementwise"] == 0
     in_and_out = sum(k * 2 * 2 * batch * n * c**2 for k, n, c in BLOCKS)
-    time = 2 * batch * (32 * 128 + 128 * 128) + 2 * batch * 128 * (2 * 32 + 6 * 64)  # and one layer in each of 8 ResNets
+    # and one layer in each of 8 ResNets
+    time = 2 * batch * (32 * 128 + 128 * 128) + 2 * batch * 128 * (2 * 32 + 6 * 64)
     assert in_and_out < table["other"] <= in_and_out + time
 
 
@@ -92,7 +93,12 @@ def test_bytes_of_attention_are_those_of_the_model(dtype_bytes):
 
 def test_attention_moves_nothing_that_the_model_does_not_say():
     table = operations("small", 64)
-    assert set(table.loc[table["module"].str.endswith(".attn1"), "operation"]) == {"scores", "softmax", "values", "div"}
+    assert set(table.loc[table["module"].str.endswith(".attn1"), "operation"]) == {
+        "scores",
+        "softmax",
+        "values",
+        "div",
+    }
 
 
 def test_every_operand_moves_once_and_views_move_nothing():
@@ -125,7 +131,10 @@ def test_totals_are_those_of_torchs_counter(architecture):
 def test_the_architectures_are_the_public_models(architecture, parameters, topmost):
     assert sum(p.numel() for p in accounting._unet(architecture, 2).parameters()) == parameters
     blocks, tokens, channels = topmost
-    assert parts(architecture, 512).at["topmost self-attention", "flops"] == blocks * 4 * 2 * tokens**2 * channels
+    assert (
+        parts(architecture, 512).at["topmost self-attention", "flops"]
+        == blocks * 4 * 2 * tokens**2 * channels
+    )
 
 
 def test_a_share_of_nothing_is_the_unmerged_call():
@@ -143,7 +152,10 @@ def test_merging_shortens_the_topmost_self_attention_only():
     moved = three * (2 * 2 * (n + half) * c + 8 * 2 * n)
     assert after.at["merge", "bytes_fused"] == after.at["unmerge", "bytes_naive"] == moved
     assert after.at["matching", "bytes_fused"] == three * (2 * 2 * n * c + 12 * 2 * 48) / 4
-    assert after.at["matching", "bytes_naive"] > after.at["matching", "bytes_fused"] + three * 4 * 2 * 2 * 48 * 16 / 4
+    assert (
+        after.at["matching", "bytes_naive"]
+        > after.at["matching", "bytes_fused"] + three * 4 * 2 * 2 * 48 * 16 / 4
+    )
     same = [part for part in PARTS if not part.startswith(("topmost", "norms"))]
     pd.testing.assert_frame_equal(before.loc[same], after.loc[same], check_dtype=False)
 
@@ -167,13 +179,16 @@ def test_more_pixels_cost_more_and_more_merging_less():
     tops = [flops["topmost self-attention"] / flops.sum() for flops in shares]
     assert tops == sorted(tops)
     assert tops[0] < tops[-1]
-    left = [merged_parts("small", 128, share).loc["topmost self-attention"] for share in (0.0, 0.25, 0.5, 0.75)]
+    left = [
+        merged_parts("small", 128, share).loc["topmost self-attention"] for share in (0.0, 0.25, 0.5, 0.75)
+    ]
     assert all((a > b).all() for a, b in pairwise(left))
 
 
 def test_a_part_takes_as_long_as_what_bounds_it():
     table = pd.DataFrame(
-        {"flops": [100, 10], "bytes_fused": [2, 40], "bytes_naive": [60, 40]}, index=["convolutions", "feed-forward"]
+        {"flops": [100, 10], "bytes_fused": [2, 40], "bytes_naive": [60, 40]},
+        index=["convolutions", "feed-forward"],
     ).rename_axis("part")
     assert dict(roofline_seconds(table, 10, 2)) == {"feed-forward": 20, "convolutions": 10}
     assert dict(roofline_seconds(table, 10, 2, "naive")) == {"feed-forward": 20, "convolutions": 30}
@@ -185,7 +200,9 @@ def test_a_part_takes_as_long_as_what_bounds_it():
 def test_operations_one_after_another_take_longer_than_overlapping():
     row = parts("small", 64).loc["feed-forward"]
     rates = row["flops"], row["bytes_fused"]  # products and movement take a second each
-    one_by_one, at_once = (roofline_seconds(table, *rates) for table in (operations("small", 64), parts("small", 64)))
+    one_by_one, at_once = (
+        roofline_seconds(table, *rates) for table in (operations("small", 64), parts("small", 64))
+    )
     assert (one_by_one >= at_once * (1 - 1e-12)).all()
     assert at_once["feed-forward"] == 1 < one_by_one["feed-forward"] < 2
 
@@ -198,7 +215,9 @@ def test_amdahls_law():
 
 
 def test_the_bounds_stand_in_order():
-    bounds = accounting.speedup_bounds("small", [64, 256], [0.5, 0.75], [("H200 SXM", "float16"), ("Tesla V100S", "float32")])
+    bounds = accounting.speedup_bounds(
+        "small", [64, 256], [0.5, 0.75], [("H200 SXM", "float16"), ("Tesla V100S", "float32")]
+    )
     assert len(bounds) == 2 * 2 * 2 * 2
     assert (bounds["free"] > bounds["charged"]).all()
     assert (bounds["free"] > 1).all()
@@ -211,7 +230,9 @@ def test_the_bounds_stand_in_order():
 
 
 def test_measured_calls_get_their_bounds():
-    point = dict(device="NVIDIA H200", architecture="small", height=64, width=64, batch=1, dtype="bfloat16", share=0.5)
+    point = dict(
+        device="NVIDIA H200", architecture="small", height=64, width=64, batch=1, dtype="bfloat16", share=0.5
+    )
     table = pd.DataFrame(
         [
             point | dict(method="unmerged", unmerged=float("nan")),
@@ -253,14 +274,20 @@ def test_what_makes_no_sense_is_an_error(change, says):
 def test_the_figures_show_every_part_and_device():
     tables = {"small": {size: parts("small", size) for size in (64, 128)}}
     figure = accounting_figures.flop_shares(tables)
-    tops = [max(bar.get_y() + bar.get_height() for bar in container) for container in figure.axes[0].containers]
+    tops = [
+        max(bar.get_y() + bar.get_height() for bar in container) for container in figure.axes[0].containers
+    ]
     assert max(tops) == pytest.approx(1)
     assert set(accounting_figures.PART_COLOURS) == {*PARTS, *MERGING}
     accounting_figures.bytes_moved(tables)
-    accounting_figures.roofline(tables["small"], {"one": ("Tesla V100S", "float16"), "other": ("H200 SXM", "float16")})
+    accounting_figures.roofline(
+        tables["small"], {"one": ("Tesla V100S", "float16"), "other": ("H200 SXM", "float16")}
+    )
     seconds = {
         ("H200", attention): {
-            size: roofline_seconds(operations("small", size), *accounting.device_rates("H200 SXM", "float16"), attention)
+            size: roofline_seconds(
+                operations("small", size), *accounting.device_rates("H200 SXM", "float16"), attention
+            )
             for size in (64, 128)
         }
         for attention in ("naive", "fused")

@@ -17,7 +17,9 @@ CALLS = 4
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("allocation"))
-    return Parameters(images=2, batch_size=2, steps=CALLS - 1, measured_images=3, thresholds=(0.9,), output=folder)
+    return Parameters(
+        images=2, batch_size=2, steps=CALLS - 1, measured_images=3, thresholds=(0.9,), output=folder
+    )
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,9 @@ def test_fixed_shares_cost_as_many_scores_as_the_threshold(made, asked):
 
 
 def test_what_was_measured_is_read_again(made, loaded, asked, monkeypatch):
-    monkeypatch.setattr("catome.study.studies.allocation.generate_batch", lambda *_: pytest.fail("it was made again"))
+    monkeypatch.setattr(
+        "catome.study.studies.allocation.generate_batch", lambda *_: pytest.fail("it was made again")
+    )
     again = allocation.run(asked, loaded, recorded=None)
     np.testing.assert_array_equal(again.left[0.9], made.left[0.9])
     assert [way.label for way in again.ways.values()] == [way.label for way in made.ways.values()]

@@ -1,4 +1,5 @@
-"""The benchmark: who takes a turn when, what is reckoned from it, what is kept, and what the command refuses."""
+"""The benchmark: who takes a turn when, what is reckoned from it, what is kept, and what the command
+refuses."""
 
 import json
 import math
@@ -149,7 +150,10 @@ def test_short_operations_are_repeated_until_a_sample_is_long_enough():
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out of memory"),
         (MemoryError(), "out of memory"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"), "out of memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+            "out of memory",
+        ),
         (RuntimeError("invalid configuration\nand more"), "RuntimeError: invalid configuration"),
     ],
 )
@@ -196,7 +200,9 @@ def test_operations_do_the_same_work_and_the_copy_moves_as_many_bytes(monkeypatc
         assert ours.shape == (2, 144, 8)
         assert torch.allclose(ours, theirs, atol=1e-5)
         assert len({tuple(token) for token in ours[0].tolist()}) == 72  # merged they were
-    monkeypatch.setattr(torch.Tensor, "copy_", lambda self, other: moved.extend([self, other]) or real(self, other))
+    monkeypatch.setattr(
+        torch.Tensor, "copy_", lambda self, other: moved.extend([self, other]) or real(self, other)
+    )
     contenders[COPY].calls[0].run()
     merging = (2 * 144 + 2 * 72) * 8 * 4  # what merge reads and writes, in bytes; unmerge does the reverse
     assert sum(tensor.numel() * tensor.element_size() for tensor in moved) == 2 * merging
@@ -206,7 +212,9 @@ def test_only_a_checkpoint_step_matches(monkeypatch):
     contenders = {c.method: c.calls[0].run for c in taking_part.operations(TOKENS, "cpu")}
     matched = []
     real = taking_part.match
-    monkeypatch.setattr("catome.study.bench.contenders.match", lambda *a, **k: matched.append(1) or real(*a, **k))
+    monkeypatch.setattr(
+        "catome.study.bench.contenders.match", lambda *a, **k: matched.append(1) or real(*a, **k)
+    )
     monkeypatch.setattr("tomesd.merge.bipartite_soft_matching_random2d", lambda *a, **k: matched.append(2))
     contenders[f"catome {CACHED}"]()
     contenders[f"tomesd {CACHED}"]()
@@ -230,7 +238,9 @@ def matching_takes_a_second(monkeypatch):
     return clock
 
 
-def test_cached_methods_are_averaged_over_13_checkpoints_and_38_cached_calls(matching_takes_a_second, merging_pays):
+def test_cached_methods_are_averaged_over_13_checkpoints_and_38_cached_calls(
+    matching_takes_a_second, merging_pays
+):
     rows = pd.DataFrame(bench.measure(UNET, "cpu", matching_takes_a_second))
     seconds = rows.groupby("method")["seconds"].agg(["min", "max", "size"])
     assert (seconds["size"] == 3).all()
@@ -270,7 +280,15 @@ def test_every_method_does_something_at_the_given_share_and_leaves_nothing(mergi
     plain = outputs.pop("unmerged")[0]
     assert torch.equal(plain, again)
     assert plain.isfinite().all()
-    assert set(outputs) == {"catome", "merged keys", "recommended", "tomesd", "batch maximum", "ToDo", "free merging"}
+    assert set(outputs) == {
+        "catome",
+        "merged keys",
+        "recommended",
+        "tomesd",
+        "batch maximum",
+        "ToDo",
+        "free merging",
+    }
     for given in outputs.values():
         assert given[-1].isfinite().all()
         assert not torch.equal(given[-1], plain)
@@ -324,7 +342,10 @@ def test_peak_memory_is_of_a_checkpoint_and_a_cached_call_with_fused_and_unfused
         "unmerged, unfused attention": 6,
         "catome, unfused attention": 8,
     }
-    assert taking_part.random_unet("small", "float32", "cpu").attn_processors.popitem()[1].__class__.__name__ == fused
+    assert (
+        taking_part.random_unet("small", "float32", "cpu").attn_processors.popitem()[1].__class__.__name__
+        == fused
+    )
 
 
 def test_a_ratio_is_paired_and_its_interval_is_of_order_statistics():
@@ -358,17 +379,23 @@ def made_up(point, noise=0.0, notes=None, where=HERE, **milliseconds):
         method = method.replace("_", " ")
         if value is None:
             note = (notes or {}).get(method, "out of memory")
-            rows.append(keys | {"method": method, "round": 0, "seconds": math.nan, "peak_bytes": None, "note": note})
+            rows.append(
+                keys | {"method": method, "round": 0, "seconds": math.nan, "peak_bytes": None, "note": note}
+            )
             continue
         for turn in range(6):
             seconds = value / 1000 * (1 + noise * (-1) ** turn * (method == "catome"))
-            rows.append(keys | {"method": method, "round": turn, "seconds": seconds, "peak_bytes": None, "note": ""})
+            rows.append(
+                keys | {"method": method, "round": turn, "seconds": seconds, "peak_bytes": None, "note": ""}
+            )
     return rows
 
 
 def fast(catome=10.0, tomesd=100.0, fresh=50.0, fresh_tomesd=100.0):
     names = {"catome merge + unmerge": catome, "tomesd merge + unmerge": tomesd, "copy": 5.0}
-    return made_up(STATED, **names, **{"catome checkpoint step": fresh, "tomesd checkpoint step": fresh_tomesd})
+    return made_up(
+        STATED, **names, **{"catome checkpoint step": fresh, "tomesd checkpoint step": fresh_tomesd}
+    )
 
 
 def verdicts(rows, kind="cpu"):
@@ -381,13 +408,18 @@ def test_targets_of_layers_and_of_merged_keys():
     layer = Point("attention", "sd15", "float32", 1, 512, 512, 320, 0.75, 6)
     rows = made_up(layer, unmerged=100.0, merged_keys=33.0, ToDo=32.0)
     for name, channels in (("flux", 3072), ("pixart", 1152)):
-        rows += made_up(Point("block", name, "float32", 1, 1024, 1024, channels, 0.7, 6), unmerged=100.0, merged_keys=80.0)
+        rows += made_up(
+            Point("block", name, "float32", 1, 1024, 1024, channels, 0.7, 6), unmerged=100.0, merged_keys=80.0
+        )
     rows += made_up(SD15, unmerged=100.0, recommended=79.0, tomesd=88.0)
     table = targets(summary(pd.DataFrame(rows)), "cpu").set_index(["work", "against"])["verdict"]
     found = table[table != "not measured"]
     assert (found == "reached").all()
     assert len(found) == 2 + 2 + 2 + 1
-    slower = [row | {"seconds": 0.101} if row["method"] == "merged keys" and row["suite"] == "block" else row for row in rows]
+    slower = [
+        row | {"seconds": 0.101} if row["method"] == "merged keys" and row["suite"] == "block" else row
+        for row in rows
+    ]
     again = targets(summary(pd.DataFrame(slower)), "cpu").set_index(["work", "against"])["verdict"]
     assert again["a block, keys merged, every share"].tolist() == ["not reached"]
 
@@ -401,15 +433,23 @@ def test_targets_are_reached_or_not():
     rows = made_up(SD15, unmerged=7.0, catome=7.2, free_merging=6.8, tomesd=7.5)
     assert verdicts(rows)[2:] == ["not reached"] * 3
     noisy = made_up(SD15, noise=0.05, unmerged=7.0, catome=7.01, free_merging=7.0, tomesd=7.5)
-    assert verdicts(noisy)[2:] == ["not reached", "reached", "reached"]  # slower than unmerged by less than can be told
+    # slower than unmerged by less than can be told
+    assert verdicts(noisy)[2:] == ["not reached", "reached", "reached"]
     table = targets(summary(pd.DataFrame(fast(catome=20.0))), "cpu")
     assert table["figure"][0] == pytest.approx(5)
     assert math.isnan(table["figure"][2])
 
 
 def test_what_could_not_run_counts_against_catome_only():
-    assert verdicts(made_up(SD15, unmerged=8.0, catome=None, tomesd=8.0, free_merging=6.7))[2:] == ["not reached"] * 3
-    assert verdicts(made_up(SD15, unmerged=8.0, catome=7.0, tomesd=None))[2:] == ["not measured", "reached", "not measured"]
+    assert (
+        verdicts(made_up(SD15, unmerged=8.0, catome=None, tomesd=8.0, free_merging=6.7))[2:]
+        == ["not reached"] * 3
+    )
+    assert verdicts(made_up(SD15, unmerged=8.0, catome=7.0, tomesd=None))[2:] == [
+        "not measured",
+        "reached",
+        "not measured",
+    ]
     assert verdicts(made_up(SD15, unmerged=None, catome=None, tomesd=None))[2:] == ["not measured"] * 3
 
 
@@ -437,7 +477,10 @@ def test_on_cuda_every_point_counts_but_peers_only_where_reducing_pays():
     assert table["points"][3] == "1 of 2"
     memory = [
         gpu
-        | {name: value for name, value in vars(Point("memory", "sd15", "float16", 1, size, size, 320, 0.5, 1)).items()}
+        | {
+            name: value
+            for name, value in vars(Point("memory", "sd15", "float16", 1, size, size, 320, 0.5, 1)).items()
+        }
         | {"method": method, "round": 0, "seconds": math.nan, "peak_bytes": peak, "note": ""}
         for size in (512, 1024)
         for method, peak in {
@@ -556,7 +599,9 @@ def test_without_a_gpu_cuda_is_one_clear_error(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--device", "cuda"])
     assert stopped.value.code == 2
-    assert "device='cuda': this machine's torch sees no CUDA device" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "device='cuda': this machine's torch sees no CUDA device" in capsys.readouterr().err.splitlines()[-1]
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -585,7 +630,9 @@ def test_defaults_fit_the_device():
     suites = [suite for suite in dict.fromkeys(point.suite for point in cuda)]
     assert suites == ["operations", "attention", "memory", "block", "unet"]
     (asked,) = bench.points(
-        Options(device="cuda", suites=("unet",), dtypes=("float32",), batches=(2,), sizes=(64,), shares=(0.5,))
+        Options(
+            device="cuda", suites=("unet",), dtypes=("float32",), batches=(2,), sizes=(64,), shares=(0.5,)
+        )
     )
     assert (asked.dtype, asked.batch, asked.height, asked.rounds) == ("float32", 2, 64, 10)
 
@@ -618,7 +665,9 @@ def test_attention_is_timed_in_turns_as_it_is_and_merged(estimates):
         log.append(run().shape)
         return 3.0 if len(log) % 2 else 2.0
 
-    table = taking_part.attention_turns(edges=(4, 8), shares=(0.25, 0.5), channels=16, heads=2, rounds=6, clock=clock)
+    table = taking_part.attention_turns(
+        edges=(4, 8), shares=(0.25, 0.5), channels=16, heads=2, rounds=6, clock=clock
+    )
     assert table["tokens"].tolist() == [16, 16, 64, 64]
     assert table["share"].tolist() == [0.25, 0.5] * 2
     assert set(log) == {(1, 16, 16), (1, 64, 16)}
@@ -634,7 +683,13 @@ def test_attention_is_timed_in_turns_as_it_is_and_merged(estimates):
 
 LAYER = Point("attention", "sd15", "float32", 1, 64, 64, 16, 0.75, 3)
 SMALL_MODELS = {
-    "flux": dict(num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, axes_dims_rope=(4, 6, 6)),
+    "flux": dict(
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        axes_dims_rope=(4, 6, 6),
+    ),
     "pixart": dict(
         num_layers=1,
         attention_head_dim=8,
@@ -698,7 +753,21 @@ def test_a_block_merges_the_given_share_and_leaves_nothing(name, small_models):
 
 def test_layers_are_measured_and_compared(small_models, tmp_path, capsys):
     assert (
-        main(["--suite", "attention", "block", "--size", "256", "--share", "0.7", "--rounds", "2", "--output", str(tmp_path)])
+        main(
+            [
+                "--suite",
+                "attention",
+                "block",
+                "--size",
+                "256",
+                "--share",
+                "0.7",
+                "--rounds",
+                "2",
+                "--output",
+                str(tmp_path),
+            ]
+        )
         == 0
     )
     rows = Store(BENCH, tmp_path, None).find()

@@ -29,15 +29,24 @@ def compared(methods: list[Method], psnr=lambda label: 30.0, share=lambda label:
         scatter = rng.normal(0, 0.1, IMAGES)
         for image in range(IMAGES):
             merged = share(label)
-            row = {"method": label, "image": image, "class": f"class {image % 3}", "psnr": psnr(label) + scatter[image]}
+            row = {
+                "method": label,
+                "image": image,
+                "class": f"class {image % 3}",
+                "psnr": psnr(label) + scatter[image],
+            }
             row |= dict.fromkeys(("ssim", "feature_distance", "psnr_real", "ssim_real"), 0.5)
-            row |= {"features": rng.normal(size=4), "merged_share": np.array([] if merged is None else [merged] * 2)}
+            row |= {
+                "features": rng.normal(size=4),
+                "merged_share": np.array([] if merged is None else [merged] * 2),
+            }
             rows.append(row)
     return Comparison(pd.DataFrame(rows), labels, "scene", {})
 
 
 def timed(methods: list[Method], batch: int = 1) -> pd.DataFrame:
-    """Rows as of `cost`: every method takes 1, 2 and 4 seconds, the unmerged one twice as long; but once three times."""
+    """Rows as of `cost`: every method takes 1, 2 and 4 seconds, the unmerged one twice as long; but once
+    three times."""
     rows = []
     for label in dict.fromkeys(method.label for method in methods):
         for repetition, seconds in enumerate((1.0, 2.0, 4.0)):
@@ -97,7 +106,13 @@ def test_methods_are_compared_with_their_speeds_and_shares(peers):
     assert row["merged share"] == "0.27 / 0.40"
     assert row["verdict"] == row["after Holm"] == "farther"
     assert table.loc["CA-ToMe, t = 0.7 - ToDo", "merged share"] == "0.70 / \u2013"
-    assert table.columns.tolist() == ["times as fast", "merged share", "difference (dB)", "verdict", "after Holm"]
+    assert table.columns.tolist() == [
+        "times as fast",
+        "merged share",
+        "difference (dB)",
+        "verdict",
+        "after Holm",
+    ]
 
 
 def test_two_thresholds_that_are_one_are_compared_once():
@@ -111,12 +126,18 @@ def test_two_thresholds_that_are_one_are_compared_once():
 @pytest.fixture(scope="module")
 def scheduled() -> schedules.Result:
     """The less stale, the closer; but the bounds and the online schedules are the other way round."""
-    params = schedules.Parameters(images=IMAGES, drift_images=48, thresholds=(0.7,), tolerances=(0.3,), budgets=(2, 3))
+    params = schedules.Parameters(
+        images=IMAGES, drift_images=48, thresholds=(0.7,), tolerances=(0.3,), budgets=(2, 3)
+    )
     steps = np.arange(params.calls)
     staleness = {0.7: np.abs(steps[:, None] - steps) / 10.0}
     derived = {(0.7, 2): (0, 1), (0.7, 3): (0, 17, 34)}
     asked = schedules.asked_of(params, derived)
-    bills = {one.method.label: mean_staleness(staleness[0.7], one.checkpoints) for one in asked.values() if one.checkpoints}
+    bills = {
+        one.method.label: mean_staleness(staleness[0.7], one.checkpoints)
+        for one in asked.values()
+        if one.checkpoints
+    }
     bills |= {one.method.label: -bills[one.method.label] for one in asked.values() if one.kind == "bounds"}
     made = compared([one.method for one in asked.values()], lambda label: 30 - 10 * bills.get(label, 9.0))
     return schedules.Result(params, REAL, staleness, derived, asked, made, made)
@@ -147,8 +168,12 @@ def test_derived_schedules_stand_beside_as_many_evenly_spaced_checkpoints(schedu
 def test_derived_schedules_are_compared_with_the_papers_evenly_spaced_one(scheduled):
     assert SCHEDULES[schedules.EVEN] == tuple(range(0, 51, 5))
     table = scheduled.comparisons()
-    found = scheduled.made.paired("psnr", *(scheduled.asked[0.7, name].method for name in ("best 2", "CONFIG_FIVE")))
-    assert table.loc[("t = 0.7", "best 2 - CONFIG_FIVE"), "difference (dB)"].startswith(f"{found[0]:+.2f} [{found[1]:+.2f}")
+    found = scheduled.made.paired(
+        "psnr", *(scheduled.asked[0.7, name].method for name in ("best 2", "CONFIG_FIVE"))
+    )
+    assert table.loc[("t = 0.7", "best 2 - CONFIG_FIVE"), "difference (dB)"].startswith(
+        f"{found[0]:+.2f} [{found[1]:+.2f}"
+    )
     assert len(table) == 2 + 2 + 1 + 2 + 2
     assert set(table["after Holm"]) <= {"closer", "farther", "not told apart"}
 
@@ -165,7 +190,13 @@ def test_the_sweep_says_how_far_its_speed_ups_spread(swept):
     clock = timed([sweep.methods.unmerged(), *swept.sweep.values()])
     records = swept.records(clock)
     row = records.loc[swept.sweep[0.7].label]
-    assert row[["speed-up", "speed-up low", "speed-up high", "seconds", "flops"]].tolist() == [2, 2, 3, 2, 4e9]
+    assert row[["speed-up", "speed-up low", "speed-up high", "seconds", "flops"]].tolist() == [
+        2,
+        2,
+        3,
+        2,
+        4e9,
+    ]
     assert row["PSNR"] == swept.summary.loc[swept.sweep[0.7].label, "PSNR"]
     assert records.index.tolist() == swept.summary.index.tolist()
 
@@ -173,7 +204,10 @@ def test_the_sweep_says_how_far_its_speed_ups_spread(swept):
 def test_every_fid_says_of_which_features_it_is(swept):
     clock = timed([sweep.methods.unmerged(), *swept.sweep.values()])
     table = swept.beside_the_paper(clock.groupby("method")["seconds"].median())
-    assert [side for what, side in table.columns if what == "FID - unmerged"] == ["paper (Inception)", "here (scene)"]
+    assert [side for what, side in table.columns if what == "FID - unmerged"] == [
+        "paper (Inception)",
+        "here (scene)",
+    ]
     assert table.loc["t = 0.7", ("FID - unmerged", "paper (Inception)")] == "+0.64"
 
 
@@ -192,20 +226,27 @@ def test_what_a_schedule_may_give_is_a_line_through_the_others(scheduled):
     names = ["every step", "CONFIG_1", "CONFIG_3", "best 3", "auto 0.3", "step 0 only"]
     kinds = ["bounds", "paper", "paper", "derived", "online", "bounds"]
     stale = np.array([0.0, 0.3, 0.2, 0.1, 0.9, 0.9])
-    off = np.array([0.0, 0.5, 0.0, -0.5, 9.0, 9.0])  # what is online, and pairs found once, would spoil the line
+    # what is online, and pairs found once, would spoil the line
+    off = np.array([0.0, 0.5, 0.0, -0.5, 9.0, 9.0])
     count = np.array([51, 10, 13, 3, 5, 1])
-    table = pd.DataFrame({"threshold": 0.7, "kind": kinds, "schedule": names, "staleness": stale, "checkpoints": count})
+    table = pd.DataFrame(
+        {"threshold": 0.7, "kind": kinds, "schedule": names, "staleness": stale, "checkpoints": count}
+    )
     table["PSNR"] = 30 - 6 * stale + off
     table["time"] = 0.7 + 0.002 * count + np.where(off == 9, 1.0, 0.0)
     quality_of, time_of = scheduled.expected(table)
     slope, intercept = np.polyfit(stale[:4], table["PSNR"][:4], 1)
     around = table["PSNR"][:4] - intercept - slope * stale[:4]
-    assert quality_of[0.7] == pytest.approx({"slope": slope, "intercept": intercept, "spread": np.sqrt((around**2).sum() / 2)})
+    assert quality_of[0.7] == pytest.approx(
+        {"slope": slope, "intercept": intercept, "spread": np.sqrt((around**2).sum() / 2)}
+    )
     assert time_of[0.7] == pytest.approx({"fixed": 0.7, "each": 0.002})
 
 
 def test_schedules_that_cannot_be_told_apart_give_a_level_line(scheduled):
-    table = pd.DataFrame({"threshold": 0.7, "kind": "paper", "schedule": ["CONFIG_1", "CONFIG_3"], "staleness": 0.2})
+    table = pd.DataFrame(
+        {"threshold": 0.7, "kind": "paper", "schedule": ["CONFIG_1", "CONFIG_3"], "staleness": 0.2}
+    )
     table["checkpoints"], table["PSNR"], table["time"] = 3, [30.0, np.inf], [0.8, 0.9]
     quality_of, time_of = scheduled.expected(table)
     assert quality_of[0.7] == {"intercept": 30, "slope": 0, "spread": 0}
@@ -246,7 +287,9 @@ def test_the_unet_is_drawn_with_its_topmost_blocks_in_colour(pipe, tmp_path):
         figure = review_figures.unet(pipe, setting(tmp_path, height=height, width=width))
         texts = [text.get_text() for text in figure.axes[0].texts]
         assert tokens in texts
-        coloured = {patch.get_facecolor()[:3] for patch in figure.axes[0].patches if isinstance(patch, Rectangle)}
+        coloured = {
+            patch.get_facecolor()[:3] for patch in figure.axes[0].patches if isinstance(patch, Rectangle)
+        }
         assert set(figures.BLOCK_COLOURS.values()) <= coloured
         plt.close(figure)
 

@@ -10,7 +10,17 @@ from catome.study.measure.comparison import QUALITY
 from catome.study.methods import Method
 from catome.study.run.store import RECORDED, Store, fingerprint
 from catome.study.studies import compose
-from catome.study.studies.compose import COMPOSED, Tried, chosen, frontier, judged, predicted, promising, report, search
+from catome.study.studies.compose import (
+    COMPOSED,
+    Tried,
+    chosen,
+    frontier,
+    judged,
+    predicted,
+    promising,
+    report,
+    search,
+)
 from helpers.paths import ROOT
 from helpers.settings import setting
 
@@ -74,7 +84,12 @@ def test_combinations_are_of_different_kinds_and_near_a_floor():
 
 
 def test_what_is_judged_is_the_fastest_above_each_floor_and_the_best_of_each_kind():
-    some = [tried("forecast", 36, 2.0), tried("forecast", 31, 1.0), tried("DeepCache", 33, 2.5), tried("a + b", 30.5, 0.5)]
+    some = [
+        tried("forecast", 36, 2.0),
+        tried("forecast", 31, 1.0),
+        tried("DeepCache", 33, 2.5),
+        tried("a + b", 30.5, 0.5),
+    ]
     some += [tried("merged keys", 40, 3.5), tried("a + b", 29, 0.3)]
     families = [method.family for method in chosen(some, floors=(30.0,))]
     assert families[:3] == ["a + b", "forecast", "forecast"]
@@ -93,11 +108,15 @@ def test_the_search_from_end_to_end(pipe, tmp_path, monkeypatch):
     asked = setting(tmp_path, images=2, steps=5, batch_size=2)
     found = search(pipe, asked, recorded=None)
     labels = [one.method.label for one in found]
-    together = "merged keys(threshold=0.7, stride=2x2, schedule=EVEN_13) + forecast(interval=2, order=1, first=2)"
+    together = (
+        "merged keys(threshold=0.7, stride=2x2, schedule=EVEN_13) + forecast(interval=2, order=1, first=2)"
+    )
     assert labels == [few["merged keys"][0].label, few["forecast"][0].label, together]
     assert all(one.seconds > 0 for one in found)
     assert found[2].psnr < found[0].psnr
-    monkeypatch.setattr("catome.study.measure.comparison.generate_batch", lambda *_: pytest.fail("it was made again"))
+    monkeypatch.setattr(
+        "catome.study.measure.comparison.generate_batch", lambda *_: pytest.fail("it was made again")
+    )
     again = search(pipe, asked, recorded=None)
     assert [(one.method.label, one.psnr, one.seconds) for one in again] == [
         (one.method.label, one.psnr, one.seconds) for one in found
@@ -111,7 +130,9 @@ def test_the_search_from_end_to_end(pipe, tmp_path, monkeypatch):
     assert "99 dB" not in said
 
 
-ROW = re.compile(r"^\| .*? \| `(?P<label>.*?)` \| ([\d.]+) dB \(([\d.]+) to ([\d.]+)\) \| ([\d.]+) \|$", re.MULTILINE)
+ROW = re.compile(
+    r"^\| .*? \| `(?P<label>.*?)` \| ([\d.]+) dB \(([\d.]+) to ([\d.]+)\) \| ([\d.]+) \|$", re.MULTILINE
+)
 
 
 def test_the_library_page_says_what_was_recorded():

@@ -46,14 +46,21 @@ def test_few_steps_have_settings_that_fit_them():
     labels = [method.label for method in curves._all_of(params.kinds)]
     assert len(set(labels)) == len(labels)
     assert "EVEN_5" in params.kinds["merged keys (few searches)"]["t = 0.7, kept for 4 calls"].label
-    assert params.kinds["forecast"]["growing by 1.15"].label == "forecast(interval=1, order=1, first=2, growth=1.15)"
+    assert (
+        params.kinds["forecast"]["growing by 1.15"].label
+        == "forecast(interval=1, order=1, first=2, growth=1.15)"
+    )
     assert list(curves.kinds(20, few=True)["forecast (equal gaps)"]) == ["every 2", "every 3"]
     some = curves.Parameters(steps=20, sampler="DPM++", only=["forecast", "ToDo"]).kinds
     assert list(some) == ["ToDo", "forecast", "forecast (equal gaps)"]
     assert {job.calls for job in curves.jobs(params)} == {20}
     assert {job.calls for job in curves.jobs(curves.Parameters(steps=20))} == {21}
-    assert set(curves.kinds(20, few=True)) - set(curves.kinds(20)) == {"merged keys (few searches)", "forecast (equal gaps)"}
-    assert "merged keys (few searches)" not in curves.kinds(52, few=True)  # the library's schedule is the same there
+    assert set(curves.kinds(20, few=True)) - set(curves.kinds(20)) == {
+        "merged keys (few searches)",
+        "forecast (equal gaps)",
+    }
+    # the library's schedule is the same there
+    assert "merged keys (few searches)" not in curves.kinds(52, few=True)
 
 
 @pytest.mark.parametrize("given", ["PLMS", 3, ""])
@@ -80,11 +87,21 @@ def result(psnr) -> curves.Result:
         for name, method in some.items():
             for image in range(IMAGES):
                 value = psnr[kind, name] + 0.1 * (image % 3 - 1)
-                rows.append({"method": method.label, "image": image, "class": "desert", "psnr": value, "merged_share": []})
+                rows.append(
+                    {
+                        "method": method.label,
+                        "image": image,
+                        "class": "desert",
+                        "psnr": value,
+                        "merged_share": [],
+                    }
+                )
     for row in rows:
         row.update(ssim=0.9, feature_distance=1.0, psnr_real=np.nan, ssim_real=np.nan, features=np.ones(3))
     labels = [method.label for some in of_kind.values() for method in some.values()]
-    return curves.Result(curves.Parameters(images=IMAGES), of_kind, Comparison(pd.DataFrame(rows), labels, "scene", {}))
+    return curves.Result(
+        curves.Parameters(images=IMAGES), of_kind, Comparison(pd.DataFrame(rows), labels, "scene", {})
+    )
 
 
 def clock(found: curves.Result, seconds, flops) -> pd.DataFrame:
@@ -95,14 +112,18 @@ def clock(found: curves.Result, seconds, flops) -> pd.DataFrame:
         for kind, some in found.kinds.items():
             for name, method in some.items():
                 row = {"method": method.label, "image": image}
-                rows.append(row | {"seconds": seconds[kind, name] * scale, "flops": flops[kind, name] * scale})
+                rows.append(
+                    row | {"seconds": seconds[kind, name] * scale, "flops": flops[kind, name] * scale}
+                )
     return pd.DataFrame(rows)
 
 
 def test_records_mark_what_no_other_setting_beats():
     names = [("ToMe", "r = 0.25"), ("ToMe", "r = 0.5"), ("fewer steps", "30 steps")]
     found = result(dict(zip(names, (35.0, 28.0, 30.0), strict=True)))
-    clocks = clock(found, dict(zip(names, (3.0, 2.0, 1.0), strict=True)), dict(zip(names, (4.0, 2.0, 6.0), strict=True)))
+    clocks = clock(
+        found, dict(zip(names, (3.0, 2.0, 1.0), strict=True)), dict(zip(names, (4.0, 2.0, 6.0), strict=True))
+    )
     records = found.records(clocks).set_index(["kind", "setting"])
     assert records["speed-up"].to_list() == pytest.approx([4 / 3, 2, 4])
     assert records["flops"].to_list() == pytest.approx([0.5, 0.25, 0.75])
@@ -155,8 +176,13 @@ def test_words_say_which_settings_nothing_beats():
     assert words["best_in_time"] == "ToMe (r = 0.25); fewer steps (30 steps)"
     assert words["best_in_work"] == "ToMe (r = 0.25 and r = 0.5)"
     assert (words["curve_images"], words["curve_settings"], words["curve_kinds"]) == (str(IMAGES), "3", "2")
-    assert found.place_of(records, "ToMe") == "Settings of ToMe are among them: in time r = 0.25; in work r = 0.25 and r = 0.5."
-    assert found.place_of(records, "fewer steps") == "Settings of fewer steps are among them: in time 30 steps."
+    assert (
+        found.place_of(records, "ToMe")
+        == "Settings of ToMe are among them: in time r = 0.25; in work r = 0.25 and r = 0.5."
+    )
+    assert (
+        found.place_of(records, "fewer steps") == "Settings of fewer steps are among them: in time 30 steps."
+    )
     assert words["papers_curve"] == "No setting of CA-ToMe was tried."
     beaten = found.place_of(records.assign(**{"best in time": False, "best in work": False}), "ToMe")
     assert beaten == "No setting of ToMe is among them, in time or in work."
@@ -181,7 +207,9 @@ def lengths() -> curves.Lengths:
     for steps, psnr in ((8, (35.0, 28.0, 20.0)), (50, (25.0, 28.0, 30.0))):
         found[steps] = result(dict(zip(NAMES, psnr, strict=True)))
         times = (dict(zip(NAMES, values, strict=True)) for values in ((3.0, 2.0, 1.0), (4.0, 2.0, 1.0)))
-        clocks[steps] = clock(found[steps], *times).assign(device="cpu", kind="cpu", threads=2, **{"class": "desert"})
+        clocks[steps] = clock(found[steps], *times).assign(
+            device="cpu", kind="cpu", threads=2, **{"class": "desert"}
+        )
     return curves.Lengths(found, clocks)
 
 
@@ -252,7 +280,9 @@ def test_the_figure_has_a_column_for_each_number_of_steps():
     figure = frontiers({8: pd.concat([records[8], unchanged]), 50: records[50]})
     assert [ax.get_title() for ax in figure.axes] == ["8 steps", "50 steps"] * 2
     for ax, column in zip(figure.axes[::2], ("speed-up", "flops"), strict=True):
-        x = [value for line in ax.lines if line.get_marker() not in ("None", "") for value in line.get_xdata()]
+        x = [
+            value for line in ax.lines if line.get_marker() not in ("None", "") for value in line.get_xdata()
+        ]
         assert sorted(x) == sorted(records[8][column])
         assert ax.xaxis_inverted() == (column == "flops")
     assert figure.legends[0].get_texts()
@@ -286,10 +316,14 @@ def test_an_unknown_kind_is_refused(given):
 def test_the_figure_fills_what_no_other_setting_beats():
     names = [("ToMe", "r = 0.25"), ("ToMe", "r = 0.5"), ("fewer steps", "30 steps")]
     found = result(dict(zip(names, (35.0, 28.0, 30.0), strict=True)))
-    clocks = clock(found, dict(zip(names, (3.0, 2.0, 1.0), strict=True)), dict(zip(names, (4.0, 2.0, 6.0), strict=True)))
+    clocks = clock(
+        found, dict(zip(names, (3.0, 2.0, 1.0), strict=True)), dict(zip(names, (4.0, 2.0, 6.0), strict=True))
+    )
     records = found.records(clocks)
     figure = frontier(records)
-    for ax, column, best in zip(figure.axes, ("speed-up", "flops"), ("best in time", "best in work"), strict=True):
+    for ax, column, best in zip(
+        figure.axes, ("speed-up", "flops"), ("best in time", "best in work"), strict=True
+    ):
         drawn = {}
         for line in ax.lines:
             if line.get_marker() not in ("None", "") and len(line.get_xdata()):
@@ -345,11 +379,14 @@ def ways():
 def test_the_readme_says_how_fast_merging_is(pipe):
     """By the recorded turns over one image of each class."""
     said = re.search(
-        r"are ([\d.]+) times as fast \(([\d.]+) to ([\d.]+)\) with the first row, and ([\d.]+) times \(([\d.]+) to ([\d.]+)\)",
+        r"are ([\d.]+) times as fast \(([\d.]+) to ([\d.]+)\) with the first row, "
+        r"and ([\d.]+) times \(([\d.]+) to ([\d.]+)\)",
         README,
     )
     every = [methods.unmerged(), *(method for some in curves.kinds().values() for method in some.values())]
-    rows = Store(timing.TURNS, RECORDED, None).find(steps=50, model=fingerprint(pipe), method_set=method_set(every))
+    rows = Store(timing.TURNS, RECORDED, None).find(
+        steps=50, model=fingerprint(pipe), method_set=method_set(every)
+    )
     table = faster(rows)
     found = []
     for config in (RECOMMENDED, FAST):
@@ -361,8 +398,9 @@ def test_the_readme_says_how_fast_merging_is(pipe):
 def test_the_library_says_what_forecasts_give_in_few_steps(pipe):
     interval = r"([\d.]+) dB \(([\d.]+) to ([\d.]+)\)"
     said = re.search(
-        rf"`catome.Forecast\(first=2, growth=1.15\)` computes (\d) of 8 DPM\+\+ steps and comes to {interval}, and (\d+) of 20 with "
-        rf"{interval}\. Simply taking (\d) steps comes to {interval}, and (\d+) steps to {interval}",
+        r"`catome.Forecast\(first=2, growth=1.15\)` computes (\d) of 8 DPM\+\+ steps and comes to "
+        rf"{interval}, and (\d+) of 20 with {interval}\. Simply taking (\d) steps comes to "
+        rf"{interval}, and (\d+) steps to {interval}",
         " ".join((CHECKOUT / "book/library.md").read_text().split()),
     )
     of_forecast, of_steps = [], []
@@ -375,7 +413,9 @@ def test_the_library_says_what_forecasts_give_in_few_steps(pipe):
             (calls, kinds["forecast"]["growing by 1.15"], of_forecast),
             (fewer, kinds["fewer steps"][f"{fewer} steps"], of_steps),
         ):
-            rows = Store(QUALITY, RECORDED, None).find(model=model, seed=curves.HELD_OUT, steps=steps, method=method.label)
+            rows = Store(QUALITY, RECORDED, None).find(
+                model=model, seed=curves.HELD_OUT, steps=steps, method=method.label
+            )
             rows = rows[rows["image"] < 12]
             assert len(rows) == 12
             psnr = rows.sort_values("image")["psnr"].to_numpy(float)
@@ -386,7 +426,9 @@ def test_the_library_says_what_forecasts_give_in_few_steps(pipe):
 def test_each_turn_takes_another_image_and_is_kept(loaded, tmp_path, ways, monkeypatch):
     made = []
     own = timing.generate_batch
-    monkeypatch.setattr(timing, "generate_batch", lambda pipe, given, images: made.append(images) or own(pipe, given, images))
+    monkeypatch.setattr(
+        timing, "generate_batch", lambda pipe, given, images: made.append(images) or own(pipe, given, images)
+    )
     asked = setting(tmp_path, images=2, steps=2, batch_size=1)
     rows = turns(loaded, asked, ways, recorded=None)
     assert rows.groupby("image")["method"].apply(set).to_list() == [{way.label for way in ways}] * 2

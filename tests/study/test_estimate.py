@@ -42,9 +42,8 @@ def test_a_study_generates_what_was_counted(study, tmp_path):
     else:
         made = Store(DRIFT, tmp_path / "out", None).find()
         generations = made.drop_duplicates(["image", "guidance", "steps"])
-        assert (
-            len(generations) <= counted["images"].sum() <= 2 * len(generations)
-        )  # the base ones are watched for two sets of amounts
+        # the base ones are watched for two sets of amounts
+        assert len(generations) <= counted["images"].sum() <= 2 * len(generations)
         assert set(generations["steps"] + 1) == set(counted["calls"])
 
 
@@ -70,7 +69,9 @@ def test_counting_refuses_what_the_study_refuses():
 
 def test_the_command_counts_and_writes_nothing(tmp_path):
     command = [sys.executable, "-m", "catome.study", "headline", "-f", str(SMOKE / "smoke.yaml"), "--count"]
-    done = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "out")], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     assert "tomesd(ratio=0.5)" in done.stdout
     assert "U-Net calls" in done.stdout.splitlines()[-1]
@@ -94,7 +95,8 @@ def test_seconds_grow_as_the_work_does():
         < one
         < estimate.generation_seconds(1024, "A100 80 GB SXM") / 4
     )
-    assert estimate.generation_seconds(512, "A100 80 GB SXM", calls=102) < 2 * one  # the decoding is done once
+    # the decoding is done once
+    assert estimate.generation_seconds(512, "A100 80 GB SXM", calls=102) < 2 * one
     assert estimate.generation_seconds(512, "A100 80 GB SXM", "float32") > one
     for efficiency in (0, 1.5):
         with pytest.raises(ValueError, match=f"efficiency={efficiency}"):
@@ -105,7 +107,8 @@ def test_seconds_grow_as_the_work_does():
 
 
 def test_the_makespan_of_small_cases_by_hand():
-    assert estimate.makespan([[3.0, 1.0, 1.0, 1.0]], 2) == 3.0  # one takes the long piece, one the three short ones
+    # one takes the long piece, one the three short ones
+    assert estimate.makespan([[3.0, 1.0, 1.0, 1.0]], 2) == 3.0
     assert estimate.makespan([[1.0, 1.0], [1.0]], 2) == 2.0  # the second phase waits for the first
     assert estimate.makespan([[1.0] * 4], 100) == 1.0  # more processes than pieces are of no use
     assert estimate.makespan([[1.0] * 4], 1, start_s=5.0, overhead_s=0.5) == 11.0

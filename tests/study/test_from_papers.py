@@ -98,7 +98,9 @@ def test_tofu_prunes_first_and_merges_then(pipe, monkeypatch):
     for name in ("kept", "mlerp"):
         own = getattr(from_papers, name)
         monkeypatch.setattr(
-            from_papers, name, lambda hidden, plan, own=own, name=name: called.append(name) or own(hidden, plan)
+            from_papers,
+            name,
+            lambda hidden, plan, own=own, name=name: called.append(name) or own(hidden, plan),
         )
     once(pipe, from_papers.tofu(0.25))
     assert called[:5] == ["kept", "kept", "mlerp", "mlerp", "mlerp"]
@@ -137,7 +139,11 @@ def test_sito_against_a_plain_loop(tokens, ratio):
             for left in range(0, GRID[1], 2):
                 window = [(top + i) * GRID[1] + left + j for i in (0, 1) for j in (0, 1)]
                 bases.append(max(window, key=lambda token: float(score[token])))
-        partner = {token: max(bases, key=lambda base: float(cosines[token, base])) for token in range(24) if token not in bases}
+        partner = {
+            token: max(bases, key=lambda base: float(cosines[token, base]))
+            for token in range(24)
+            if token not in bases
+        }
         order = sorted(partner, key=lambda token: -float(cosines[token, partner[token]]))
         target = np.arange(24)
         for token in order[: int(ratio * 24)]:
@@ -153,11 +159,14 @@ def test_nothing_stays_on_the_pipeline(pipe):
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in pipe.unet.modules()]
     ways = [from_papers.tofu(0.5), from_papers.sito(0.5), from_papers.average_pooling(2), methods.todo(2)]
     changed = [once(pipe, way) for way in ways]
-    assert [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in pipe.unet.modules()] == hooks
+    assert [
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in pipe.unet.modules()
+    ] == hooks
     np.testing.assert_array_equal(once(pipe, methods.unmerged()), before)
     for image in changed:
         assert np.abs(image - before).max() > 1e-3
-    np.testing.assert_array_equal(once(pipe, from_papers.sito(0.5)), changed[1])  # its noise begins with the method
+    # its noise begins with the method
+    np.testing.assert_array_equal(once(pipe, from_papers.sito(0.5)), changed[1])
 
 
 def test_grids_without_whole_windows_are_refused():

@@ -65,7 +65,9 @@ def test_the_table_says_what_the_rows_say(made):
 def test_scores_are_those_of_all_rows_and_are_kept(made, loaded, monkeypatch):
     asked, found = made
     method = methods.named_configuration(catome.RECOMMENDED, "EVEN_13")
-    monkeypatch.setattr("catome.study.studies.frontier.generate_batch", lambda *_: pytest.fail("it was made again"))
+    monkeypatch.setattr(
+        "catome.study.studies.frontier.generate_batch", lambda *_: pytest.fail("it was made again")
+    )
     assert scores_left(loaded, asked, method, recorded=None) == found.scores[method.label]
     monkeypatch.undo()
     with method.applied(loaded):
@@ -84,7 +86,9 @@ def test_scores_of_other_prompts_are_others(made, loaded, monkeypatch):
     turned = replace(asked, classes=[*asked.names[1:], asked.names[0]])
     again = []
     own = frontier_study.generate_batch
-    monkeypatch.setattr(frontier_study, "generate_batch", lambda *given: again.append(given[2]) or own(*given))
+    monkeypatch.setattr(
+        frontier_study, "generate_batch", lambda *given: again.append(given[2]) or own(*given)
+    )
     assert scores_left(loaded, turned, method, recorded=None) != found.scores[method.label]
     assert again
 
@@ -93,12 +97,16 @@ ROW = re.compile(r"^\| (?P<way>.*?) \| ([\d.]+) dB \(([\d.]+) to ([\d.]+)\) \| (
 
 
 def _method(way: str):
-    """The method of a row of the README's table, and the scores it leaves where these are known beforehand."""
+    """The method of a row of the README's table, and the scores it leaves where these are known
+    beforehand."""
     if way.startswith("ToMe, ratio "):
         ratio = float(way.removeprefix("ToMe, ratio "))
         return methods.tome(ratio), (1 - ratio) ** 2
     if way.startswith("ToDo"):
-        return {"ToDo, every second column": (methods.todo(2, rows=1), 0.5), "ToDo, factor 2": (methods.todo(2), 0.25)}[way]
+        return {
+            "ToDo, every second column": (methods.todo(2, rows=1), 0.5),
+            "ToDo, factor 2": (methods.todo(2), 0.25),
+        }[way]
     if "FAST" in way:
         return methods.named_configuration(catome.FAST, "EVEN_13"), None
     if "PAPER" in way:
@@ -116,7 +124,11 @@ def test_the_readme_says_what_was_recorded():
         rows = Store(QUALITY, RECORDED, None).find(seed=SEED, steps=50, method=method.label)
         assert len(rows) == 24, way
         if left is None:
-            left = Store(SCORES, RECORDED, None).find(seed=SEED, steps=50, method=method.label)["scores_left"].iloc[0]
+            left = (
+                Store(SCORES, RECORDED, None)
+                .find(seed=SEED, steps=50, method=method.label)["scores_left"]
+                .iloc[0]
+            )
         psnr = rows.sort_values("image")["psnr"].to_numpy(float)  # in this order the interval is drawn
         found = [*(f"{value:.1f}" for value in mean_interval(psnr)), f"{left:.2f}"]
         assert said == found, way

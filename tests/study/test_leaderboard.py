@@ -57,11 +57,17 @@ LEFT_ON = {
     "patch": "import catome; yield catome.apply_patch(pipe)",
     "hook": "pipe.unet.mid_block.register_forward_hook(lambda *_: None); yield pipe",
     "weights": "yield pipe; pipe.unet.conv_in.weight.data.mul_(2)",
-    "processor": "from diffusers.models.attention_processor import AttnProcessor; pipe.unet.set_attn_processor(AttnProcessor()); yield pipe",
+    "processor": (
+        "from diffusers.models.attention_processor import AttnProcessor; "
+        "pipe.unet.set_attn_processor(AttnProcessor()); yield pipe"
+    ),
     "scheduler": "pipe.scheduler.step = pipe.scheduler.step; yield pipe",
     "part": "import copy; pipe.vae = copy.deepcopy(pipe.vae); yield pipe",
     "class": "type(pipe.unet).enable_magic = lambda self: None; yield pipe",
-    "torch": "import torch; torch.nn.functional.scaled_dot_product_attention = lambda *_, **__: None; yield pipe; 1 / 0",
+    "torch": (
+        "import torch; torch.nn.functional.scaled_dot_product_attention = lambda *_, **__: None; yield "
+        "pipe; 1 / 0"
+    ),
 }
 
 
@@ -152,8 +158,16 @@ def test_the_table_says_what_the_rows_say(judged):
 
 def test_one_that_fails_stops_no_other_and_is_told_why(judged, pipe):
     _, _, found = judged
-    assert set(found.failed) == {"a_leaves_a_patch.py", "b_raises.py", "c_cannot_be_read.py", "d_no_method.py"}
-    assert "RuntimeError: it left something on the pipeline, which was taken off: unet" in found.failed["a_leaves_a_patch.py"]
+    assert set(found.failed) == {
+        "a_leaves_a_patch.py",
+        "b_raises.py",
+        "c_cannot_be_read.py",
+        "d_no_method.py",
+    }
+    assert (
+        "RuntimeError: it left something on the pipeline, which was taken off: unet"
+        in found.failed["a_leaves_a_patch.py"]
+    )
     assert found.failed["b_raises.py"] == "KeyError: 'late' (line 11)"
     assert found.failed["c_cannot_be_read.py"] == "SyntaxError: invalid syntax (c_cannot_be_read.py, line 1)"
     assert "must be a catome.study.methods.Method, not int" in found.failed["d_no_method.py"]
@@ -183,7 +197,11 @@ def test_the_same_seed_computes_nothing_and_another_limit_neither(judged, pipe, 
 
 def test_a_changed_file_is_judged_anew_and_no_other(judged, pipe, monkeypatch):
     asked, entries, before = judged
-    changed = write(asked_folder(asked, "changed"), baseline=BASELINE, fast=(entries / "fast.py").read_text() + "# better\n")
+    changed = write(
+        asked_folder(asked, "changed"),
+        baseline=BASELINE,
+        fast=(entries / "fast.py").read_text() + "# better\n",
+    )
     made = []
     real = generate_batch
 
@@ -200,7 +218,11 @@ def test_a_changed_file_is_judged_anew_and_no_other(judged, pipe, monkeypatch):
     assert found.baseline.method.label in before.scores
     assert {fast.method.label, *before.scores} <= set(Store(QUALITY, asked.output, None).find()["method"])
     made.clear()
-    judge(pipe, replace(asked, seed=8, images=1, steps=1), read(write(asked_folder(asked, "other"), baseline=BASELINE)))
+    judge(
+        pipe,
+        replace(asked, seed=8, images=1, steps=1),
+        read(write(asked_folder(asked, "other"), baseline=BASELINE)),
+    )
     assert made == [[0]] * 2  # another seed
 
 
@@ -210,10 +232,12 @@ def asked_folder(asked, name):
 
 def test_a_label_that_promises_nothing_is_generated_all_the_same(pipe, tmp_path):
     """Whoever calls a method of their own unmerged is not taken at their word."""
-    liar = OWN.format(title="Unmerged", body=LEFT_ON["hook"].replace("unet.mid_block", "unet.nothing")).replace(
-        '"own", "own"', '"unmerged", "unmerged"'
+    liar = OWN.format(
+        title="Unmerged", body=LEFT_ON["hook"].replace("unet.mid_block", "unet.nothing")
+    ).replace('"own", "own"', '"unmerged", "unmerged"')
+    found = judge(
+        pipe, setting(tmp_path / "out", images=1, steps=1), read(write(tmp_path / "entries", liar=liar))
     )
-    found = judge(pipe, setting(tmp_path / "out", images=1, steps=1), read(write(tmp_path / "entries", liar=liar)))
     assert found.entries == []
     assert "AttributeError" in found.failed["liar.py"]
     assert found.report().startswith("No entry could be judged.")
@@ -236,9 +260,12 @@ def test_scores_are_those_that_the_library_tells_of_its_own(method, pipe, tmp_pa
 
 
 def by_hand(attn, hidden_states, encoder_hidden_states=None, **rest):
-    """Attention as one writes it, with a softmax of one's own, and the second half of the keys ruled out by a mask."""
+    """Attention as one writes it, with a softmax of one's own, and the second half of the keys ruled out by a
+    mask."""
     context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-    query, key, value = (attn.head_to_batch_dim(x) for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)))
+    query, key, value = (
+        attn.head_to_batch_dim(x) for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+    )
     scores = query @ key.transpose(1, 2) * attn.scale
     scores[..., scores.shape[-1] // 2 :] = -torch.inf
     return attn.to_out[0](attn.batch_to_head_dim(torch.softmax(input=scores, dim=-1) @ value))
@@ -259,13 +286,20 @@ def test_scores_of_attention_by_hand_by_mask_and_left_out(pipe, tmp_path):
 
     def masked(attn, hidden_states, encoder_hidden_states=None, **rest):
         query, key, value = (
-            make(hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2) for make in (attn.to_q, attn.to_k, attn.to_v)
+            make(hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+            for make in (attn.to_q, attn.to_k, attn.to_v)
         )
         mask = torch.arange(key.shape[2]) % 4 == 0
-        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask.expand(key.shape[2], -1))
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask.expand(key.shape[2], -1)
+        )
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
-    for make, share in ((by_hand, 0.5), (masked, 0.25), (lambda attn, hidden_states, **rest: hidden_states, 0.0)):
+    for make, share in (
+        (by_hand, 0.5),
+        (masked, 0.25),
+        (lambda attn, hidden_states, **rest: hidden_states, 0.0),
+    ):
         with counted(pipe, lambda pipe, make=make: in_place(make)) as count:
             generate_batch(pipe, asked, range(1))
         assert count.found / whole == share
@@ -328,13 +362,19 @@ def test_the_command_draws_a_seed_and_tells_how_to_repeat_it(tmp_path, capsys, m
     assert (status, drawn) == (0, [leaderboard.SEEDS])
     assert "baseline.py: ZeroDivisionError: division by zero (line 2)" in out
     again = f"--seed 4711 --images 2 --steps 2 --output {tmp_path}/out"
-    assert out.endswith(f"Seed 4711. The same again: python -m catome.study.leaderboard '{entries}' {again}\n")
+    assert out.endswith(
+        f"Seed 4711. The same again: python -m catome.study.leaderboard '{entries}' {again}\n"
+    )
     assert run(capsys, entries, *again.split())[1] == out
     assert len(drawn) == 1
 
 
 BAD = {
-    "no folder": ("nowhere", (), "folder='nowhere' must be a folder of entries, Python files with TITLE and method()"),
+    "no folder": (
+        "nowhere",
+        (),
+        "folder='nowhere' must be a folder of entries, Python files with TITLE and method()",
+    ),
     "empty": ({}, (), "holds no entry: it must hold Python files (*.py) with TITLE and method()"),
     "no title": (
         {"a": "method = print"},
@@ -343,16 +383,36 @@ BAD = {
     ),
     "no method": ({"a": "TITLE = 'A'"}, (), "entry='a.py' has no method(): it must define this function"),
     "a method that is none": ({"a": "TITLE = 'A'\nmethod = 3"}, (), "entry='a.py' has no method()"),
-    "a number for a title": ({"a": "TITLE = 3\nmethod = print"}, (), "TITLE of a.py=3 must be a text of one line, not int"),
-    "an empty title": ({"a": "TITLE = ' '\nmethod = print"}, (), "TITLE=' ' of a.py must be a text of one line, at most 60"),
-    "a long title": ({"a": "TITLE = 'x' * 61\nmethod = print"}, (), "of a.py must be a text of one line, at most 60"),
-    "two lines": ({"a": "TITLE = 'x\\ny'\nmethod = print"}, (), "TITLE='x\\ny' of a.py must be a text of one line"),
+    "a number for a title": (
+        {"a": "TITLE = 3\nmethod = print"},
+        (),
+        "TITLE of a.py=3 must be a text of one line, not int",
+    ),
+    "an empty title": (
+        {"a": "TITLE = ' '\nmethod = print"},
+        (),
+        "TITLE=' ' of a.py must be a text of one line, at most 60",
+    ),
+    "a long title": (
+        {"a": "TITLE = 'x' * 61\nmethod = print"},
+        (),
+        "of a.py must be a text of one line, at most 60",
+    ),
+    "two lines": (
+        {"a": "TITLE = 'x\\ny'\nmethod = print"},
+        (),
+        "TITLE='x\\ny' of a.py must be a text of one line",
+    ),
     "equal titles": (
         {"a": ready("A", "todo()"), "b": ready("A", "todo(3)")},
         (),
         "TITLE='A' is that of a.py and b.py: each title may be given once",
     ),
-    "limit 0": ({"a": BASELINE}, ("--limit", "0"), "limit=0 must be above 0 and at most 1, a share of the scores"),
+    "limit 0": (
+        {"a": BASELINE},
+        ("--limit", "0"),
+        "limit=0 must be above 0 and at most 1, a share of the scores",
+    ),
     "limit above 1": ({"a": BASELINE}, ("--limit", "1.5"), "limit=1.5 must be above 0 and at most 1"),
     "limit nan": ({"a": BASELINE}, ("--limit", ".nan"), "limit=nan must be above 0 and at most 1"),
     "a word for a limit": ({"a": BASELINE}, ("--limit", "all"), "limit='all' must be a number, not str"),
@@ -391,7 +451,8 @@ def test_the_entries_of_the_repository(pipe, tmp_path):
     entries = read(SHIPPED)
     assert entries.failed == {}
     assert {entry.file.name for entry in entries.read} == {"baseline.py", "library.py", "own.py"}
-    assert sorted(path.name for path in SHIPPED.iterdir()) == ["baseline.py", "library.py", "own.py"]  # no compiled files
+    # no compiled files
+    assert sorted(path.name for path in SHIPPED.iterdir()) == ["baseline.py", "library.py", "own.py"]
     asked = setting(tmp_path, images=1, steps=2)
     whole = without_merging(pipe, asked)
     left = {}
@@ -404,7 +465,9 @@ def test_the_entries_of_the_repository(pipe, tmp_path):
     lines = [line for line in (SHIPPED / "own.py").read_text().splitlines() if line.strip()]
     assert len(lines) <= 36
     library = methods.named_configuration(catome.FAST, "EVEN_13")
-    (recorded,) = Store(SCORES, tmp_path / "none").find(method=library.label, steps=50, images=12)["scores_left"]
+    (recorded,) = Store(SCORES, tmp_path / "none").find(method=library.label, steps=50, images=12)[
+        "scores_left"
+    ]
     assert recorded < 0.25
     assert [entry.method.label.endswith(library.label) for entry in entries.read] == [False, True, False]
 
@@ -418,4 +481,6 @@ def test_make_hands_on_what_it_is_given(tmp_path):
         return re.sub(r"[\s\\]+", " ", done.stdout)
 
     assert '-m catome.study.leaderboard "notebooks/exercises/leaderboard" --output' in told()
-    assert 'leaderboard "theirs" --seed 3 --images 24 --output' in told("ENTRIES=theirs", "SEED=3", "IMAGES=24")
+    assert 'leaderboard "theirs" --seed 3 --images 24 --output' in told(
+        "ENTRIES=theirs", "SEED=3", "IMAGES=24"
+    )

@@ -141,7 +141,9 @@ def test_the_command_ends_when_interrupted_and_goes_on_afterwards(loaded, tmp_pa
 
     monkeypatch.setattr("catome.study.measure.comparison.generate_batch", interrupted)
     assert command.main(arguments(tmp_path)) == 130
-    assert f"what was done is in {tmp_path}, and the same command goes on from there" in capsys.readouterr().err
+    assert (
+        f"what was done is in {tmp_path}, and the same command goes on from there" in capsys.readouterr().err
+    )
     assert len(Store(QUALITY, tmp_path, None).find()) == 9  # the first image by all methods
     assert command.main(arguments(tmp_path)) == 0
     assert len(calls) == 12 + 9
@@ -151,9 +153,20 @@ def test_the_command_ends_when_interrupted_and_goes_on_afterwards(loaded, tmp_pa
 
 def test_processes_of_torchrun_share_a_folder(tmp_path):
     """Two processes of torchrun, as ``accelerate launch`` starts them where there are several GPUs."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "catome.study"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "catome.study",
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *arguments(tmp_path)], capture_output=True, text=True, cwd=ROOT, env=environment)
+    done = subprocess.run(
+        [*launch, *arguments(tmp_path)], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("all rows are in") == 1
     rows = Store(QUALITY, tmp_path, None).find()
@@ -163,7 +176,16 @@ def test_processes_of_torchrun_share_a_folder(tmp_path):
 
 
 def test_accelerate_launches_it(tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+    ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "catome.study"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     given = arguments(tmp_path, "--images", "0")
@@ -212,14 +234,18 @@ def test_a_batch_that_does_not_fit_is_halved(loaded, tmp_path, monkeypatch):
         found = compare(loaded, some, ways, folder=tmp_path / "b", recorded=None).rows
     assert found["image"].tolist() == expected["image"].tolist()
     assert np.allclose(found["psnr"].astype(float), expected["psnr"].astype(float), atol=0.5)
-    assert all(np.allclose(a, b, atol=0.02) for a, b in zip(found["merged_share"], expected["merged_share"], strict=True))
+    assert all(
+        np.allclose(a, b, atol=0.02)
+        for a, b in zip(found["merged_share"], expected["merged_share"], strict=True)
+    )
     with pytest.warns(UserWarning, match="out of memory with batches of 5"):
         drift = drift_study(loaded, some, ratios=[0.5], folder=tmp_path / "b", recorded=None)
     assert sorted(set(drift.rows["image"])) == [0, 1, 2, 3, 4]
 
 
 def test_a_batch_that_must_be_whole_is_not_halved(loaded, tmp_path, monkeypatch):
-    """By the rule of the fullest row, half a batch is another result, and would be kept under the name of the whole one."""
+    """By the rule of the fullest row, half a batch is another result, and would be kept under the name of the
+    whole one."""
     some = setting(tmp_path, images=4, steps=2, batch_size=4)
 
     def small(pipe, given, images, progress=None):
@@ -244,7 +270,10 @@ def test_a_single_image_that_does_not_fit_is_an_error():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["schedule"], "study='schedule' is no study (did you mean 'schedules'?); there are " + ", ".join(STUDIES)),
+        (
+            ["schedule"],
+            "study='schedule' is no study (did you mean 'schedules'?); there are " + ", ".join(STUDIES),
+        ),
         (["01_tome_review"], "study='01_tome_review' is no study"),
         (["headline", "--imges", "3"], "imges=3 is no parameter of this study (did you mean 'images'?)"),
         (["headline", "--images", "0"], "images=0 must be at least 1"),
@@ -258,7 +287,9 @@ def test_a_single_image_that_does_not_fit_is_an_error():
         (["drift", "--timed"], "--timed: the study drift times nothing"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_message_before_anything_is_computed(given, says, tmp_path, monkeypatch, capsys):
+def test_what_is_wrong_is_said_in_one_message_before_anything_is_computed(
+    given, says, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert command.main([*given, "--output", str(tmp_path / "out")]) == 2

@@ -1,4 +1,5 @@
-"""The paper's setting, proven without its weights: Stable Diffusion v1.5's whole architecture, saved to disk in its format."""
+"""The paper's setting, proven without its weights: Stable Diffusion v1.5's whole architecture, saved to disk
+in its format."""
 
 import nbformat
 import numpy as np
@@ -29,7 +30,11 @@ def sd15(tmp_path_factory, loaded):
         sample_size=512,
     )
     text = CLIPTextConfig(
-        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
     )
     scheduler = PNDMScheduler(
         beta_start=0.00085,
@@ -59,7 +64,9 @@ def sd15(tmp_path_factory, loaded):
 def jpegs(folder):
     """Real-format JPEGs of several sizes and colour models, flat."""
     rng = np.random.default_rng(0)
-    for i, (mode, shape) in enumerate([("RGB", (150, 200, 3)), ("L", (300, 140)), ("CMYK", (160, 160, 4))] * 3):
+    for i, (mode, shape) in enumerate(
+        [("RGB", (150, 200, 3)), ("L", (300, 140)), ("CMYK", (160, 160, 4))] * 3
+    ):
         image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8), mode)
         image.save(folder / f"ILSVRC2012_val_{i:08}.JPEG")
 
@@ -68,15 +75,23 @@ def test_the_threshold_sweep_in_the_papers_setting(sd15, tmp_path):
     (tmp_path / "real").mkdir()
     jpegs(tmp_path / "real")
     smaller = (
-        "-p device cpu -p dtype float32 -p images 2 -p batch_size 2 -p steps 2 -p height 128 -p width 128 -p repetitions 1"
+        "-p device cpu -p dtype float32 -p images 2 -p batch_size 2 -p steps 2 -p height 128 -p width 128 "
+        "-p repetitions 1"
     )
     lists = "-y thresholds:[-0.5,1.0] -y finer:[0.9] -y compared:[-0.5] -y shown:[-0.5]".replace(":", ": ")
-    arguments = [*smaller.split(), *(part for pair in lists.split("-y ")[1:] for part in ("-y", pair.strip()))]
+    arguments = [
+        *smaller.split(),
+        *(part for pair in lists.split("-y ")[1:] for part in ("-y", pair.strip())),
+    ]
     arguments += ["-p", "model", str(sd15), "-p", "reference", str(tmp_path / "real")]
     done = papermill("03_threshold_sweep", tmp_path / "out.ipynb", *arguments, preset="paper")
     assert done.returncode == 0, done.stderr[-3000:]
     words = glued(nbformat.read(tmp_path / "out.ipynb", 4))
-    assert {name: words[name] for name in ("images", "count", "reals")} == {"images": "2", "count": "3", "reals": "9"}
+    assert {name: words[name] for name in ("images", "count", "reals")} == {
+        "images": "2",
+        "count": "3",
+        "reals": "9",
+    }
     rows = pq.read_table(tmp_path / "output/quality.parquet").to_pandas()
     classes = imagenet_classes()
     assert {(row["prompt"], row["class"]) for _, row in rows.iterrows()} == {
@@ -84,7 +99,8 @@ def test_the_threshold_sweep_in_the_papers_setting(sd15, tmp_path):
     }
     assert set(rows["guidance_rescale"]) == {1.0}
     assert rows.groupby("method").size().min() == 2
-    beside_real = rows[rows["reference"] != ""]  # the control of fixed shares is compared with unmerged images alone
+    # the control of fixed shares is compared with unmerged images alone
+    beside_real = rows[rows["reference"] != ""]
     assert beside_real["method"].nunique() == 5
     assert np.isfinite(beside_real["psnr_real"]).all()
     merged = rows[rows["method"] == "CA-ToMe(threshold=-0.5, schedule=every step)"]

@@ -64,13 +64,18 @@ def test_what_is_kept_is_not_generated_again(pipe, tmp_path, made):
     assert made == [[0], [0]]
 
 
-@pytest.mark.parametrize("change", [{"seed": 5}, {"steps": 3}, {"guidance": 2.0}, {"classes": ["lighthouse"]}, {"height": 96}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 5}, {"steps": 3}, {"guidance": 2.0}, {"classes": ["lighthouse"]}, {"height": 96}]
+)
 def test_pictures_of_another_setting_are_not_used(pipe, tmp_path, made, change):
     some = setting(tmp_path, images=1, steps=2)
     before = pictures(pipe, some, {"unmerged": WAYS["unmerged"]}, recorded=None)
     after = pictures(pipe, replace(some, **change), {"unmerged": WAYS["unmerged"]}, recorded=None)
     assert made == [[0], [0]]
-    assert before["unmerged"].shape != after["unmerged"].shape or apart(before["unmerged"], after["unmerged"]) > 10
+    assert (
+        before["unmerged"].shape != after["unmerged"].shape
+        or apart(before["unmerged"], after["unmerged"]) > 10
+    )
 
 
 def test_an_image_that_is_not_there_is_an_error(pipe, tmp_path, made):

@@ -24,7 +24,13 @@ from catome.study import methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import COST, compare, cost, speed_ups, timed_blocks, timed_on
 from catome.study.measure.drift import checkpoints_made, held_out
-from catome.study.measure.real_images import check_reference, files_by_class, image_files, read_image, real_images
+from catome.study.measure.real_images import (
+    check_reference,
+    files_by_class,
+    image_files,
+    read_image,
+    real_images,
+)
 from catome.study.plots import figures
 from catome.study.run.generate import generate_batch
 from catome.study.run.parameters import imagenet_classes
@@ -88,9 +94,15 @@ def test_psnr_and_ssim_are_scikit_images(scenes):
 
 
 def test_verdicts_are_what_intervals_say():
-    table = quality.paired_table({"a": (1.0, 0.5, 1.5), "b": (-1.0, -2.0, -0.1), ("c", "d"): (0.2, -0.1, 0.5)})
+    table = quality.paired_table(
+        {"a": (1.0, 0.5, 1.5), "b": (-1.0, -2.0, -0.1), ("c", "d"): (0.2, -0.1, 0.5)}
+    )
     assert table["verdict"].tolist() == ["closer", "farther", "not told apart"]
-    assert table["difference (dB)"].tolist() == ["+1.00 [+0.50, +1.50]", "-1.00 [-2.00, -0.10]", "+0.20 [-0.10, +0.50]"]
+    assert table["difference (dB)"].tolist() == [
+        "+1.00 [+0.50, +1.50]",
+        "-1.00 [-2.00, -0.10]",
+        "+0.20 [-0.10, +0.50]",
+    ]
     assert quality.verdict(0.1, 0.2, better="better") == "better"
 
 
@@ -124,7 +136,9 @@ def test_a_table_of_many_comparisons_says_what_stays_when_all_are_looked_at():
     assert table["after Holm"].tolist() == ["not told apart"] * 3 + ["farther"]
     alone = quality.difference_table({"a": differences["a"]})
     assert alone["after Holm"].tolist() == ["closer"]
-    as_ever = quality.paired_table({name: quality.mean_interval(found) for name, found in differences.items()})
+    as_ever = quality.paired_table(
+        {name: quality.mean_interval(found) for name, found in differences.items()}
+    )
     assert table[as_ever.columns].equals(as_ever)
 
 
@@ -216,7 +230,9 @@ def test_todo_keeps_the_top_left_token_of_each_window(pipe, tmp_path):
     seen = []
     attention = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
     with methods.todo(2).applied(pipe):
-        handle = attention.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+        handle = attention.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+        )
         generate_batch(pipe, setting(tmp_path, images=1, steps=2), range(1))
         handle.remove()
     args, kwargs = seen[0]
@@ -297,7 +313,8 @@ def test_that_many_images_find_the_difference_in_four_studies_of_five():
 def test_the_images_that_are_needed_stand_beside_those_that_there_are():
     said = quality.power_words([[0.0, 2.0, 4.0], [0.0, 1.0, 2.0]])
     assert said == (
-        "To find a difference of 1 dB in four studies out of five, these comparisons need from 8 to 32 images, depending "
+        "To find a difference of 1 dB in four studies out of five, these comparisons need from 8 to 32 "
+        "images, depending "
         "on how much their differences vary from seed to seed; there are 3."
     )
     assert "need 8 images" in quality.power_words([[0.0, 1.0, 2.0]])
@@ -409,7 +426,10 @@ def test_compare_and_its_record(pipe, tmp_path, monkeypatch):
 
 
 def test_cost(pipe, tmp_path):
-    chosen, asked = setting(tmp_path, images=1, batch_size=1, steps=2), [methods.unmerged(), methods.tome(0.75)]
+    chosen, asked = (
+        setting(tmp_path, images=1, batch_size=1, steps=2),
+        [methods.unmerged(), methods.tome(0.75)],
+    )
     rows = cost(pipe, chosen, asked, repetitions=2, recorded=None)
     assert rows.groupby("method").size().tolist() == [2, 2]
     assert (rows["block_seconds"] < rows["seconds"]).all()
@@ -421,13 +441,19 @@ def test_cost(pipe, tmp_path):
     more = cost(pipe, chosen, [*asked, methods.todo(2)], repetitions=1, recorded=None)
     assert len(set(more["run"])) == 1  # only turns of one run are compared
     assert set(more["run"]) != set(rows["run"])
-    for together, expected in ((asked, rows), ([*asked, methods.todo(2)], more)):  # neither has replaced the other's times
+    for together, expected in (
+        (asked, rows),
+        ([*asked, methods.todo(2)], more),
+    ):  # neither has replaced the other's times
         again = cost(pipe, chosen, together, repetitions=1, recorded=None)
         assert again["seconds"].tolist() == expected["seconds"].tolist()
 
 
 def test_cost_of_another_machine_is_used_and_said(pipe, tmp_path):
-    chosen, asked = setting(tmp_path, images=1, batch_size=1, steps=1), [methods.unmerged(), methods.tome(0.75)]
+    chosen, asked = (
+        setting(tmp_path, images=1, batch_size=1, steps=1),
+        [methods.unmerged(), methods.tome(0.75)],
+    )
     cost(pipe, chosen, asked, repetitions=1, recorded=None)
     file = tmp_path / "cost.parquet"
     table = pq.read_table(file)
@@ -452,7 +478,10 @@ def test_cost_of_another_machine_is_used_and_said(pipe, tmp_path):
 
 
 def test_times_say_which_image_was_timed_also_where_another_one_is_asked_for(pipe, tmp_path):
-    chosen, asked = setting(tmp_path, images=2, batch_size=2, steps=1, classes=["volcano"]), [methods.unmerged()]
+    chosen, asked = (
+        setting(tmp_path, images=2, batch_size=2, steps=1, classes=["volcano"]),
+        [methods.unmerged()],
+    )
     first = timed_on(cost(pipe, chosen, asked, repetitions=1, recorded=None))
     assert "images 0 to 1 together (image 0: volcano), the methods in turns" in first
     kept = cost(pipe, replace(chosen, classes=["lighthouse"]), asked, repetitions=1, recorded=None)
@@ -462,13 +491,24 @@ def test_times_say_which_image_was_timed_also_where_another_one_is_asked_for(pip
     for run in runs.values():
         assert run.pop("timed") == ["volcano", "volcano"]
     (tmp_path / "shipped").mkdir()
-    pq.write_table(table.replace_schema_metadata({"runs": json.dumps(runs)}), tmp_path / "shipped/cost.parquet")
+    pq.write_table(
+        table.replace_schema_metadata({"runs": json.dumps(runs)}), tmp_path / "shipped/cost.parquet"
+    )
     again = replace(chosen, output=str(tmp_path / "own"))
-    assert "(image 0: desert)" in timed_on(cost(pipe, again, asked, repetitions=1, recorded=tmp_path / "shipped"))
+    assert "(image 0: desert)" in timed_on(
+        cost(pipe, again, asked, repetitions=1, recorded=tmp_path / "shipped")
+    )
 
 
 def test_speed_ups_are_of_the_same_turn():
-    rows = [("unmerged", 0, 4.0), ("unmerged", 1, 8.0), ("unmerged", 2, 4.0), ("a", 1, 4.0), ("a", 0, 1.0), ("a", 2, 1.0)]
+    rows = [
+        ("unmerged", 0, 4.0),
+        ("unmerged", 1, 8.0),
+        ("unmerged", 2, 4.0),
+        ("a", 1, 4.0),
+        ("a", 0, 1.0),
+        ("a", 2, 1.0),
+    ]
     found = speed_ups(pd.DataFrame(rows, columns=["method", "repetition", "seconds"]))
     assert found.loc["a"].tolist() == [4.0, 2.0, 4.0]
     assert found.loc["unmerged"].tolist() == [1.0, 1.0, 1.0]
@@ -524,7 +564,9 @@ def test_a_folder_of_real_images(tmp_path):
         (tmp_path / group).mkdir()
         for i, (mode, shape) in enumerate([*modes.items(), *modes.items()]):
             pixels = rng.integers(0, 256, shape, dtype=np.uint8)
-            image = Image.fromarray(pixels, "L").convert("P") if mode == "P" else Image.fromarray(pixels, mode)
+            image = (
+                Image.fromarray(pixels, "L").convert("P") if mode == "P" else Image.fromarray(pixels, mode)
+            )
             suffix = "JPEG" if mode in ("L", "CMYK", "RGB") else "png"
             image.save(tmp_path / group / f"ILSVRC2012_val_{i:08}.{suffix}")
     (tmp_path / "n01440764" / "notes.txt").write_text("no image")
@@ -585,7 +627,9 @@ def test_a_folder_for_each_class_gives_images_of_the_class(tmp_path):
     for i, group in enumerate(["n01", "n02"]):
         (tmp_path / "real" / group).mkdir(parents=True)
         for k in range(2):
-            Image.fromarray(np.full((128, 128, 3), 100 * i + 10 * k, np.uint8)).save(tmp_path / "real" / group / f"{k}.png")
+            Image.fromarray(np.full((128, 128, 3), 100 * i + 10 * k, np.uint8)).save(
+                tmp_path / "real" / group / f"{k}.png"
+            )
     real = real_images(chosen, quality.extractor(embedded=True), (128, 128), tmp_path / "real")
     assert [int(real.like(i).mean()) for i in range(6)] == [0, 100, 10, 110, 0, 100]
 
@@ -619,10 +663,14 @@ def test_folders_are_the_classes_of_their_names(tmp_path):
     for i, group in enumerate(["desert", "lighthouse", "volcano"]):
         (tmp_path / "real" / group).mkdir(parents=True)
         for k in range(2):
-            Image.fromarray(np.full((128, 128, 3), 100 * i + 10 * k, np.uint8)).save(tmp_path / "real" / group / f"{k}.png")
+            Image.fromarray(np.full((128, 128, 3), 100 * i + 10 * k, np.uint8)).save(
+                tmp_path / "real" / group / f"{k}.png"
+            )
     files = image_files(tmp_path / "real")
     turned = setting(tmp_path, classes=["lighthouse", "desert"])
-    assert [[file.parent.name for file in some] for some in files_by_class(turned, tmp_path / "real", files)] == [
+    assert [
+        [file.parent.name for file in some] for some in files_by_class(turned, tmp_path / "real", files)
+    ] == [
         ["lighthouse"] * 2,
         ["desert"] * 2,
     ]
@@ -675,7 +723,9 @@ def test_metrics_of_too_few_images_are_not_numbers():
 
 
 def test_intervals_in_words():
-    table = pd.DataFrame({"x": [1.234, np.inf, np.nan], "x low": [1.0, np.inf, np.nan], "x high": [2.0, np.inf, np.nan]})
+    table = pd.DataFrame(
+        {"x": [1.234, np.inf, np.nan], "x low": [1.0, np.inf, np.nan], "x high": [2.0, np.inf, np.nan]}
+    )
     assert figures.with_interval(table, "x").tolist() == ["1.23 [1.00,\u00a02.00]", "unchanged", ""]
     assert figures.with_interval(table, "x", 0).tolist()[0] == "1 [1,\u00a02]"
 
@@ -718,7 +768,16 @@ def test_a_method_is_found_by_its_label(method):
 
 @pytest.mark.parametrize(
     "label",
-    ["", "ToMee(ratio=0.5)", "ToMe", "ToMe(0.5)", "ToMe(share=0.5)", "ToMe(ratio=half)", "unmerged + ", "ToMe(ratio=0.50)"],
+    [
+        "",
+        "ToMee(ratio=0.5)",
+        "ToMe",
+        "ToMe(0.5)",
+        "ToMe(share=0.5)",
+        "ToMe(ratio=half)",
+        "unmerged + ",
+        "ToMe(ratio=0.50)",
+    ],
 )
 def test_labels_of_no_method(label):
     with pytest.raises(ValueError, match=r"label=|could not convert"):
@@ -732,7 +791,9 @@ def test_without_inception_the_scene_extractor_takes_its_place_and_says_so(monke
         return create_feature_extractor(name, *arguments, **options)
 
     monkeypatch.setattr(quality, "create_feature_extractor", offline)
-    with pytest.warns(UserWarning, match="Inception's weights are neither at hand nor to be downloaded .*no network"):
+    with pytest.warns(
+        UserWarning, match="Inception's weights are neither at hand nor to be downloaded .*no network"
+    ):
         net = quality.extractor(embedded=False)
     assert net.label == "scene, for want of Inception"
     assert net.name != quality.extractor(embedded=True).name
@@ -743,7 +804,8 @@ def test_without_inception_the_scene_extractor_takes_its_place_and_says_so(monke
 
 
 def test_the_jackknife_leaves_out_one_of_each_class():
-    """Classes far apart, each with a spread of 1: of the mean over 10 of each, the standard error is 1 / sqrt(120)."""
+    """Classes far apart, each with a spread of 1: of the mean over 10 of each, the standard error is 1 /
+    sqrt(120)."""
     rng = np.random.default_rng(3)
     widths = []
     drawn = []
@@ -754,7 +816,8 @@ def test_the_jackknife_leaves_out_one_of_each_class():
         widths.append((high - low) / 2 / stats.t.ppf(0.975, 9))
         drawn.append(mean)
         blind = quality.jackknife(lambda x: float(x.mean()), values)
-        assert blind[2] - blind[1] > 10 * (high - low)  # groups that change the mixture see the distance of the classes
+        # groups that change the mixture see the distance of the classes
+        assert blind[2] - blind[1] > 10 * (high - low)
     assert np.mean(widths) == pytest.approx(1 / np.sqrt(120), rel=0.15)
     assert np.std(drawn) == pytest.approx(1 / np.sqrt(120), rel=0.4)
 

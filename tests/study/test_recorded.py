@@ -1,4 +1,5 @@
-"""Every chapter finds all that it shows of the embedded models in ``data/results``: nothing of it is generated again."""
+"""Every chapter finds all that it shows of the embedded models in ``data/results``: nothing of it is
+generated again."""
 
 import sys
 
@@ -51,14 +52,20 @@ def test_the_page_of_claims_says_what_weights_do_to_the_dip(tmp_path, nothing_ge
     found = OF_CHAPTERS["weights"].run(params, load(params))
     assert found.filled().startswith("Weights remove the dip")
     mean, low, high = quality.mean_interval(-found.dip(WEIGHTED))
-    said = f"on the same {len(found.dip(WEIGHTED))} images, with each group weighted by its size, t = 0.4 is {mean:.2f} dB "
+    said = (
+        f"on the same {len(found.dip(WEIGHTED))} images, with each group weighted by its size, t = 0.4 is "
+        f"{mean:.2f} dB "
+    )
     assert said + f"[{low:.2f}, {high:.2f}] farther than t = 0.7" in (ROOT / "book/claims.md").read_text()
 
 
 @pytest.mark.slow
 def test_the_readme_says_what_is_unbeaten_in_few_steps(tmp_path, nothing_generated):
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert "there, too, merged keys and forecasts are unbeaten in measured time, and CA-ToMe at no threshold" in readme
+    assert (
+        "there, too, merged keys and forecasts are unbeaten in measured time, and CA-ToMe at no threshold"
+        in readme
+    )
     params = of_preset(OF_CHAPTERS["short"], tmp_path)
     lengths = curves.of_lengths(params.knobs, load(params))
     assert sorted(lengths.records) == [8, 20, 50]

@@ -12,7 +12,15 @@ from catome.study.run.generate import generate_batch
 from catome.study.run.store import CHECKOUT
 from catome.study.studies import jobs as counting
 from catome.study.studies import released
-from catome.study.studies.released import RELEASED, TEXT, VARIANTS, Details, Parameters, counted_from_one, variant
+from catome.study.studies.released import (
+    RELEASED,
+    TEXT,
+    VARIANTS,
+    Details,
+    Parameters,
+    counted_from_one,
+    variant,
+)
 
 KEPT = "steps from 1, and the cache never emptied"
 FROM_ONE = "steps counted from 1"
@@ -26,7 +34,8 @@ def asked(tmp_path_factory):
 
 
 def generations(pipe, asked, name: str) -> tuple[list, list]:
-    """The targets of each call, ``[blocks, rows, tokens]``, and the lengths of each call's plans, of one generation."""
+    """The targets of each call, ``[blocks, rows, tokens]``, and the lengths of each call's plans, of one
+    generation."""
     targets, lengths = [], []
 
     def note() -> None:
@@ -61,7 +70,8 @@ def test_what_is_known_already_has_its_own_label():
     assert fullest.label == methods.batch_maximum(0.7, "CONFIG_3", 12).label
     assert len({way.label for way in ways.values()}) == 2 * len(VARIANTS)
     assert ways[0.9, RELEASED].label == (
-        "CA-ToMe as released(threshold=0.9, schedule=CONFIG_3, steps from 1, pairs kept, random dst, by the fullest row, batch=12)"
+        "CA-ToMe as released(threshold=0.9, schedule=CONFIG_3, steps from 1, pairs kept, random dst, by the "
+        "fullest row, batch=12)"
     )
     assert ways[0.9, RELEASED].batch == 12
     assert ways[0.9, KEPT].batch is None
@@ -161,4 +171,6 @@ def test_the_page_of_claims_says_what_was_recorded(pipe, tmp_path, monkeypatch):
     text = (CHECKOUT / "book" / "claims.md").read_text()
     for t in (0.7, 0.9):
         mean, low, high = found.change(t, RANDOM)
-        assert re.search(re.escape(f"{mean:+.1f} dB [{low:+.1f}, {high:+.1f}] at") + r" (t = )?" + f"{t:g}", text), t
+        assert re.search(
+            re.escape(f"{mean:+.1f} dB [{low:+.1f}, {high:+.1f}] at") + r" (t = )?" + f"{t:g}", text
+        ), t

@@ -35,7 +35,9 @@ from helpers.labels import from_label
 from helpers.paths import ROOT
 from helpers.settings import setting
 
-TABLE = Table("numbers", 1, {"version": pa.int16(), "image": pa.int32(), "t": pa.float64()}, {"value": pa.float64()})
+TABLE = Table(
+    "numbers", 1, {"version": pa.int16(), "image": pa.int32(), "t": pa.float64()}, {"value": pa.float64()}
+)
 
 
 def rows(images, t=0.5, value=1.0):
@@ -122,7 +124,10 @@ DAMAGE = {
     "cut": lambda data: data[: len(data) // 2],
     "empty": lambda data: b"",
     "head alone": lambda data: b"PAR1" + data[:40],
-    **{f"bit {at}": lambda data, at=at: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] for at in (60, 200, -30, -200)},
+    **{
+        f"bit {at}": lambda data, at=at: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        for at in (60, 200, -30, -200)
+    },
 }
 
 
@@ -161,7 +166,8 @@ def test_what_cannot_be_written_is_named_and_leaves_what_there_was(tmp_path, run
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for act in (lambda: store.add(rows(range(5000), value=0.5), run, 1.0), store.finish):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))  # as on a full disk: what is longer cannot be written
+        # as on a full disk: what is longer cannot be written
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
         try:
             with pytest.raises(OSError, match=r"numbers.* could not be written \(File too large\)"):
                 act()
@@ -209,7 +215,8 @@ def test_a_kill_between_the_file_and_its_parts_counts_no_run_twice(tmp_path, run
 
 
 def test_a_kill_between_the_file_and_its_parts_leaves_what_was_computed_again(tmp_path, run):
-    """A row was computed again by another run; both parts are still there, and the file holds the later one alone."""
+    """A row was computed again by another run; both parts are still there, and the file holds the later one
+    alone."""
     store = Store(TABLE, tmp_path, None)
     store.add(rows([0]), run, 5.0)
     again = provenance(setting(tmp_path), "model")
@@ -268,8 +275,15 @@ def test_rows_of_other_processes_are_gathered_with_their_provenance(tmp_path):
         whole = Store(TABLE, tmp_path, None)
         assert [whole.gather(tmp_path / name) for name in "abc"] == [2, 1, 2]
         found = Store(TABLE, tmp_path, None)
-        assert found.find().sort_values("image")[["image", "value"]].values.tolist() == [[0, 0], [1, 11], [2, 22], [3, 13]]
-        assert found.runs == {run["id"]: run | {"rows": n, "wall_seconds": 1.5} for run, n in zip(runs, (2, 1, 2), strict=True)}
+        assert found.find().sort_values("image")[["image", "value"]].values.tolist() == [
+            [0, 0],
+            [1, 11],
+            [2, 22],
+            [3, 13],
+        ]
+        assert found.runs == {
+            run["id"]: run | {"rows": n, "wall_seconds": 1.5} for run, n in zip(runs, (2, 1, 2), strict=True)
+        }
     assert whole.gather(tmp_path / "nothing here") == 0
 
 
@@ -283,7 +297,14 @@ def test_recorded_rows_are_taken_over_by_the_command(tmp_path, capsys):
         "images": 2,
         "steps": 3,
     }
-    keys |= {"version": 1, "guidance": 7.5, "guidance_rescale": 0.0, "height": 128, "width": 128, "dtype": "float32"}
+    keys |= {
+        "version": 1,
+        "guidance": 7.5,
+        "guidance_rescale": 0.0,
+        "height": 128,
+        "width": 128,
+        "dtype": "float32",
+    }
     keys |= {"prompt": "one\ntwo"}
     kept.add([keys | {"scores_left": 0.25, "merged_share": 0.5}], run, 1.0)
     kept.finish()
@@ -386,7 +407,9 @@ def test_drift_study(pipe, tmp_path):
     matrix = drift.staleness("r = 0.5")
     assert matrix.shape == (5, 5)
     assert np.allclose(matrix, matrix.T)
-    of_rows = np.stack(drift.rows[drift.rows["amount"] == "r = 0.5"]["neighbour"].to_numpy()).astype(float).mean(0)
+    of_rows = (
+        np.stack(drift.rows[drift.rows["amount"] == "r = 0.5"]["neighbour"].to_numpy()).astype(float).mean(0)
+    )
     assert np.allclose(np.diagonal(matrix, 1), of_rows, atol=1e-3)
     with pytest.raises(ValueError, match="nothing was computed"):
         drift.staleness("r = 0.4")
@@ -399,7 +422,9 @@ def test_drift_is_that_of_the_rows_with_a_prompt(pipe, tmp_path):
         generate_batch(pipe, chosen, range(2))
 
     def neighbours(row: int, block: int) -> np.ndarray:
-        sets = [set(map(tuple, record.pairs(step, block, row, ratio=0.5).tolist())) for step in record.steps()]
+        sets = [
+            set(map(tuple, record.pairs(step, block, row, ratio=0.5).tolist())) for step in record.steps()
+        ]
         return np.array([1 - len(a & b) / len(a | b) for a, b in itertools.pairwise(sets)], np.float16)
 
     differs = []
@@ -413,7 +438,13 @@ def test_drift_is_that_of_the_rows_with_a_prompt(pipe, tmp_path):
 
 def test_staleness_weighs_shards_by_their_images():
     distances = [np.array([0.1]), np.array([0.4])]
-    rows = {"amount": "r = 0.5", "block": "down 0", "image": [0, 24], "images": [24, 8], "distance": distances}
+    rows = {
+        "amount": "r = 0.5",
+        "block": "down 0",
+        "image": [0, 24],
+        "images": [24, 8],
+        "distance": distances,
+    }
     found = Drift(pd.DataFrame(), pd.DataFrame(rows), 2, {})
     assert found.staleness("r = 0.5")[0, 1] == pytest.approx((24 * 0.1 + 8 * 0.4) / 32)
     assert found.staleness("r = 0.5", shards=[1])[0, 1] == pytest.approx(0.4)
@@ -438,7 +469,11 @@ def test_drift_is_computed_once_and_only_where_something_is_missing(pipe, tmp_pa
     fewer = drift_study(pipe, replace(chosen, images=2), ratios=[0.5], recorded=None)
     assert generated == [0, 1, 2]
     assert set(fewer.rows["image"]) == {0, 1}
-    for change, expected in (({"images": 4}, [2, 3]), ({"guidance": 3.0}, [0, 1, 2]), ({"seed": 1}, [0, 1, 2])):
+    for change, expected in (
+        ({"images": 4}, [2, 3]),
+        ({"guidance": 3.0}, [0, 1, 2]),
+        ({"seed": 1}, [0, 1, 2]),
+    ):
         generated.clear()
         drift_study(pipe, replace(chosen, **change), ratios=[0.5], recorded=None)
         assert generated == expected
@@ -470,7 +505,10 @@ def test_derived_schedules_are_optimal(seed):
             found = schedule.derive(cost, budget)
             assert len(found) == budget
             assert schedule.parse_schedule(found).steps == found
-            best = min(total_staleness(cost, (0, *rest)) for rest in itertools.combinations(range(1, steps), budget - 1))
+            best = min(
+                total_staleness(cost, (0, *rest))
+                for rest in itertools.combinations(range(1, steps), budget - 1)
+            )
             assert total_staleness(cost, found) == pytest.approx(best)
 
 
@@ -526,7 +564,9 @@ def test_recorded_drift_agrees_with_a_recomputed_sample(pipe, tmp_path, place):
     recorded = recorded[recorded["steps"] <= 50]
     row = recorded.iloc[int(place * len(recorded))]
     image = int(row["image"])
-    chosen = setting(tmp_path, steps=int(row["steps"]), guidance=row["guidance"], seed=int(row["seed"]), images=image + 1)
+    chosen = setting(
+        tmp_path, steps=int(row["steps"]), guidance=row["guidance"], seed=int(row["seed"]), images=image + 1
+    )
     assert chosen.prompts[image] == row["prompt"]
     with probe(pipe) as record:
         generate_batch(pipe, chosen, range(image, image + 1))
@@ -542,8 +582,11 @@ FAMILIES = ("ToMe", "CA-ToMe", "tomesd", "merged keys", "ToDo", "DeepCache", "fo
 
 
 def _row_of(family: str, rows) -> pd.Series:
-    """The row of a family that is nearest to its median PSNR: whatever is wrong in the middle is wrong there."""
-    own = rows[(rows["method"].str.split("(").str[0] == family) & ~rows["method"].str.contains(" + ", regex=False)]
+    """The row of a family that is nearest to its median PSNR: whatever is wrong in the middle is wrong
+    there."""
+    own = rows[
+        (rows["method"].str.split("(").str[0] == family) & ~rows["method"].str.contains(" + ", regex=False)
+    ]
     return own.loc[(own["psnr"] - own["psnr"].median()).abs().idxmin()]
 
 
@@ -559,7 +602,8 @@ def test_recorded_quality_agrees_with_a_recomputed_image(pipe, tmp_path, family)
 
 
 def _generated_again(pipe, row: pd.Series, folder) -> np.ndarray:
-    """The image of a recorded row, alone in its batch; it must be as close to the unmerged one as was recorded."""
+    """The image of a recorded row, alone in its batch; it must be as close to the unmerged one as was
+    recorded."""
     at = int(row["image"])
     chosen = setting(
         folder,
@@ -574,7 +618,8 @@ def _generated_again(pipe, row: pd.Series, folder) -> np.ndarray:
     plain = quality.to_uint8(generate_batch(pipe, chosen, range(at, at + 1)))
     with from_label(row["method"]).applied(pipe):
         image = quality.to_uint8(generate_batch(pipe, chosen, range(at, at + 1)))
-    # alone instead of in a batch, and perhaps on another processor: rounding moves a few pairs across the threshold
+    # alone instead of in a batch, and perhaps on another processor: rounding moves a few pairs across the
+    # threshold
     assert quality.psnr(image, plain)[0] == pytest.approx(row["psnr"], abs=NEAR), row["method"]
     assert quality.ssim(image, plain)[0] == pytest.approx(row["ssim"], abs=0.02), row["method"]
     return image

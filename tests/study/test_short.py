@@ -21,19 +21,28 @@ IMAGES = 12
 
 
 def result(psnr: dict[tuple[int, str], float], **params) -> Result:
-    """A result whose images have these PSNR by steps and method, a little scattered; all others have 30 dB."""
+    """A result whose images have these PSNR by steps and method, a little scattered; all others have 30
+    dB."""
     asked = Parameters(images=IMAGES, **params)
     named = {steps: short.methods_of(asked, steps) for steps in asked.settings}
     made = {}
     for steps, methods in named.items():
         rows = []
         for name, method in methods.items():
-            scatter = np.random.default_rng(crc32(f"{steps} {name}".encode())).permutation(np.linspace(-0.1, 0.1, IMAGES))
+            scatter = np.random.default_rng(crc32(f"{steps} {name}".encode())).permutation(
+                np.linspace(-0.1, 0.1, IMAGES)
+            )
             merged = [0.5, 0.25] if method.family in ("ToMe", "CA-ToMe", "merged keys") else []
             for image in range(IMAGES):
-                row = {"method": method.label, "image": image, "psnr": psnr.get((steps, name), 30.0) + scatter[image]}
+                row = {
+                    "method": method.label,
+                    "image": image,
+                    "psnr": psnr.get((steps, name), 30.0) + scatter[image],
+                }
                 rows.append(row | {"class": "desert", "merged_share": np.array(merged)})
-        made[steps] = Comparison(pd.DataFrame(rows), [method.label for method in methods.values()], "scene", {})
+        made[steps] = Comparison(
+            pd.DataFrame(rows), [method.label for method in methods.values()], "scene", {}
+        )
     return Result(asked, None, named, made)
 
 
@@ -125,7 +134,10 @@ def test_records_hold_every_method_of_every_length():
     [
         (28.0, "In 8 steps, reusing the pairs of merged keys costs at least 1.9 dB."),
         (32.0, "In 8 steps reusing pairs even brings the images closer."),
-        (30.0, "In 8 steps, reusing the pairs of merged keys costs at most 0.1 dB, and no cost is detectable."),
+        (
+            30.0,
+            "In 8 steps, reusing the pairs of merged keys costs at most 0.1 dB, and no cost is detectable.",
+        ),
     ],
 )
 def test_what_is_said_of_the_cache_follows_from_the_interval(cached, says):
@@ -156,7 +168,13 @@ def test_jobs_are_what_is_generated():
 def test_from_end_to_end(pipe, tmp_path):
     base = setting(tmp_path, images=2, steps=4)
     params = Parameters(
-        images=2, batch_size=2, steps=4, step_counts=(3,), repetitions=1, output=str(tmp_path), classes=base.classes
+        images=2,
+        batch_size=2,
+        steps=4,
+        step_counts=(3,),
+        repetitions=1,
+        output=str(tmp_path),
+        classes=base.classes,
     )
     found = short.run(params, pipe, recorded=None)
     assert applied_patch(pipe) is None
@@ -167,7 +185,8 @@ def test_from_end_to_end(pipe, tmp_path):
     assert np.isfinite(psnr[3, CACHED])
     assert psnr[3, CACHED] > psnr[3, PAPER_CACHED]
     again = short.run(params, pipe, recorded=None)
-    assert again.made[3].rows["run"].tolist() == found.made[3].rows["run"].tolist()  # nothing is computed again
+    # nothing is computed again
+    assert again.made[3].rows["run"].tolist() == found.made[3].rows["run"].tolist()
 
 
 def test_the_papers_schedule_hardly_reuses_pairs_in_a_short_generation():

@@ -1,4 +1,5 @@
-"""Chapters 1 and 2, the page about the embedded model and the front page: their numbers, their words, and what they draw."""
+"""Chapters 1 and 2, the page about the embedded model and the front page: their numbers, their words, and
+what they draw."""
 
 import ast
 import re
@@ -19,8 +20,8 @@ from catome.study.plots import interactive, review_figures
 from catome.study.run.store import CHECKOUT
 
 PAIRS = torch.tensor([[1, 0], [5, 10], [8, 0], [4, 3]])
-"""On a grid of four columns: side by side in one window; diagonal, into another one; two rows apart; from a row's beginning to
-the end of the row above."""
+"""On a grid of four columns: side by side in one window; diagonal, into another one; two rows apart; from a
+row's beginning to the end of the row above."""
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,8 @@ def test_where_nothing_is_merged_nothing_is_said_of_distances():
 def test_picking_blindly_among_the_nearest_leaves_the_window_as_often_as_the_chapter_says():
     size = 8
     src, dst = catome.tensors.matching.split_tokens((size, size))
-    inner = [one for one in src.tolist() if all(1 < place < size - 2 for place in divmod(one, size))]  # whole windows
+    # whole windows
+    inner = [one for one in src.tolist() if all(1 < place < size - 2 for place in divmod(one, size))]
     leaving = []
     for one in inner:
         all_dst = torch.stack([torch.full_like(dst, one), dst], 1)
@@ -77,7 +79,9 @@ def clocked(seconds):
 def test_an_attention_is_timed_on_fewer_tokens():
     outliers = iter([100.0] + [0.0] * 99)  # a median does not mind
     clock = clocked(lambda length: length**2 / 1e6 + next(outliers))
-    times = attention_times.timed(torch.nn.Identity(), torch.zeros(2, 64, 3), shares=(0, 0.5, 0.75), rounds=9, clock=clock)
+    times = attention_times.timed(
+        torch.nn.Identity(), torch.zeros(2, 64, 3), shares=(0, 0.5, 0.75), rounds=9, clock=clock
+    )
     assert times["tokens"].tolist() == [64, 32, 16]
     assert times["comparisons"].tolist() == [1, 1 / 4, 1 / 16]
     assert times["seconds"].tolist() == pytest.approx([0.004096, 0.001024, 0.000256])
@@ -90,8 +94,13 @@ def test_an_attention_is_timed_on_fewer_tokens():
 
 def test_times_are_relative_to_the_longest_wherever_it_stands():
     clock = clocked(lambda length: length / 1e3)
-    times = attention_times.timed(torch.nn.Identity(), torch.zeros(1, 8, 3), shares=(0.5, 0.0), rounds=2, clock=clock)
-    assert attention_times.readable(times, "cpu")["measured time of self-attention"].tolist() == ["50%", "100%"]
+    times = attention_times.timed(
+        torch.nn.Identity(), torch.zeros(1, 8, 3), shares=(0.5, 0.0), rounds=2, clock=clock
+    )
+    assert attention_times.readable(times, "cpu")["measured time of self-attention"].tolist() == [
+        "50%",
+        "100%",
+    ]
     assert attention_times.words(times, "cpu")["milliseconds"] == "8.0"
 
 
@@ -107,8 +116,8 @@ def test_an_attention_that_fails_is_no_row_that_is_missing():
 
 
 def seen(steps: int = 8, images: int = 3) -> Similarities:
-    """Two blocks, three src tokens of four. Block 0 grows from 0.5 by 0.05 a step, block 1 falls from 0.9; image i is lower by
-    i / 100 and its last src token by 0.1."""
+    """Two blocks, three src tokens of four. Block 0 grows from 0.5 by 0.05 a step, block 1 falls from 0.9;
+    image i is lower by i / 100 and its last src token by 0.1."""
     step, image = np.arange(steps)[:, None, None, None], np.arange(images)[None, None, :, None]
     best = np.array([0.5, 0.9])[None, :, None, None] + 0.05 * step * np.array([1, -1])[None, :, None, None]
     best = best - image / 100 - np.array([0, 0, 0.1])[None, None, None, :]
@@ -136,10 +145,14 @@ def test_a_quarter_of_few_steps_is_one_step(steps):
     table = seen(steps).by_block()
     assert (table["first quarter"] == table["first step"]).all()
     assert (table["last quarter"] == table["last step"]).all()
-    assert similarity.earlier_more_similar(table) == ("none of the blocks" if steps == 1 else "1 of 2 blocks (up 0)")
+    assert similarity.earlier_more_similar(table) == (
+        "none of the blocks" if steps == 1 else "1 of 2 blocks (up 0)"
+    )
 
 
-def shares(step: float, image: float, threshold: float = 0.7, steps: int = 3, images: int = 4) -> pd.DataFrame:
+def shares(
+    step: float, image: float, threshold: float = 0.7, steps: int = 3, images: int = 4
+) -> pd.DataFrame:
     """Shares that grow by so much from step to step and from image to image."""
     rows = [
         {"threshold": threshold, "step": s, "block": "up 0", "image": i, "share": 0.1 + s * step + i * image}
@@ -156,15 +169,24 @@ STEP, IMAGE = shares(0.1, 0.01), shares(0.01, 0.1, threshold=0.9)
     ("table", "said"),
     [
         (STEP, "The step decides more than the image at t = 0.7."),
-        (pd.concat([STEP, shares(0.1, 0.0, 0.8)]), "The step decides more than the image at every threshold."),
+        (
+            pd.concat([STEP, shares(0.1, 0.0, 0.8)]),
+            "The step decides more than the image at every threshold.",
+        ),
         (IMAGE, "The image decides more than the step at t = 0.9."),
-        (pd.concat([IMAGE, shares(0.0, 0.1, 0.8)]), "The image decides more than the step at every threshold."),
+        (
+            pd.concat([IMAGE, shares(0.0, 0.1, 0.8)]),
+            "The image decides more than the step at every threshold.",
+        ),
         (pd.concat([STEP, IMAGE]), "The step decides more than the image at t = 0.7 only."),
         (
             pd.concat([STEP, shares(0.1, 0.01, 0.8), IMAGE]),
             "The step decides more than the image at t = 0.7 and t = 0.8 only.",
         ),
-        (pd.concat([IMAGE, shares(0.5, 0.5, 0.95, 2, 2)]), "The step decides more than the image at no threshold."),
+        (
+            pd.concat([IMAGE, shares(0.5, 0.5, 0.95, 2, 2)]),
+            "The step decides more than the image at no threshold.",
+        ),
         (pd.concat([STEP, shares(0.0, 0.0, 0.99)]), "The step decides more than the image at t = 0.7."),
         (shares(0.0, 0.0), "Here the share does not vary at any threshold."),
         (shares(0.1, 0.1, images=1), "Here there is a single image, so the step decides all of it."),
@@ -243,7 +265,9 @@ def test_images_go_through_the_latents_and_back():
 
 def test_the_hardest_class_is_the_one_that_is_farthest_off():
     scenes = {name: np.full((3, 4, 4, 3), 100, np.uint8) for name in ("desert", "city at night")}
-    restored = {name: scenes[name][:2] + np.uint8(off) for name, off in (("desert", 51), ("city at night", 5))}
+    restored = {
+        name: scenes[name][:2] + np.uint8(off) for name, off in (("desert", 51), ("city at night", 5))
+    }
     words = reconstruction.words(scenes, restored)
     far, near = (20 * np.log10(255 / off) for off in (51, 5))
     assert words == {
@@ -314,7 +338,10 @@ def test_images_with_their_shares(count):
     found = pd.Series({7: 0.1, 2: 0.25, 0: 0.5}).iloc[:count]
     names = [f"class {i}" for i in range(8)]
     figure = review_figures.least_and_most(np.stack([IMAGE_OF_GREY] * 8), names, found, 0.9)
-    assert titles(figure) == ["class 7: 10% at t = 0.9", "class 2: 25% at t = 0.9", "class 0: 50% at t = 0.9"][:count]
+    assert (
+        titles(figure)
+        == ["class 7: 10% at t = 0.9", "class 2: 25% at t = 0.9", "class 0: 50% at t = 0.9"][:count]
+    )
 
 
 def test_two_classes_stand_beside_each_other():

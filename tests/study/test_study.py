@@ -105,8 +105,12 @@ def test_similarity_study(pipe, tmp_path, monkeypatch):
     assert (seen.best - own).mean() == pytest.approx(-0.001, abs=3e-4)
     assert (np.diff(seen.best, axis=-1) >= 0).all()
     np.testing.assert_allclose(seen.best * 500, np.round(seen.best * 500), atol=1e-3)
-    monkeypatch.setattr("catome.study.measure.similarity.generate_batch", lambda *_: pytest.fail("it was made again"))
-    np.testing.assert_array_equal(study.similarity_study(pipe, asked, tmp_path, recorded=None).best, seen.best)
+    monkeypatch.setattr(
+        "catome.study.measure.similarity.generate_batch", lambda *_: pytest.fail("it was made again")
+    )
+    np.testing.assert_array_equal(
+        study.similarity_study(pipe, asked, tmp_path, recorded=None).best, seen.best
+    )
     with pytest.raises(pytest.fail.Exception, match="made again"):
         study.similarity_study(pipe, settle(images=4, batch_size=2), tmp_path, recorded=None)
     monkeypatch.undo()
@@ -114,7 +118,12 @@ def test_similarity_study(pipe, tmp_path, monkeypatch):
     table = study.shares_above(seen, [-1.0, 0.9])
     assert len(table) == 2 * 6 * 5 * 3
     assert (table[table["threshold"] == -1.0]["share"] == 0.75).all()
-    one = table[(table["threshold"] == 0.9) & (table["step"] == 4) & (table["block"] == "up 0") & (table["image"] == 1)]
+    one = table[
+        (table["threshold"] == 0.9)
+        & (table["step"] == 4)
+        & (table["block"] == "up 0")
+        & (table["image"] == 1)
+    ]
     assert one["share"].item() == pytest.approx((seen.best[4, 2, 1] >= 0.9).sum() / 1024)
 
     weakest = study.weakest_merged(seen, 0.5)

@@ -26,7 +26,9 @@ def comparison(psnr: dict[str, float], share: float = 0.5) -> Comparison:
     for place, (label, value) in enumerate(psnr.items()):
         scatter = np.random.default_rng(place).permutation(SCATTER)
         for image in range(IMAGES):
-            features = np.random.default_rng(image).normal(size=4) + (0 if np.isinf(value) else 0.01 * (60 - value))
+            features = np.random.default_rng(image).normal(size=4) + (
+                0 if np.isinf(value) else 0.01 * (60 - value)
+            )
             rows.append(
                 {
                     "method": label,
@@ -56,7 +58,9 @@ def controlled(psnr: dict[str, float]) -> allocation.Result:
 
 def result(psnr: dict[float, float], control=None, **params) -> sweep.Result:
     """A sweep whose images have these PSNR by threshold."""
-    asked = sweep.Parameters(images=IMAGES, thresholds=tuple(psnr), finer=tuple(psnr), compared=tuple(psnr), **params)
+    asked = sweep.Parameters(
+        images=IMAGES, thresholds=tuple(psnr), finer=tuple(psnr), compared=tuple(psnr), **params
+    )
     ways = {t: methods.ca_tome(t, None) for t in psnr}
     made = comparison({"unmerged": np.inf} | {way.label: psnr[t] for t, way in ways.items()})
     return sweep.Result(asked, REAL, ways, {}, made, None, {}, control or controlled({}))
@@ -118,7 +122,9 @@ def test_a_comparison_may_have_more_images_than_the_sweep(monkeypatch):
     assert [(images, again) for images, again, _ in asked[-2:]] == [(5, False), (9, True)]
     assert {t: len(one) for t, one in found.differences().items()} == {0.8: 5, 0.9: 9}
     assert found.adapting_table()["images"].tolist() == [5, 9]
-    assert found.by_class().startswith("Drawn within their classes, these intervals would be 1.00 and 1.00 times as wide")
+    assert found.by_class().startswith(
+        "Drawn within their classes, these intervals would be 1.00 and 1.00 times as wide"
+    )
     counted = counting.table(sweep.jobs(params))
     of_twin = counted[counted["method"].str.contains("as much as t = 0.9")]
     assert of_twin["images"].tolist() == [5, 9]
@@ -129,7 +135,9 @@ def test_a_comparison_may_have_more_images_than_the_sweep(monkeypatch):
 
 @pytest.mark.parametrize("given", [[5], [5, 6, 7]])
 def test_images_are_given_for_each_comparison_or_none(given):
-    with pytest.raises(ValueError, match=r"compared_images=.* must hold a number for each of compared=\[0.8, 0.9\], or none"):
+    with pytest.raises(
+        ValueError, match=r"compared_images=.* must hold a number for each of compared=\[0.8, 0.9\], or none"
+    ):
         sweep.Parameters.checked({"compared_images": given})
 
 

@@ -26,7 +26,13 @@ from catome.study.studies.transformer import BOTH, KINDS, TRANSFORMER, UNET, Par
 from helpers.paths import ROOT
 
 GIVEN = dict(
-    images=2, batch_size=2, steps=3, curve_images=1, curve_kinds=["ToDo", "fewer steps"], noises=(0.01,), gentle=(0.9,)
+    images=2,
+    batch_size=2,
+    steps=3,
+    curve_images=1,
+    curve_kinds=["ToDo", "fewer steps"],
+    noises=(0.01,),
+    gentle=(0.9,),
 )
 
 
@@ -84,7 +90,9 @@ def test_studies_with_methods_for_unets_refuse_a_transformer(name, tmp_path, cap
     assert "model='tiny-pixart' must have a U-Net" in capsys.readouterr().err
     module = STUDIES[name]
     with pytest.raises(ValueError, match="must have a U-Net"):
-        module.run(module.Parameters(model="tiny-pixart", images=1, output=str(tmp_path)), tiny.load_transformer())
+        module.run(
+            module.Parameters(model="tiny-pixart", images=1, output=str(tmp_path)), tiny.load_transformer()
+        )
 
 
 def test_a_transformers_guidance_is_not_rescaled():
@@ -142,7 +150,9 @@ def test_distances_are_those_of_the_drift(found):
     for name in BOTH:
         drift = found.models[name].drift
         matrix = drift.staleness("r = 0.5")
-        assert drift.by_lag("r = 0.5")[1] == pytest.approx(np.mean([matrix[i, i + 1] for i in range(len(matrix) - 1)]))
+        assert drift.by_lag("r = 0.5")[1] == pytest.approx(
+            np.mean([matrix[i, i + 1] for i in range(len(matrix) - 1)])
+        )
         assert found.ages().loc[name, "1 step apart"] == f"{drift.by_lag('r = 0.5')[1]:.2f}"
         assert found.lags()[name].shape == (2, 3)
     assert list(found.ages().columns) == ["1 step apart", "2 steps apart"]
@@ -161,7 +171,9 @@ def test_noise_has_the_size_asked_for_and_does_not_depend_on_the_batch(pipe):
     with methods.noise(0.1).applied(pipe):
         noisy, again, later = called(500), called(500), called(20)
         alone, second = called(500, slice(1)), called(500, slice(1, 2))
-        in_words = pipe.unet(sample=latents, timestep=torch.tensor(500), encoder_hidden_states=text, return_dict=False)[0]
+        in_words = pipe.unet(
+            sample=latents, timestep=torch.tensor(500), encoder_hidden_states=text, return_dict=False
+        )[0]
     added = noisy - plain
     ratios = added.flatten(1).std(1) / plain.flatten(1).std(1)
     assert ratios.tolist() == pytest.approx([0.1, 0.1], rel=0.05)
@@ -185,7 +197,9 @@ def test_each_layer_is_merged_alone(found):
             assert said.startswith(f"{psnr:.1f} [")
             assert psnr < 80
     spread = json.loads((ROOT / "data/tiny-pixart/figures.json").read_text())["attention_exp_entropy_over_n"]
-    assert tables[TRANSFORMER]["exp(entropy)/N of its attention"].tolist() == [f"{value:.2f}" for value in spread]
+    assert tables[TRANSFORMER]["exp(entropy)/N of its attention"].tolist() == [
+        f"{value:.2f}" for value in spread
+    ]
     assert transformer.selectivity("somebody/something") is None
 
 
@@ -209,7 +223,8 @@ class Made:
 def with_controls(own: dict, other: dict, **given) -> transformer.Result:
     seen = types.SimpleNamespace(blocks=[f"layer {i}" for i in range(6)])
     models = {
-        name: transformer.OfModel(None, seen, None, None, Made(psnr)) for name, psnr in zip(BOTH, (own, other), strict=True)
+        name: transformer.OfModel(None, seen, None, None, Made(psnr))
+        for name, psnr in zip(BOTH, (own, other), strict=True)
     }
     return transformer.Result(Parameters(**GIVEN | given), models)
 
@@ -219,11 +234,13 @@ def with_controls(own: dict, other: dict, **given) -> transformer.Result:
     [
         (
             [45, 32, 31, 33, 41, 42],
-            "Layers that attend to fewer tokens lose more: over the 6 layers, the rank correlation of PSNR and exp(entropy)/N is 0.",
+            "Layers that attend to fewer tokens lose more: over the 6 layers, the rank correlation of PSNR "
+            "and exp(entropy)/N is 0.",
         ),
         (
             [31, 45, 44, 43, 32, 33],
-            "It is not these layers that lose most: over the 6 layers, the rank correlation of PSNR and exp(entropy)/N is -0.",
+            "It is not these layers that lose most: over the 6 layers, the rank correlation of PSNR and "
+            "exp(entropy)/N is -0.",
         ),
     ],
 )
@@ -239,7 +256,8 @@ def test_selective_layers_are_held_against_what_they_lose(own, says):
         (
             (50.0, 52.0),
             (20.0, 40.0),
-            "a gap of +2.0 [+2.0, +2.0] dB. The median gap of the settings that merge is 20.0 dB. So it is the merging",
+            "a gap of +2.0 [+2.0, +2.0] dB. The median gap of the settings that merge is 20.0 dB. So it is "
+            "the merging",
         ),
         ((40.0, 50.0), (20.0, 40.0), "So both have a part in it."),
         ((30.0, 48.0), (20.0, 40.0), "So it is the model, not the merging."),
@@ -262,7 +280,9 @@ def test_keys_are_merged_in_the_layer_that_is_named_and_in_no_other(pipe):
     latents, text = torch.randn(1, 4, 32, 32, generator=rng), torch.randn(1, 16, 64, generator=rng)
     blocks = list(topmost_blocks(pipe.unet).values())
     seen = []
-    handles = [block.attn1.register_forward_hook(lambda module, args, out: seen.append(out)) for block in blocks]
+    handles = [
+        block.attn1.register_forward_hook(lambda module, args, out: seen.append(out)) for block in blocks
+    ]
 
     def outputs():
         seen.clear()
@@ -275,7 +295,13 @@ def test_keys_are_merged_in_the_layer_that_is_named_and_in_no_other(pipe):
     again = outputs()
     for handle in handles:
         handle.remove()
-    assert [torch.equal(a, b) for a, b in zip(plain, merged, strict=True)] == [True, True, False, False, False]
+    assert [torch.equal(a, b) for a, b in zip(plain, merged, strict=True)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
@@ -340,29 +366,42 @@ def test_what_the_papers_arguments_lead_to_expect(shares, distances, said, monke
 
     result = transformer.Result(
         Parameters(**GIVEN),
-        {name: transformer.OfModel(None, None, Drifting(d), None, None) for name, d in zip(BOTH, distances, strict=True)},
+        {
+            name: transformer.OfModel(None, None, Drifting(d), None, None)
+            for name, d in zip(BOTH, distances, strict=True)
+        },
     )
     own = dict(zip(BOTH, shares, strict=True))
-    monkeypatch.setattr(transformer.Result, "_shares_of_layers", lambda self, name: pd.DataFrame([[own[name]]]))
+    monkeypatch.setattr(
+        transformer.Result, "_shares_of_layers", lambda self, name: pd.DataFrame([[own[name]]])
+    )
     assert said in result.expected()
 
 
 def points(psnr) -> pd.DataFrame:
     names = {"kind": ["ToMe"] * len(psnr), "setting": [f"r = {i}" for i in range(len(psnr))]}
-    return pd.DataFrame(names | {"PSNR": psnr, "flops": 0.5, "speed-up": 1.25, "PSNR low": psnr, "PSNR high": psnr})
+    return pd.DataFrame(
+        names | {"PSNR": psnr, "flops": 0.5, "speed-up": 1.25, "PSNR low": psnr, "PSNR high": psnr}
+    )
 
 
 def test_agreement_is_of_ranks():
     result = transformer.Result(Parameters(**GIVEN), {})
-    assert result.agreement({TRANSFORMER: points([30.0, 31, 60]), UNET: points([10.0, 20, 21])}) == pytest.approx(1)
-    assert result.agreement({TRANSFORMER: points([30.0, 31, 60]), UNET: points([9.0, 8, 7])}) == pytest.approx(-1)
+    assert result.agreement(
+        {TRANSFORMER: points([30.0, 31, 60]), UNET: points([10.0, 20, 21])}
+    ) == pytest.approx(1)
+    assert result.agreement(
+        {TRANSFORMER: points([30.0, 31, 60]), UNET: points([9.0, 8, 7])}
+    ) == pytest.approx(-1)
     assert np.isnan(result.agreement({TRANSFORMER: points([30.0, 31]), UNET: points([9.0, 8])}))
 
 
 def test_the_comparison_sets_the_same_settings_side_by_side():
     result = transformer.Result(Parameters(**GIVEN), {})
     table = result.compared({TRANSFORMER: points([30.0, 31]), UNET: points([10.0, 20])})
-    assert list(table.columns) == [(name, what) for name in BOTH for what in ("PSNR (dB)", "work left", "speed-up")]
+    assert list(table.columns) == [
+        (name, what) for name in BOTH for what in ("PSNR (dB)", "work left", "speed-up")
+    ]
     assert table.loc[("ToMe", "r = 1"), (UNET, "PSNR (dB)")].startswith("20.0")
 
 
@@ -373,7 +412,9 @@ def test_times_are_taken_on_both_models_and_words_are_given(found, params):
     assert len(records[UNET]) == len(records[TRANSFORMER]) == 5
     words = found.words(records)
     assert len(found.gaps()) == 5
-    assert re.fullmatch(r"With all 5 settings tested at once .* detectable in [0-5] of them\.", words["farther_told"])
+    assert re.fullmatch(
+        r"With all 5 settings tested at once .* detectable in [0-5] of them\.", words["farther_told"]
+    )
     assert words["settings"] == "5"
     assert words["layers"] == "6"
     assert words["tokens"] == "1,024"
@@ -386,24 +427,35 @@ def test_one_setting_of_each_kind_is_shown(found):
     shown = found.shown()
     assert list(shown) == ["unmerged", "ToDo,\n2x2", "fewer steps,\n1 steps"]
     kinds = curves.kinds(3)
-    assert [way.label for way in shown.values()][1:] == [kinds["ToDo"]["2x2"].label, kinds["fewer steps"]["1 steps"].label]
+    assert [way.label for way in shown.values()][1:] == [
+        kinds["ToDo"]["2x2"].label,
+        kinds["fewer steps"]["1 steps"].label,
+    ]
 
 
 def test_the_readme_says_how_much_the_transformers_images_change():
     said = re.search(
-        r"the first row comes to ([\d.]+) dB \(([\d.]+) to ([\d.]+)\) and ToDo with every second column to ([\d.]+) dB "
-        r"\(([\d.]+) to ([\d.]+)\), over (\d+) images",
+        r"the first row comes to ([\d.]+) dB \(([\d.]+) to ([\d.]+)\) "
+        r"and ToDo with every second column to ([\d.]+) dB \(([\d.]+) to ([\d.]+)\), over (\d+) images",
         " ".join((ROOT / "README.md").read_text().split()),
     )
     model = fingerprint(tiny.load_transformer())
     found = []
     for method in (methods.named_configuration(catome.RECOMMENDED, "EVEN_13"), methods.todo(2, rows=1)):
         rows = Store(QUALITY, RECORDED, None).find(model=model, seed=HELD_OUT, steps=50, method=method.label)
-        found += [f"{value:.1f}" for value in quality.mean_interval(rows.sort_values("image")["psnr"].to_numpy(float))]
+        found += [
+            f"{value:.1f}"
+            for value in quality.mean_interval(rows.sort_values("image")["psnr"].to_numpy(float))
+        ]
     assert list(said.groups()) == [*found, str(len(rows))]
     gentle = methods.merged_keys(0.95, schedule="EVEN_13", compare="keys")
-    psnr = Store(QUALITY, RECORDED, None).find(model=model, seed=HELD_OUT, steps=50, method=gentle.label)["psnr"].mean()
+    psnr = (
+        Store(QUALITY, RECORDED, None)
+        .find(model=model, seed=HELD_OUT, steps=50, method=gentle.label)["psnr"]
+        .mean()
+    )
     said = re.search(
-        r"threshold of 0\.7 gives ([\d.]+) dB there, and 0\.95 gives ([\d.]+) dB", (ROOT / "book/library.md").read_text()
+        r"threshold of 0\.7 gives ([\d.]+) dB there, and 0\.95 gives ([\d.]+) dB",
+        (ROOT / "book/library.md").read_text(),
     )
     assert list(said.groups()) == [found[0], f"{psnr:.1f}"]

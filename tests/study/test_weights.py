@@ -21,7 +21,8 @@ from helpers.labels import from_label
 
 
 def result(psnr: dict, share: float = 0.5, images: int = 12, **params) -> Result:
-    """A result whose images have the PSNR ``psnr[way, threshold]``, a little scattered; all others have 30 dB."""
+    """A result whose images have the PSNR ``psnr[way, threshold]``, a little scattered; all others have 30
+    dB."""
     asked = Parameters(thresholds=sorted({t for _, t in psnr}), **params)
     scatter = np.linspace(-0.1, 0.1, images)
     at = {weights.sweep_of(asked)[key].label: value for key, value in psnr.items()}
@@ -31,10 +32,16 @@ def result(psnr: dict, share: float = 0.5, images: int = 12, **params) -> Result
         order = np.random.default_rng(crc32(method.label.encode())).permutation(scatter)
         merged = [] if method.family == "ToDo" else [share, share / 2]
         for image in range(images):
-            values = {"method": method.label, "image": image, "psnr": at.get(method.label, 30.0) + order[image]}
+            values = {
+                "method": method.label,
+                "image": image,
+                "psnr": at.get(method.label, 30.0) + order[image],
+            }
             rows.append(values | {"merged_share": np.array(merged)})
     made = Comparison(pd.DataFrame(rows), [method.label for method in weights._all_of(asked)], "scene", {})
-    return Result(asked, weights.sweep_of(asked), weights.changes_of(asked), weights.peers_of(asked), made, made)
+    return Result(
+        asked, weights.sweep_of(asked), weights.changes_of(asked), weights.peers_of(asked), made, made
+    )
 
 
 FLAT = {(way, t): 30.0 for way in (MERGED, WEIGHTED, KEPT, BOTH) for t in (0.4, 0.7, 0.9)}
@@ -46,16 +53,26 @@ FLAT = {(way, t): 30.0 for way in (MERGED, WEIGHTED, KEPT, BOTH) for t in (0.4, 
         (
             2.0,
             -1.0,
-            "Weights remove the dip: they bring 3.0 dB [2.9, 3.1] more at its lowest point than at the lowest threshold.",
+            "Weights remove the dip: they bring 3.0 dB [2.9, 3.1] more at its lowest point than at the "
+            "lowest threshold.",
         ),
         (2.0, 1.0, "Weights do not remove the dip."),
-        (0.08, 0.03, "With weights no dip is detectable, but whether weights change it is not detectable, either."),
+        (
+            0.08,
+            0.03,
+            "With weights no dip is detectable, but whether weights change it is not detectable, either.",
+        ),
         (-1.0, -2.0, "This sweep has no detectable dip."),
     ],
 )
 def test_what_is_said_of_the_dip_follows_from_the_intervals(dip, weighted, said):
     """``dip``: how much closer the lowest threshold is than the one above it."""
-    psnr = FLAT | {(MERGED, 0.7): 30 - dip, (MERGED, 0.9): 40, (WEIGHTED, 0.7): 30 - weighted, (WEIGHTED, 0.9): 40}
+    psnr = FLAT | {
+        (MERGED, 0.7): 30 - dip,
+        (MERGED, 0.9): 40,
+        (WEIGHTED, 0.7): 30 - weighted,
+        (WEIGHTED, 0.9): 40,
+    }
     found = result(psnr)
     assert weights.dip_at(found.made, found.sweep) == (0.4, 0.7)
     assert found.dip(MERGED).mean() == pytest.approx(dip, abs=1e-6)
@@ -86,7 +103,8 @@ def test_the_dip_has_at_least_as_many_images_as_the_rest(images, given, over):
 
 
 def test_queries_are_compared_where_equally_many_scores_are_left():
-    """Kept queries are 2 dB closer at each threshold, where they leave more scores; PSNR is 40 dB times the scores left."""
+    """Kept queries are 2 dB closer at each threshold, where they leave more scores; PSNR is 40 dB times the
+    scores left."""
     thresholds = (0.4, 0.7, 0.9)
     shares = dict(zip(thresholds, (0.75, 0.5, 0.25), strict=True))
     psnr = {}
@@ -106,7 +124,9 @@ def test_queries_are_compared_where_equally_many_scores_are_left():
     assert len(table) == 10
     assert set(table["verdict"]) == {"closer"}
     said = found.queries_told()
-    assert said.startswith("Without weights, kept queries are detectably closer at 5 of 5 points and farther at 0")
+    assert said.startswith(
+        "Without weights, kept queries are detectably closer at 5 of 5 points and farther at 0"
+    )
     assert "With weights, kept queries" in said
     unlike = result({key: value for key, value in FLAT.items() if key[1] == 0.7})
     assert unlike.at_equal_scores() == {}
@@ -139,8 +159,11 @@ def test_peers_stand_beside_the_highest_threshold_that_leaves_no_more_scores():
     gentle = found.sweep[BOTH, 0.9].label
     rows.loc[rows["method"] == gentle, "merged_share"] = rows["merged_share"].map(lambda share: share / 10)
     table = found.against_peers()
-    assert not table.index.str.startswith(BOTH).any()  # they leave a third of the scores or more, and the peers leave less
-    rows.loc[rows["method"] == found.sweep[BOTH, 0.7].label, "merged_share"] = rows["merged_share"].map(lambda s: 0 * s + 0.8)
+    # they leave a third of the scores or more, and the peers leave less
+    assert not table.index.str.startswith(BOTH).any()
+    rows.loc[rows["method"] == found.sweep[BOTH, 0.7].label, "merged_share"] = rows["merged_share"].map(
+        lambda s: 0 * s + 0.8
+    )
     table = found.against_peers().set_index("minus", append=True)
     assert table.loc[(f"{BOTH}, t = 0.7", "ToDo, factor 2"), "scores left"] == "0.20 - 0.25"
 
@@ -188,7 +211,10 @@ def test_words_are_glued_without_quotation_marks(monkeypatch):
     from catome.study import figures
 
     pasted = {}
-    monkeypatch.setattr("myst_nb.glue", lambda name, words, display: pasted.setdefault(name, SimpleNamespace(text=repr(words))))
+    monkeypatch.setattr(
+        "myst_nb.glue",
+        lambda name, words, display: pasted.setdefault(name, SimpleNamespace(text=repr(words))),
+    )
     figures.glue(dip_merged="+1.3 [+0.2, +2.4]")
     assert pasted["dip-merged"].text == "+1.3 [+0.2, +2.4]"
 
@@ -206,5 +232,7 @@ def test_an_image_that_nothing_changes_at_the_worst_threshold_is_no_gain():
 
 def test_images_that_nothing_changes_are_no_difference():
     unchanged = result(FLAT | {(MERGED, 0.9): float("inf"), (WEIGHTED, 0.9): float("inf")})
-    assert (unchanged.made.differences("psnr", *(unchanged.sweep[way, 0.9] for way in (MERGED, WEIGHTED))) == 0).all()
+    assert (
+        unchanged.made.differences("psnr", *(unchanged.sweep[way, 0.9] for way in (MERGED, WEIGHTED))) == 0
+    ).all()
     assert "nan" not in unchanged.filled()

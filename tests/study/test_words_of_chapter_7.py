@@ -17,7 +17,9 @@ from catome.study.run.store import CHECKOUT
 TOP = "topmost self-attention"
 
 
-def asked(schedule="CONFIG_3", calls: int = 51, sizes=(512,), shares=(0.5, 0.75), rows: int = 2, **known) -> Counted:
+def asked(
+    schedule="CONFIG_3", calls: int = 51, sizes=(512,), shares=(0.5, 0.75), rows: int = 2, **known
+) -> Counted:
     """Counts of a notebook; ``known`` takes the place of what would be counted."""
     counted = Counted(sizes, shares, rows, schedule, calls)
     counted.__dict__.update(known)
@@ -41,7 +43,13 @@ def bounds(free: dict, charged: float = 1.0, share: float = 0.75) -> pd.DataFram
     """As of `accounting.speedup_bounds` on an H200, by kind of attention and size."""
     rows = [
         dict(
-            device="H200 SXM", precision="float16", size=size, attention=kind, share=share, free=value, charged=value / charged
+            device="H200 SXM",
+            precision="float16",
+            size=size,
+            attention=kind,
+            share=share,
+            free=value,
+            charged=value / charged,
         )
         for kind, by_size in free.items()
         for size, value in by_size.items()
@@ -50,7 +58,9 @@ def bounds(free: dict, charged: float = 1.0, share: float = 0.75) -> pd.DataFram
 
 
 def test_parameters_become_sorted_lists():
-    found = counts.of(SimpleNamespace(sizes=(512, 256, 512), shares=(0.75, 0.5), rows=3, schedule=None, calls=6))
+    found = counts.of(
+        SimpleNamespace(sizes=(512, 256, 512), shares=(0.75, 0.5), rows=3, schedule=None, calls=6)
+    )
     assert found == Counted((256, 512), (0.5, 0.75), 3, None, 6)
 
 
@@ -92,8 +102,13 @@ def test_short_words(said, expected):
 
 
 def test_one_call_at_512_pixels_is_that_of_the_formulas(counted):
-    """Five blocks of 4096 tokens, 320 channels and 8 heads, two rows, two bytes a number; 13 checkpoints in 51 calls."""
-    products, outer, scores = 5 * 4 * 2 * 4096**2 * 320, 5 * 4 * 2 * 4096 * 320 * 2, 5 * 4 * 2 * 8 * 4096**2 * 2
+    """Five blocks of 4096 tokens, 320 channels and 8 heads, two rows, two bytes a number; 13 checkpoints in
+    51 calls."""
+    products, outer, scores = (
+        5 * 4 * 2 * 4096**2 * 320,
+        5 * 4 * 2 * 4096 * 320 * 2,
+        5 * 4 * 2 * 8 * 4096**2 * 2,
+    )
     matching = 5 * 2 * 2 * 3072 * 1024 * 320 * 13 / 51
     table = counted.at_512()
     row = [products / 1e9, outer / 1e6, (outer + scores) / 1e6, products / 4e9, outer / 2e6]
@@ -106,23 +121,38 @@ def test_one_call_at_512_pixels_is_that_of_the_formulas(counted):
     assert words["intensity_fused"] == f"{4096 / 2:,.0f}"
     assert words["top_share"] == f"{products / accounting.parts('sd15', 512)['flops'].sum():.0%}"
     assert (words["tflop"], words["gb_fused"], words["gb_naive"]) == ("1.61", "6.9", "18.6")
-    assert (words["rows"], words["searches"], words["how_often"]) == ("2 rows", "with CONFIG_3", "one of 3.9 steps")
+    assert (words["rows"], words["searches"], words["how_often"]) == (
+        "2 rows",
+        "with CONFIG_3",
+        "one of 3.9 steps",
+    )
 
 
 def test_one_row_is_one_row():
     words = asked(rows=1)._words_at_512()
-    assert (words["rows"], words["gb_fused"]) == ("1 row", f"{accounting.parts('sd15', 512, 1)['bytes_fused'].sum() / 1e9:.1f}")
+    assert (words["rows"], words["gb_fused"]) == (
+        "1 row",
+        f"{accounting.parts('sd15', 512, 1)['bytes_fused'].sum() / 1e9:.1f}",
+    )
 
 
 def test_the_share_of_the_topmost_self_attentions():
     tables = {
-        "sd15": {256: pd.DataFrame({"flops": [1, 3]}, [TOP, "other"]), 320: pd.DataFrame({"flops": [1, 1]}, [TOP, "other"])}
+        "sd15": {
+            256: pd.DataFrame({"flops": [1, 3]}, [TOP, "other"]),
+            320: pd.DataFrame({"flops": [1, 1]}, [TOP, "other"]),
+        }
     }
-    assert asked(tables=tables).topmost_shares().loc["SD v1.5"].to_dict() == {"256 px": "25%", "320 px": "50%"}
+    assert asked(tables=tables).topmost_shares().loc["SD v1.5"].to_dict() == {
+        "256 px": "25%",
+        "320 px": "50%",
+    }
 
 
 def test_least_times_are_rooflines_of_the_old_and_the_new_gpu(counted):
-    assert list(counted.least) == [(name, kind) for name in ("V100S, float32", "H200, float16") for kind in ("naive", "fused")]
+    assert list(counted.least) == [
+        (name, kind) for name in ("V100S, float32", "H200, float16") for kind in ("naive", "fused")
+    ]
     table = accounting.operations("sd15", 512, dtype_bytes=4)
     expected = accounting.roofline_seconds(table, *accounting.device_rates("Tesla V100S", "float32"), "naive")
     pd.testing.assert_series_equal(counted.least["V100S, float32", "naive"][512], expected)
@@ -139,17 +169,29 @@ def test_fusing_attention_saves_more_than_merging_can(counted):
 
 def test_the_least_time_is_told_of_the_size_nearest_to_512():
     def seconds(top):
-        return {256: None, 640: pd.Series({TOP: top, "norms and elementwise": 1.0, "convolutions": 2.0}), 1024: None}
+        return {
+            256: None,
+            640: pd.Series({TOP: top, "norms and elementwise": 1.0, "convolutions": 2.0}),
+            1024: None,
+        }
 
     least = {("H200, float16", "naive"): seconds(9.0), ("H200, float16", "fused"): seconds(1.0)}
     words = asked(sizes=(256, 640, 1024), least=least)._words_of_least_time()
-    assert words == dict(near_512="640", time_naive="75%", time_fused="25%", fused_faster="3.0", time_moving="25%")
+    assert words == dict(
+        near_512="640", time_naive="75%", time_fused="25%", fused_faster="3.0", time_moving="25%"
+    )
 
 
 @pytest.mark.parametrize(("charged", "said", "cost"), [(1.04, "small", "4.0%"), (1.15, "not small", "15.0%")])
 def test_what_merging_costs_and_can_give(charged, said, cost, monkeypatch):
     own = bounds({"fused": {256: 1.1, 512: 1.3}}, charged)
-    own = pd.concat([own, bounds({"naive": {256: 9.0, 512: 9.0}}, 2.0), bounds({"fused": {256: 2.0, 512: 2.0}}, share=0.5)])
+    own = pd.concat(
+        [
+            own,
+            bounds({"naive": {256: 9.0, 512: 9.0}}, 2.0),
+            bounds({"fused": {256: 2.0, 512: 2.0}}, share=0.5),
+        ]
+    )
     other = bounds({"fused": {256: 1.01, 512: 1.02}, "naive": {256: 3.0, 512: 3.0}})
     asked_for = []
     monkeypatch.setattr(accounting, "speedup_bounds", lambda *args: asked_for.append(args) or other)
@@ -162,7 +204,9 @@ def test_what_merging_costs_and_can_give(charged, said, cost, monkeypatch):
 
 
 def test_bounds_to_be_read():
-    own = pd.concat([bounds({"naive": {256: 1.5}, "fused": {256: 1.25}}, share=share) for share in (0.5, 0.75)])
+    own = pd.concat(
+        [bounds({"naive": {256: 1.5}, "fused": {256: 1.25}}, share=share) for share in (0.5, 0.75)]
+    )
     own = pd.concat([own, own.assign(device="Tesla V100S", free=7.0)])
     table = asked(bounds=own).bounds_table()
     assert table.loc[256].to_dict() == {
@@ -195,8 +239,16 @@ def test_the_papers_setting_is_closest_to_float32_and_unfused_attention():
     assert words["nearest_time"] == f"{5.81 / 7.61:.0%}"
     assert float(words["fused_end"]) < float(words["nearest_end"]) < float(words["float16_end"])
     table = found.table()
-    assert table.loc["float32, naive attention"].tolist() == ["at least 5.81 s", f"{words['nearest_half']}x", "1.250x"]
-    assert table.loc["printed in the paper"].tolist() == ["7.61 s", "1.191x (ToMe, r = 0.5)", "1.254x (t = 0.4)"]
+    assert table.loc["float32, naive attention"].tolist() == [
+        "at least 5.81 s",
+        f"{words['nearest_half']}x",
+        "1.250x",
+    ]
+    assert table.loc["printed in the paper"].tolist() == [
+        "7.61 s",
+        "1.191x (ToMe, r = 0.5)",
+        "1.254x (t = 0.4)",
+    ]
 
 
 def test_the_nearest_count_may_be_another_one():
@@ -212,7 +264,12 @@ def test_what_is_left_on_newer_gpus(monkeypatch):
     def free(architecture, sizes, shares, devices):
         assert (architecture, sizes) == ("sd15", [512])
         rows = [
-            dict(device=device, attention=kind, share=share, free=1 + share + (kind == "naive") + 2 * (device == "RTX 4090"))
+            dict(
+                device=device,
+                attention=kind,
+                share=share,
+                free=1 + share + (kind == "naive") + 2 * (device == "RTX 4090"),
+            )
             for device, _ in devices
             for kind in ("naive", "fused")
             for share in shares
@@ -227,7 +284,11 @@ def test_what_is_left_on_newer_gpus(monkeypatch):
 def test_a_search_counts_for_its_share_among_the_kernels(monkeypatch):
     times = dict(zip(counts.WORKS, (100.0, 40.0, 5.0, 20.0), strict=True))
     rows = pd.DataFrame(
-        [{"model": model, "work": work, "us": us * n} for n, model in enumerate("ab", 1) for work, us in times.items()]
+        [
+            {"model": model, "work": work, "us": us * n}
+            for n, model in enumerate("ab", 1)
+            for work, us in times.items()
+        ]
     )
     monkeypatch.setattr(counts, "least_times", lambda device: rows)
     assert counts.kernel_gains(4).tolist() == [2.0, 2.0]
@@ -237,10 +298,42 @@ def test_a_search_counts_for_its_share_among_the_kernels(monkeypatch):
 
 MEASURED = pd.DataFrame(
     [
-        dict(device="NVIDIA H200", architecture="sd15", width=512, dtype="float16", batch=1, share=0.5, method="catome"),
-        dict(device="NVIDIA A100", architecture="sd15", width=512, dtype="float16", batch=1, share=0.75, method="catome"),
-        dict(device="NVIDIA A100", architecture="sd15", width=512, dtype="float16", batch=1, share=0.75, method="tomesd"),
-        dict(device="NVIDIA A100", architecture="sdxl", width=768, dtype="float16", batch=4, share=0.75, method="catome"),
+        dict(
+            device="NVIDIA H200",
+            architecture="sd15",
+            width=512,
+            dtype="float16",
+            batch=1,
+            share=0.5,
+            method="catome",
+        ),
+        dict(
+            device="NVIDIA A100",
+            architecture="sd15",
+            width=512,
+            dtype="float16",
+            batch=1,
+            share=0.75,
+            method="catome",
+        ),
+        dict(
+            device="NVIDIA A100",
+            architecture="sd15",
+            width=512,
+            dtype="float16",
+            batch=1,
+            share=0.75,
+            method="tomesd",
+        ),
+        dict(
+            device="NVIDIA A100",
+            architecture="sdxl",
+            width=768,
+            dtype="float16",
+            batch=4,
+            share=0.75,
+            method="catome",
+        ),
     ]
 ).assign(unmerged=[1.04, 1.1, 0.9, 1.02], bound=[1.09, 1.11, 1.11, np.nan])
 
@@ -253,7 +346,10 @@ def test_where_calls_were_timed():
 
 def test_speed_ups_beside_what_could_be():
     table = counts.own_speedups(MEASURED)
-    assert table.loc["SD v1.5", 512, "float16", 1].to_dict() == {0.5: "1.04x of 1.09x", 0.75: "1.10x of 1.11x"}
+    assert table.loc["SD v1.5", 512, "float16", 1].to_dict() == {
+        0.5: "1.04x of 1.09x",
+        0.75: "1.10x of 1.11x",
+    }
     assert table.loc["SDXL", 768, "float16", 4].to_dict() == {0.5: "", 0.75: "1.02x"}
     assert len(table) == 2
 

@@ -1,4 +1,5 @@
-"""The words and tables of chapters 4, 5 and 6 follow from the numbers, and every number in their text is given."""
+"""The words and tables of chapters 4, 5 and 6 follow from the numbers, and every number in their text is
+given."""
 
 import re
 import warnings
@@ -39,7 +40,8 @@ def given(words: dict[str, str], *others: str) -> set[str]:
 
 
 def drifted(neighbour, steps: int, classes=("desert",), lag=None, **params) -> drift.Result:
-    """A result where every image has these distances of neighbouring steps at the fixed share, and none at t = 0.9.
+    """A result where every image has these distances of neighbouring steps at the fixed share, and none at t
+    = 0.9.
 
     ``lag``: by class, how far apart any two steps are; else half of the generation and more is unrelated."""
     asked = drift.Parameters(steps=steps, images=len(classes), thresholds=(0.9,), **params)
@@ -49,14 +51,32 @@ def drifted(neighbour, steps: int, classes=("desert",), lag=None, **params) -> d
     for image, name in enumerate(classes):
         for amount, curve in (("t = 0.9", np.zeros(calls - 1)), ("r = 0.5", np.array(neighbour))):
             for block in ("down 0", "up 0"):
-                shift = (
-                    0.0 if amount == "t = 0.9" else 0.02 if block == "down 0" else -0.02
-                )  # the mean over blocks is the curve
-                row = {"image": image, "class": name, "amount": amount, "block": block, "neighbour": curve + shift}
-                rows.append(row | {"by_lag": np.full(calls - 1, (lag or {}).get(name, 0.5)) if amount == "r = 0.5" else curve})
+                # the mean over blocks is the curve
+                shift = 0.0 if amount == "t = 0.9" else 0.02 if block == "down 0" else -0.02
+                row = {
+                    "image": image,
+                    "class": name,
+                    "amount": amount,
+                    "block": block,
+                    "neighbour": curve + shift,
+                }
+                rows.append(
+                    row
+                    | {
+                        "by_lag": np.full(calls - 1, (lag or {}).get(name, 0.5))
+                        if amount == "r = 0.5"
+                        else curve
+                    }
+                )
     i, j = np.triu_indices(calls, 1)
     shards = [
-        {"image": 0, "images": len(classes), "amount": amount, "block": "up 0", "distance": np.minimum((j - i) / 10, 1) * scale}
+        {
+            "image": 0,
+            "images": len(classes),
+            "amount": amount,
+            "block": "up 0",
+            "distance": np.minimum((j - i) / 10, 1) * scale,
+        }
         for amount, scale in (("t = 0.9", 0), ("r = 0.5", 1))
     ]
     return drift.Result(asked, Drift(pd.DataFrame(rows), pd.DataFrame(shards), calls, {}), {}, {})
@@ -81,15 +101,23 @@ def test_the_middle_of_the_generation_is_its_middle_half():
 @pytest.mark.parametrize(
     ("curve", "says"),
     [
-        ([0.3, 0.1, 0.5], "The last two steps differ most: a distance of 0.50 leaves 67% of the pairs in common."),
+        (
+            [0.3, 0.1, 0.5],
+            "The last two steps differ most: a distance of 0.50 leaves 67% of the pairs in common.",
+        ),
         (
             [0.3, 0.6, 0.1],
-            "Steps 1 and 2 differ most: a distance of 0.60 leaves 57% of the pairs in common. Between the last two steps it is 0.10.",
+            "Steps 1 and 2 differ most: a distance of 0.60 leaves 57% of the pairs in common. Between the "
+            "last two steps it is 0.10.",
         ),
-        ([0.5, 0.1, 0.5], "The last two steps differ most: a distance of 0.50 leaves 67% of the pairs in common."),
+        (
+            [0.5, 0.1, 0.5],
+            "The last two steps differ most: a distance of 0.50 leaves 67% of the pairs in common.",
+        ),
         (
             [0.5, 0.1, 0.4],
-            "Steps 0 and 1 differ most: a distance of 0.50 leaves 67% of the pairs in common. Between the last two steps it is 0.40.",
+            "Steps 0 and 1 differ most: a distance of 0.50 leaves 67% of the pairs in common. Between the "
+            "last two steps it is 0.40.",
         ),
     ],
 )
@@ -108,7 +136,8 @@ def test_nothing_that_changes_is_said_so():
 def test_the_two_calls_at_plms_second_timestep_need_a_step_after_them():
     assert drifted([0.4, 0.1], 2).second_timestep() == ""
     assert drifted([0.4, 0.1, 0.3], 3).second_timestep() == (
-        "PLMS calls the U-Net twice at its second timestep, as steps 1 and 2. Their distance is 0.10, compared with 0.40 from "
+        "PLMS calls the U-Net twice at its second timestep, as steps 1 and 2. Their distance is 0.10, "
+        "compared with 0.40 from "
         "step 0 to 1 and 0.30 from step 2 to 3."
     )
 
@@ -125,7 +154,9 @@ def test_classes_stand_from_the_slowest_drift_to_the_fastest():
     assert list(curves) == ["b", "c", "a"]
     assert {name: curve.shape for name, curve in curves.items()} == {"a": (2, 3), "b": (1, 3), "c": (1, 3)}
     many = [f"class {place:02}" for place in range(13)]
-    shown = drifted([0.3] * 3, 3, many, {name: (place + 1) / 20 for place, name in enumerate(many)}).curves_by_class()
+    shown = drifted(
+        [0.3] * 3, 3, many, {name: (place + 1) / 20 for place, name in enumerate(many)}
+    ).curves_by_class()
     assert list(shown) == many[:4] + many[-4:]
     assert len(drifted([0.3] * 3, 3, many[:12]).curves_by_class()) == 12
 
@@ -187,13 +218,19 @@ def test_pairs_found_at_every_step_may_be_compared_over_more_images():
 
 
 def rows_of(methods, psnr, share=0.5, images=IMAGES) -> Comparison:
-    """Rows of methods whose images have the PSNR ``psnr(label)``, each method's scattered in an order of its own."""
+    """Rows of methods whose images have the PSNR ``psnr(label)``, each method's scattered in an order of its
+    own."""
     rows = []
     labels = list(dict.fromkeys(method.label for method in methods))
     for place, label in enumerate(labels):
         scatter = np.random.default_rng(place).permutation(np.resize(SCATTER, images))
         for image in range(images):
-            row = {"method": label, "image": image, "class": f"class {image % 3}", "psnr": psnr(label) + scatter[image]}
+            row = {
+                "method": label,
+                "image": image,
+                "class": f"class {image % 3}",
+                "psnr": psnr(label) + scatter[image],
+            }
             row |= dict.fromkeys(("ssim", "feature_distance", "psnr_real", "ssim_real"), 0.5)
             row |= {"features": np.random.default_rng([place, image]).normal(size=4)}
             rows.append(row | {"merged_share": np.array([share + 0.1 * (image == 0)])})
@@ -201,32 +238,43 @@ def rows_of(methods, psnr, share=0.5, images=IMAGES) -> Comparison:
 
 
 def scheduled(psnr: dict, thresholds=(0.7,), budgets=(2, 13), **params) -> schedules.Result:
-    """A result with these PSNR by threshold and schedule; all others have 30 dB. Staleness is a tenth of the age."""
-    asked = schedules.Parameters(images=IMAGES, drift_images=48, thresholds=thresholds, budgets=budgets, **params)
+    """A result with these PSNR by threshold and schedule; all others have 30 dB. Staleness is a tenth of the
+    age."""
+    asked = schedules.Parameters(
+        images=IMAGES, drift_images=48, thresholds=thresholds, budgets=budgets, **params
+    )
     steps = np.arange(asked.calls)
     staleness = {t: np.abs(steps[:, None] - steps) / 10.0 for t in thresholds}
     derived = {(t, k): tuple(range(k)) for t in thresholds for k in budgets}
     of = schedules.asked_of(asked, derived)
     at = {of[key].method.label: value for key, value in psnr.items()}
-    made = rows_of([schedules.methods.unmerged(), *(one.method for one in of.values())], lambda label: at.get(label, 30.0))
+    made = rows_of(
+        [schedules.methods.unmerged(), *(one.method for one in of.values())],
+        lambda label: at.get(label, 30.0),
+    )
     return schedules.Result(asked, REAL, staleness, derived, of, made, made)
 
 
 def records_of(found: schedules.Result, **columns) -> pd.DataFrame:
-    """Rows as `records` makes them, without a pipeline: one second for each schedule by its place, and two unmerged."""
+    """Rows as `records` makes them, without a pipeline: one second for each schedule by its place, and two
+    unmerged."""
     summary = found.summary()
     rows = []
     for place, ((t, name), one) in enumerate(found.asked.items()):
         row = {"threshold": t, "kind": one.kind, "schedule": name}
         row |= {"checkpoints": 3.14 if one.checkpoints is None else len(one.checkpoints), "staleness": 0.5}
-        row |= dict(summary.loc[one.method.label, ["PSNR", "FID change", "FID change low", "FID change high"]])
+        row |= dict(
+            summary.loc[one.method.label, ["PSNR", "FID change", "FID change low", "FID change high"]]
+        )
         row |= {"seconds": 1 + place / 100, "time": 0.5 + place / 200}
         row |= dict(zip(("gain", "gain low", "gain high"), found.gain(t, name), strict=True))
         rows.append(row | columns)
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize(("names", "said"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), ("abc", "a, b and c")])
+@pytest.mark.parametrize(
+    ("names", "said"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), ("abc", "a, b and c")]
+)
 def test_names_are_listed(names, said):
     assert quality.listed(names) == said
 
@@ -268,15 +316,18 @@ def test_the_papers_schedules_are_counted_as_they_run():
     [
         (
             {},
-            "By PSNR, all rows tested at once, best 2 at t = 0.7 and best 13 at t = 0.7 do not differ detectably from CONFIG_3.",
+            "By PSNR, all rows tested at once, best 2 at t = 0.7 and best 13 at t = 0.7 do not differ "
+            "detectably from CONFIG_3.",
         ),
         (
             {(0.7, "best 2"): 33.0, (0.7, "best 13"): 31.0},
-            "By PSNR, all rows tested at once, best 2 at t = 0.7 and best 13 at t = 0.7 are closer to unmerged than CONFIG_3.",
+            "By PSNR, all rows tested at once, best 2 at t = 0.7 and best 13 at t = 0.7 are closer to "
+            "unmerged than CONFIG_3.",
         ),
         (
             {(0.7, "best 2"): 20.0, (0.7, "best 13"): 31.0},
-            "By PSNR, all rows tested at once, best 13 at t = 0.7 is closer to unmerged than CONFIG_3; best 2 at t = 0.7 is farther from unmerged than CONFIG_3.",
+            "By PSNR, all rows tested at once, best 13 at t = 0.7 is closer to unmerged than CONFIG_3; best "
+            "2 at t = 0.7 is farther from unmerged than CONFIG_3.",
         ),
     ],
 )
@@ -298,7 +349,8 @@ def test_online_schedules_stand_beside_the_papers_choice():
     assert mean == pytest.approx(-5, abs=0.01)
     assert table.iloc[1]["PSNR beside CONFIG_3 (dB)"] == f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
     assert found.beside_base("online") == (
-        "By PSNR, all rows tested at once, auto 0.3 at t = 0.7 is farther from unmerged than CONFIG_3; auto 0.1 at t = 0.7 does not differ detectably from CONFIG_3."
+        "By PSNR, all rows tested at once, auto 0.3 at t = 0.7 is farther from unmerged than CONFIG_3; auto "
+        "0.1 at t = 0.7 does not differ detectably from CONFIG_3."
     )
 
 
@@ -308,8 +360,10 @@ def test_whether_a_search_at_every_step_is_the_best_that_one_can_do():
     )
     found = scheduled({(0.7, "CONFIG_1"): 31.0, (0.7, "best 2"): 32.0})
     assert found.no_upper_bound() == (
-        "Finding pairs at every step does not give the closest images: with CONFIG_1 at t = 0.7 and best 2 at t = 0.7 the images "
-        "are closer to unmerged. The paired interval excludes zero for 2 of 10 schedules tried. With all of them tested at once, "
+        "Finding pairs at every step does not give the closest images: with CONFIG_1 at t = 0.7 and best 2 "
+        "at t = 0.7 the images "
+        "are closer to unmerged. The paired interval excludes zero for 2 of 10 schedules tried. With all of "
+        "them tested at once, "
         "CONFIG_1 at t = 0.7 and best 2 at t = 0.7 stay."
     )
     table = found.against_every_step()
@@ -319,11 +373,15 @@ def test_whether_a_search_at_every_step_is_the_best_that_one_can_do():
 
 def test_a_single_lucky_interval_does_not_stay(monkeypatch):
     found = scheduled({})
-    table = pd.DataFrame({"verdict": ["closer", UNTOLD], "after Holm": UNTOLD}, index=["a at t = 0.7", "b at t = 0.7"])
+    table = pd.DataFrame(
+        {"verdict": ["closer", UNTOLD], "after Holm": UNTOLD}, index=["a at t = 0.7", "b at t = 0.7"]
+    )
     monkeypatch.setattr(schedules.Result, "against_every_step", lambda self: table)
     assert found.no_upper_bound() == (
-        "Finding pairs at every step may not give the closest images: with a at t = 0.7 the images are closer to unmerged. "
-        "The paired interval excludes zero for 1 of 2 schedules tried. With all of them tested at once, none stays."
+        "Finding pairs at every step may not give the closest images: with a at t = 0.7 the images are "
+        "closer to unmerged. "
+        "The paired interval excludes zero for 1 of 2 schedules tried. With all of them tested at once, "
+        "none stays."
     )
 
 
@@ -331,7 +389,8 @@ def test_the_bounds_take_part_in_the_relation_only_where_asked():
     """Less stale is farther among sensible schedules, and closer with the bounds."""
     bills = {"CONFIG_FIVE": 29.0, "CONFIG_3": 30.0, "CONF_ADAPTIVE": 30.5, "CONFIG_1": 31.0, "best 2": 32.0}
     found = scheduled(
-        {(0.7, name): value for name, value in bills.items()} | {(0.7, "every step"): 60.0, (0.7, "step 0 only"): 5.0}
+        {(0.7, name): value for name, value in bills.items()}
+        | {(0.7, "every step"): 60.0, (0.7, "step 0 only"): 5.0}
     )
     assert found.relation()[0.7] > 0.5
     assert found.relation(bounds=True)[0.7] < found.relation()[0.7]
@@ -354,7 +413,8 @@ def test_ranks_that_are_all_equal_have_no_correlation_and_no_warning():
         ({0.7: -0.7, 0.9: float("nan")}, "Among sensible schedules, staleness does not tell which is good."),
         (
             {0.7: -0.9, 0.8: 0.9, 0.9: -0.5},
-            "Among sensible schedules, staleness tells which is good at t = 0.7, and does not at t = 0.8 and t = 0.9.",
+            "Among sensible schedules, staleness tells which is good at t = 0.7, and does not at t = 0.8 "
+            "and t = 0.9.",
         ),
     ],
 )
@@ -383,11 +443,18 @@ def test_words_on_the_papers_table():
     records = records_of(found, **{"FID change low": -1.0, "FID change high": 1.0})
     words = found.words(records)
     assert words["first_threshold"] == "0.7"
-    assert (words["paper_best"], words["paper_worst"], words["paper_apart"]) == ("CONFIG_3", "CONFIG_1", "2.1")
+    assert (words["paper_best"], words["paper_worst"], words["paper_apart"]) == (
+        "CONFIG_3",
+        "CONFIG_1",
+        "2.1",
+    )
     assert words["best"] in ("CONFIG_1", "CONFIG_FIVE")
     assert words["told_apart"] == "4 of the other 5 (CONFIG_2, CONFIG_3, CONFIG_4 and CONF_ADAPTIVE)"
     at = found.of_paper(records)
-    assert words["fid_apart"] == f"In FID the six lie {np.ptp(at['FID change']):.2f} apart here, where each is known to ±1.00."
+    assert (
+        words["fid_apart"]
+        == f"In FID the six lie {np.ptp(at['FID change']):.2f} apart here, where each is known to ±1.00."
+    )
     assert words["paper_slower"] == "1.6%"
     assert words["slower"] == f"{at['time'].iloc[-1] / at['time'].iloc[0] - 1:.1%}"
     assert -1 < float(words["order"]) < 0  # the paper's worst are the best here
@@ -438,7 +505,8 @@ HEADLINE, GENTLE, FIXED = "CA-ToMe, t = 0.7", "CA-ToMe, t = 0.9", "ToMe, r = 0.5
 
 
 def measured(found: headline.Result, **changed) -> pd.DataFrame:
-    """Records where each method takes as long as unmerged, has 30 dB, and an FID that does not differ detectably from it.
+    """Records where each method takes as long as unmerged, has 30 dB, and an FID that does not differ
+    detectably from it.
 
     ``changed``: by column, with _ for a space, the methods with another value."""
     table = pd.DataFrame(
@@ -452,7 +520,12 @@ def measured(found: headline.Result, **changed) -> pd.DataFrame:
         },
         index=list(found.peers),
     ).assign(**{"FID change low": -0.1, "FID change high": 0.3})
-    table.loc["unmerged", ["PSNR", "FID change", "FID change low", "FID change high"]] = np.inf, np.nan, np.nan, np.nan
+    table.loc["unmerged", ["PSNR", "FID change", "FID change low", "FID change high"]] = (
+        np.inf,
+        np.nan,
+        np.nan,
+        np.nan,
+    )
     for column, values in changed.items():
         for name, value in values.items():
             table.loc[name, column.replace("_", " ").replace("speed up", "speed-up")] = value
@@ -461,11 +534,15 @@ def measured(found: headline.Result, **changed) -> pd.DataFrame:
 
 def test_the_closest_of_the_methods_that_are_always_faster():
     found = peers()
-    assert found.closest(measured(found)) == "No method is faster than doing nothing here at every repetition."
+    assert (
+        found.closest(measured(found)) == "No method is faster than doing nothing here at every repetition."
+    )
     faster = {"speed_up_low": {HEADLINE: 1.2, FIXED: 1.01}}
-    records = measured(found, **faster, PSNR={FIXED: 31.26, GENTLE: 50.0})  # the gentle one is not always faster
+    # the gentle one is not always faster
+    records = measured(found, **faster, PSNR={FIXED: 31.26, GENTLE: 50.0})
     assert found.closest(records) == (
-        "Of those in the first table that are faster than doing nothing here at every repetition, the closest to the unmerged images is "
+        "Of those in the first table that are faster than doing nothing here at every repetition, the "
+        "closest to the unmerged images is "
         "ToMe, r = 0.5, with 31.3 dB."
     )
     assert found.closest(measured(found, **faster, PSNR={HEADLINE: np.inf})).endswith(
@@ -483,9 +560,15 @@ def test_where_the_papers_own_setting_stands():
 
 def test_which_methods_fid_tells_from_unmerged():
     found = peers()
-    assert found.told_by_fid(measured(found)) == "No method's FID differs detectably from unmerged with so few images."
+    assert (
+        found.told_by_fid(measured(found))
+        == "No method's FID differs detectably from unmerged with so few images."
+    )
     records = measured(found, FID_change_low={HEADLINE: 0.01}, FID_change_high={FIXED: -0.01})
-    assert found.told_by_fid(records) == f"The interval of the FID change excludes zero for these methods: {FIXED}; {HEADLINE}."
+    assert (
+        found.told_by_fid(records)
+        == f"The interval of the FID change excludes zero for these methods: {FIXED}; {HEADLINE}."
+    )
     unknown = measured(found)
     unknown[["FID change low", "FID change high"]] = np.nan
     assert found.told_by_fid(unknown).startswith("No method's FID")
@@ -494,7 +577,9 @@ def test_which_methods_fid_tells_from_unmerged():
 def test_the_papers_table_stands_beside_the_same_methods():
     found = peers(ratio=0.3)
     records = measured(
-        found, speed_up={"ToMe, r = 0.3": 1.5, HEADLINE: 1.25}, FID_change={"ToMe, r = 0.3": -0.2, HEADLINE: np.nan}
+        found,
+        speed_up={"ToMe, r = 0.3": 1.5, HEADLINE: 1.25},
+        FID_change={"ToMe, r = 0.3": -0.2, HEADLINE: np.nan},
     )
     table = found.beside_paper(records)
     assert table["speed-up", "paper"].tolist() == ["1.00", "1.19", "1.25"]
@@ -534,13 +619,22 @@ def test_savings_that_add_up_to_everything():
 
 
 def test_one_threshold_twice_is_said_once():
-    assert peers(threshold=0.9).words(measured(peers(threshold=0.9)))["merged"] == "60% at t = 0.9 (51% over all images)"
+    assert (
+        peers(threshold=0.9).words(measured(peers(threshold=0.9)))["merged"]
+        == "60% at t = 0.9 (51% over all images)"
+    )
 
 
 def test_chapter_6_is_given_every_number_that_its_text_takes_up():
     found = peers()
-    words = found.words(measured(found, speed_up={HEADLINE: 1.36, "ToDo": 1.4, "batch maximum, t = 0.9": np.nan}))
-    of_curves = {name for name in of_text(headline) if name.startswith(("curve-", "best-in-")) or name.endswith("-curve")}
+    words = found.words(
+        measured(found, speed_up={HEADLINE: 1.36, "ToDo": 1.4, "batch maximum, t = 0.9": np.nan})
+    )
+    of_curves = {
+        name
+        for name in of_text(headline)
+        if name.startswith(("curve-", "best-in-")) or name.endswith("-curve")
+    }
     assert of_text(headline) - of_curves == given(words, "recorded", "clock", "tokens")
     assert words["images"] == "12"
     assert words["methods"] == "9"

@@ -23,8 +23,8 @@ COUNTED = pd.DataFrame(
 
 @pytest.fixture
 def seconds(monkeypatch):
-    """A generation of 512 pixels takes 51 s on every device, of twice the edge twice as long, and merging saves all that
-    is merged."""
+    """A generation of 512 pixels takes 51 s on every device, of twice the edge twice as long, and merging
+    saves all that is merged."""
     asked = []
 
     def generation_seconds(size, device, efficiency=1.0, share=0.0, **_):
@@ -53,7 +53,15 @@ def test_what_others_timed_beside_its_roofline():
     assert table.iloc[1].tolist()[2:] == ["1.59 s", "23%"]
 
 
-POINT = dict(device="NVIDIA H200", architecture="sd15", method="unmerged", width=512, dtype="float16", batch=1, ms=100.0)
+POINT = dict(
+    device="NVIDIA H200",
+    architecture="sd15",
+    method="unmerged",
+    width=512,
+    dtype="float16",
+    batch=1,
+    ms=100.0,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +69,14 @@ POINT = dict(device="NVIDIA H200", architecture="sd15", method="unmerged", width
     [
         ([], None),
         ([POINT | dict(method="catome"), POINT | dict(width=768), POINT | dict(dtype="float32")], None),
-        ([POINT | dict(architecture="sdxl"), POINT | dict(device="another make"), POINT | dict(ms=float("nan"))], None),
+        (
+            [
+                POINT | dict(architecture="sdxl"),
+                POINT | dict(device="another make"),
+                POINT | dict(ms=float("nan")),
+            ],
+            None,
+        ),
         ([POINT], bill.Efficiency(0.3, "This project measured it on NVIDIA H200, in batches of 1.")),
         (
             [POINT, POINT | dict(device="NVIDIA A100", batch=16, ms=40.0), POINT | dict(batch=4)],
@@ -81,7 +96,10 @@ def test_the_efficiency_is_the_one_measured_with_the_largest_batch(rows, efficie
         assert found.words()["efficiency"] == "23%"
     else:
         assert found == efficiency
-        assert found.words() == {"efficiency": f"{efficiency.share:.0%}", "efficiency_from": efficiency.source}
+        assert found.words() == {
+            "efficiency": f"{efficiency.share:.0%}",
+            "efficiency_from": efficiency.source,
+        }
 
 
 def test_hours_by_size(seconds):
@@ -140,17 +158,29 @@ def scaled(gpus: int, **hours) -> pd.DataFrame:
 
 
 def test_what_is_said_of_many_gpus():
-    cases = {"16 images a piece": 600.0, "one image a piece": 100.0, "one image a piece, weights from one folder": 900.0}
+    cases = {
+        "16 images a piece": 600.0,
+        "one image a piece": 100.0,
+        "one image a piece, weights from one folder": 900.0,
+    }
     words = bill.scaling_words(scaled(1000, **cases))
     first = "With 1,000 GPUs and 16 images a piece the study takes 36 minutes and uses 50% of the GPUs' time."
-    assert words["most_gpus"] == f"{first} With one image a piece it takes 6 minutes and uses 50% of the GPUs' time."
+    assert (
+        words["most_gpus"]
+        == f"{first} With one image a piece it takes 6 minutes and uses 50% of the GPUs' time."
+    )
     assert words["disk"] == "2"
     assert words["loading"] == "18 minutes"  # 2.132 GB for each of a thousand
 
 
 def test_of_one_gpu_and_one_batch_it_is_said_once():
-    words = bill.scaling_words(scaled(1, **{"one image a piece": 5.0, "one image a piece, weights from one folder": 6.0}))
-    assert words["most_gpus"] == "With 1 GPU and one image a piece the study takes 5 hours and uses 50% of the GPU's time."
+    words = bill.scaling_words(
+        scaled(1, **{"one image a piece": 5.0, "one image a piece, weights from one folder": 6.0})
+    )
+    assert (
+        words["most_gpus"]
+        == "With 1 GPU and one image a piece the study takes 5 hours and uses 50% of the GPU's time."
+    )
     assert words["loading"] == "1 second"
 
 
@@ -173,7 +203,9 @@ def test_a_time_is_told_in_the_longest_fitting_unit(length, said):
 
 def test_the_whole_study_of_one_gpu():
     table = pd.DataFrame({"images": [10, 1000]}, ["sweep", "all"])
-    hours = pd.DataFrame({"A100 80 GB SXM": [1.0, 30.4], "H100 SXM": [1.0, 1.5], "H200 SXM": [1.0, 1.0]}, ["sweep", "all"])
+    hours = pd.DataFrame(
+        {"A100 80 GB SXM": [1.0, 30.4], "H100 SXM": [1.0, 1.5], "H200 SXM": [1.0, 1.0]}, ["sweep", "all"]
+    )
     words = bill.total_words(table, hours)
     assert words == {"hours_a100": "30 hours", "hours_h100": "90 minutes", "hours_v100s": "2 hours"}  # 7610 s
 
@@ -194,7 +226,8 @@ def test_bookkeeping_at_the_beginning_and_at_the_end(seconds):
     assert bill.bookkeeping_ends(ticks) == (0.020, 0.040)
     assert bill.bookkeeping_ends([0.5]) == (0.5, 0.5)
     words = bill.bookkeeping_words(ticks, efficiency=0.5)
-    assert words == {"ms_early": "20", "ms_late": "40", "pieces": "12", "piece_time": "68 minutes"}  # 40 generations of 102 s
+    # 40 generations of 102 s
+    assert words == {"ms_early": "20", "ms_late": "40", "pieces": "12", "piece_time": "68 minutes"}
 
 
 def test_every_word_that_the_pages_text_takes_up_is_given_to_it(seconds):
@@ -205,7 +238,9 @@ def test_every_word_that_the_pages_text_takes_up_is_given_to_it(seconds):
     given = bill.Efficiency(0.5, "measured").words() | bill.total_words(table, bill.gpu_hours(table, 0.5))
     given |= bill.recorded_words({"images": 1, "methods": 1, "reckoned_hours": 1.0, "process_hours": 1.0})
     given |= bill.bookkeeping_words([0.1] * 8, 0.5)
-    given |= bill.scaling_words(scaled(8, **{"one image a piece": 5.0, "one image a piece, weights from one folder": 6.0}))
+    given |= bill.scaling_words(
+        scaled(8, **{"one image a piece": 5.0, "one image a piece, weights from one folder": 6.0})
+    )
     assert taken == {name.replace("_", "-") for name in given} | {"preset"}
 
 

@@ -65,7 +65,9 @@ def test_a_claim_of_somebody_elses_process_is_held(tmp_path, monkeypatch):
     assert not Claims(tmp_path).take("piece")
 
 
-@pytest.mark.parametrize("content", ['{"host": "another", "pid": 1, "born": "5"}', "", "{", '{"host": "another"}'])
+@pytest.mark.parametrize(
+    "content", ['{"host": "another", "pid": 1, "born": "5"}', "", "{", '{"host": "another"}']
+)
 def test_a_claim_from_elsewhere_lasts_while_it_is_touched(tmp_path, content):
     claims = Claims(tmp_path)
     assert claims.take("piece")

@@ -33,12 +33,15 @@ def timed(
         clock: what to time with; None for that of the tokens' device.
 
     Returns:
-        One row for each share: ``tokens`` left, the share of ``comparisons`` left, and ``seconds``, the median of the rounds.
+        One row for each share: ``tokens`` left, the share of ``comparisons`` left, and ``seconds``, the
+            median of the rounds.
     """
     clock = clock or (cuda_clock if tokens.is_cuda else cpu_clock)
     lengths = {share: int(tokens.shape[1] * (1 - share)) for share in shares}
     calls = {share: Call(partial(attention, tokens[:, :length])) for share, length in lengths.items()}
-    samples, notes = take_turns([Contender(f"{share:g}", (call,)) for share, call in calls.items()], rounds, clock)
+    samples, notes = take_turns(
+        [Contender(f"{share:g}", (call,)) for share, call in calls.items()], rounds, clock
+    )
     if notes:
         raise RuntimeError(f"shares={shares!r}: {notes}")
     rows = {

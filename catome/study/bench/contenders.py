@@ -1,7 +1,7 @@
 """The contenders of the benchmark: operations alone, single layers, whole U-Net calls, peak memory.
 
-U-Nets have the published architectures and random weights: how long a call takes depends on shapes and on the share of tokens
-that is merged, which is given, not on what the weights have learnt.
+U-Nets have the published architectures and random weights: how long a call takes depends on shapes and on the
+share of tokens that is merged, which is given, not on what the weights have learnt.
 """
 
 from __future__ import annotations
@@ -56,24 +56,27 @@ CHECKPOINT = sum(step < CALLS for step in SCHEDULES[SCHEDULE]) / CALLS
 
 
 BEST_SHARE = 0.64
-"""The share of keys that `catome.RECOMMENDED` merges on the embedded model (``python -m catome.study frontier``):
-random weights have nothing in common that a threshold could be set by."""
+"""The share of keys that `catome.RECOMMENDED` merges on the embedded model (``python -m catome.study
+frontier``): random weights have nothing in common that a threshold could be set by."""
 
 
 _IN_A_GRAPH = 20  # operations in one CUDA graph
 
 
 def operations(point: Point, device: str) -> list[Contender]:
-    """Merging and unmerging ``[2 * batch, height * width, channels]`` random tokens, by catome and by `tomesd`, and a copy; and
-    finding pairs alone, by either measure.
+    """Merging and unmerging ``[2 * batch, height * width, channels]`` random tokens, by catome and by
+    `tomesd`, and a copy; and finding pairs alone, by either measure.
 
-    The copy moves as many bytes as merging and unmerging must: it reads and writes a tensor of half of them. On CUDA, several
-    of each are captured in a CUDA graph, so that what is timed is the device and not how fast Python feeds it."""
+    The copy moves as many bytes as merging and unmerging must: it reads and writes a tensor of half of them.
+    On CUDA, several of each are captured in a CUDA graph, so that what is timed is the device and not how
+    fast Python feeds it."""
     from tomesd.merge import bipartite_soft_matching_random2d
 
     height, width, share = point.height, point.width, point.share
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(2 * point.batch, height * width, point.channels, generator=generator).to(device, DTYPES[point.dtype])
+    tokens = torch.randn(2 * point.batch, height * width, point.channels, generator=generator).to(
+        device, DTYPES[point.dtype]
+    )
     removed = int(height * width * share)
 
     def by_tomesd() -> tuple[Callable, Callable]:
@@ -129,13 +132,15 @@ def _captured(work: Callable[[], object]) -> Call:
 
 @lru_cache(maxsize=1)
 def random_unet(architecture: str, dtype: str, device: str) -> UNet2DConditionModel:
-    """A U-Net of `ARCHITECTURES` with random weights, which keep activations finite in every dtype. The last one is kept."""
+    """A U-Net of `ARCHITECTURES` with random weights, which keep activations finite in every dtype. The last
+    one is kept."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**ARCHITECTURES[architecture])
-    unet = torch.nn.Module.to(unet, DTYPES[dtype])  # diffusers' own warns of parts to be kept in float32, of which it has none
+    # diffusers' own warns of parts to be kept in float32, of which it has none
+    unet = torch.nn.Module.to(unet, DTYPES[dtype])
     unet = unet.to_empty(device=device).eval().requires_grad_(False)
-    # drawn once and laid out again and again: drawing each of 10^9 numbers would take longer than a U-Net call. As many
-    # as a prime, so that no two rows of a matrix are equal.
+    # drawn once and laid out again and again: drawing each of 10^9 numbers would take longer than a U-Net
+    # call. As many as a prime, so that no two rows of a matrix are equal.
     drawn = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)).to(device, DTYPES[dtype])
     for name, weight in unet.named_parameters():
         if weight.ndim < 2:  # norms and biases
@@ -150,7 +155,11 @@ def random_unet(architecture: str, dtype: str, device: str) -> UNet2DConditionMo
 
 def _caller(point: Point, device: str) -> tuple[UNet2DConditionModel, Callable[[int], torch.Tensor]]:
     """A U-Net, and a function that calls it at one step of a timetable, with classifier-free guidance."""
-    unet, rows, dtype = random_unet(point.architecture, point.dtype, device), 2 * point.batch, DTYPES[point.dtype]
+    unet, rows, dtype = (
+        random_unet(point.architecture, point.dtype, device),
+        2 * point.batch,
+        DTYPES[point.dtype],
+    )
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -165,7 +174,9 @@ def _caller(point: Point, device: str) -> tuple[UNet2DConditionModel, Callable[[
     timetable = torch.linspace(999, 1, CALLS, device=device).long()
 
     def call(step: int) -> torch.Tensor:
-        return unet(sample, timetable[step], encoder_hidden_states=words, added_cond_kwargs=more, return_dict=False)[0]
+        return unet(
+            sample, timetable[step], encoder_hidden_states=words, added_cond_kwargs=more, return_dict=False
+        )[0]
 
     return unet, call
 
@@ -177,7 +188,8 @@ def attention(point: Point, device: str) -> list[Contender]:
 
 
 def block_calls(point: Point, device: str) -> list[Contender]:
-    """One call of a transformer of one block of each kind, unmerged and with the point's share of keys merged."""
+    """One call of a transformer of one block of each kind, unmerged and with the point's share of keys
+    merged."""
     model, call = bench_layers.block_call(point, device)
     merged = bench_layers.keys_merged(point.share)
     return [
@@ -193,7 +205,8 @@ def compiled(point: Point, device: str) -> list[Contender]:
 
 
 def _over_a_generation(call: Callable[[int], object]) -> tuple[Call, ...]:
-    """A call at which pairs are found and one at which they are there, weighted as in a generation with 13 checkpoints."""
+    """A call at which pairs are found and one at which they are there, weighted as in a generation with 13
+    checkpoints."""
     return (
         Call(partial(call, 0), name="checkpoint call", weight=CHECKPOINT),
         Call(partial(call, 1), name="cached call", weight=1 - CHECKPOINT),
@@ -201,10 +214,11 @@ def _over_a_generation(call: Callable[[int], object]) -> tuple[Call, ...]:
 
 
 def authors_rule(share: float) -> methods.Method:
-    """The batch-maximum rule of the authors' code at a given merged share, cached as catome is, for timing alone.
+    """The batch-maximum rule of the authors' code at a given merged share, cached as catome is, for timing
+    alone.
 
-    It counts and waits for the count as `catome.study.methods.batch_maximum` does, and then merges ``share``, for what random
-    weights have in common with one another is nothing to set a threshold by."""
+    It counts and waits for the count as `catome.study.methods.batch_maximum` does, and then merges ``share``,
+    for what random weights have in common with one another is nothing to set a threshold by."""
 
     def choose(matches: Matches, config: MergeConfig) -> MergePlan:
         (matches.similarity >= config.threshold).sum(1).max().item()
@@ -222,10 +236,12 @@ def authors_rule(share: float) -> methods.Method:
 
 
 def free_merging(share: float) -> methods.Method:
-    """Merging that costs nothing: the topmost self-attentions on a given share less of the tokens, and that is all.
+    """Merging that costs nothing: the topmost self-attentions on a given share less of the tokens, and that
+    is all.
 
-    No pair is looked for, nothing is merged or unmerged; the attention gets the first tokens there are, and the block goes on
-    with what it had. Its images are nonsense; its time is the limit (Amdahl) of every method that merges this share there."""
+    No pair is looked for, nothing is merged or unmerged; the attention gets the first tokens there are, and
+    the block goes on with what it had. Its images are nonsense; its time is the limit (Amdahl) of every
+    method that merges this share there."""
 
     @contextmanager
     def applied(unet) -> Iterator:
@@ -257,9 +273,10 @@ def free_merging(share: float) -> methods.Method:
 def unet_calls(point: Point, device: str) -> list[Contender]:
     """One call of a U-Net, unmerged and by each of the token-reducing methods at the point's merged share.
 
-    Where pairs are cached, the time is the mean over a CONFIG_3 generation, of checkpoint and cached calls; the other methods
-    do at each call what they do at the first. ToDo's share is its own. "merged keys" merges the share among keys and values
-    alone; "recommended" does so with `BEST_SHARE`, whatever the point's share."""
+    Where pairs are cached, the time is the mean over a CONFIG_3 generation, of checkpoint and cached calls;
+    the other methods do at each call what they do at the first. ToDo's share is its own. "merged keys" merges
+    the share among keys and values alone; "recommended" does so with `BEST_SHARE`, whatever the point's
+    share."""
     unet, call = _caller(point, device)
     alone = (Call(partial(call, 1)),)
     cached = _over_a_generation(call)
@@ -275,7 +292,11 @@ def unet_calls(point: Point, device: str) -> list[Contender]:
     }
     return [
         Contender(
-            name, calls, partial(method.applied, unet), reduces=name not in (UNMERGED, CATOME), steps_aside=name == CATOME
+            name,
+            calls,
+            partial(method.applied, unet),
+            reduces=name not in (UNMERGED, CATOME),
+            steps_aside=name == CATOME,
         )
         for name, (method, calls) in asked.items()
     ]
@@ -293,7 +314,8 @@ def unfused_attention(unet: UNet2DConditionModel) -> Iterator:
 
 
 def peak_memory(point: Point, device: str) -> tuple[dict[str, int | None], dict[str, str]]:
-    """The most bytes that the device holds during a call of a U-Net (of a checkpoint and a cached one where it is merged).
+    """The most bytes that the device holds during a call of a U-Net (of a checkpoint and a cached one where
+    it is merged).
 
     Returns:
         ``(bytes, notes)`` by method, unmerged and merged, with fused and with unfused attention.
@@ -325,7 +347,8 @@ def attention_turns(
     rounds: int = 5,
     clock: Clock = cpu_clock,
 ) -> pd.DataFrame:
-    """One image's self-attention in float32 on the CPU, as it is and on merged tokens, with merging and unmerging, in turns.
+    """One image's self-attention in float32 on the CPU, as it is and on merged tokens, with merging and
+    unmerging, in turns.
 
     Args:
         edges: of square token grids.
@@ -335,11 +358,14 @@ def attention_turns(
         clock: what to time with.
 
     Returns:
-        One row for each edge and share: ``tokens``, ``share``, ``speedup`` (median of the rounds) with ``low`` and ``high``
-        (`ratio`), and ``expected``, what `catome.policy.cost_model` reckons with: the seconds saved, negative where merging
-        costs more.
+        One row for each edge and share: ``tokens``, ``share``, ``speedup`` (median of the rounds) with
+        ``low`` and ``high`` (`ratio`), and ``expected``, what `catome.policy.cost_model` reckons with: the
+        seconds saved, negative where merging costs more.
     """
-    attention, generator = Attention(channels, heads=heads, dim_head=channels // heads).eval(), torch.Generator().manual_seed(0)
+    attention, generator = (
+        Attention(channels, heads=heads, dim_head=channels // heads).eval(),
+        torch.Generator().manual_seed(0),
+    )
     found = []
     for edge, share in product(edges, shares):
         tokens = torch.randn(1, edge**2, channels, generator=generator)
@@ -356,5 +382,7 @@ def attention_turns(
         before, after = ([seconds for (seconds,) in samples[name]] for name in (UNMERGED, CATOME))
         speedup, low, high = ratio(before, after)
         expected = gain(edge**2, channels, share, rates_of(tokens), tokens.element_size())
-        found.append(dict(tokens=edge**2, share=share, speedup=speedup, low=low, high=high, expected=expected))
+        found.append(
+            dict(tokens=edge**2, share=share, speedup=speedup, low=low, high=high, expected=expected)
+        )
     return pd.DataFrame(found)

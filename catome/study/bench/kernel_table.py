@@ -1,9 +1,9 @@
 """Compile the Triton kernels for GPUs that are not at hand: ``python -m catome.study.bench.kernel_table``.
 
-Each kernel is compiled for each GPU, in each dtype, with the arguments that the library launches it with for the sizes of real
-models. NVIDIA's assembler, which comes with Triton, then says how many registers a thread needs and whether any is spilled.
-What cannot be known here is how fast they run; `least_times` is the roofline, of the products they compute and the bytes they
-must move.
+Each kernel is compiled for each GPU, in each dtype, with the arguments that the library launches it with for
+the sizes of real models. NVIDIA's assembler, which comes with Triton, then says how many registers a thread
+needs and whether any is spilled. What cannot be known here is how fast they run; `least_times` is the
+roofline, of the products they compute and the bytes they must move.
 """
 
 from __future__ import annotations
@@ -27,9 +27,16 @@ GPUS = {80: "A100", 89: "RTX 4090", 90: "H100", 100: "B200"}
 """One of each compute capability, times ten."""
 
 SHARED_KIB = {80: 163, 89: 99, 90: 227, 100: 227}
-"""Shared memory that one program may have at most (CUDA C++ Programming Guide, table of compute capabilities)."""
+"""Shared memory that one program may have at most (CUDA C++ Programming Guide, table of compute
+capabilities)."""
 
-_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32"}
+_NAMES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.int64: "i64",
+    torch.int32: "i32",
+}
 
 
 class _Launches:
@@ -60,12 +67,14 @@ KERNELS = ("_squares", "_best", "_merge", "_merge_keys", "_unmerge")
 
 
 def launches(dtype: torch.dtype) -> list[tuple[str, str, tuple, dict]]:
-    """``(work, kernel, arguments, constants)`` of what the library launches in Stable Diffusion 1.5 and Flux."""
+    """``(work, kernel, arguments, constants)`` of what the library launches in Stable Diffusion 1.5 and
+    Flux."""
     found = []
     tokens = torch.zeros(2, 4096, 320, dtype=dtype)
     plan = match(torch.randn(1, 256, 8), (16, 16), ratio=0.5)
     src, dst = split_tokens((64, 64))
-    # Heads as wide as theirs, with room for weights (48) and without; in memory [B, N, H, D], as projections leave them.
+    # Heads as wide as theirs, with room for weights (48) and without; in memory [B, N, H, D], as projections
+    # leave them.
     heads = {"SD 1.5": (8, 40, 48), "SD 2, SDXL": (10, 64, 64), "Flux": (24, 128, 128)}
     works = {
         "match": lambda: kernels.best_matches_of(tokens, src, dst),
@@ -90,7 +99,8 @@ def launches(dtype: torch.dtype) -> list[tuple[str, str, tuple, dict]]:
 
 
 def _source(kernel, args: tuple, constants: dict):
-    """The source that Triton compiles for a launch: it specialises on ones, and on multiples of 16, as a launch would."""
+    """The source that Triton compiles for a launch: it specialises on ones, and on multiples of 16, as a
+    launch would."""
     from triton.compiler import ASTSource
 
     signature = {}
@@ -121,14 +131,23 @@ def _assembled(ptx: str, capability: int, folder: Path) -> tuple[int, int]:
 
     written = folder / "kernel.ptx"
     written.write_text(ptx)
-    command = [get_ptxas(capability).path, "-v", f"--gpu-name={sm_arch_from_capability(capability)}", written, "-o", os.devnull]
+    command = [
+        get_ptxas(capability).path,
+        "-v",
+        f"--gpu-name={sm_arch_from_capability(capability)}",
+        written,
+        "-o",
+        os.devnull,
+    ]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
     said = done.stdout + done.stderr
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
     return int(re.search(r"Used (\d+) registers", said)[1]), spilled
 
 
-def kernel_table(capabilities=tuple(GPUS), dtypes=(torch.float16, torch.bfloat16, torch.float32)) -> pd.DataFrame:
+def kernel_table(
+    capabilities=tuple(GPUS), dtypes=(torch.float16, torch.bfloat16, torch.float32)
+) -> pd.DataFrame:
     """Compile every kernel for every GPU; needs none.
 
     Args:
@@ -136,8 +155,9 @@ def kernel_table(capabilities=tuple(GPUS), dtypes=(torch.float16, torch.bfloat16
         dtypes: of the tokens.
 
     Returns:
-        One row for each ``kernel``, ``work``, ``dtype`` and ``capability``: ``registers`` of a thread, ``spilled`` bytes,
-        ``shared`` KiB, ``warps``, and ``instructions``, the tensor core instructions that are in it.
+        One row for each ``kernel``, ``work``, ``dtype`` and ``capability``: ``registers`` of a thread,
+        ``spilled`` bytes, ``shared`` KiB, ``warps``, and ``instructions``, the tensor core instructions that
+        are in it.
 
     Raises:
         RuntimeError: where Triton is missing, or was imported to interpret kernels.
@@ -159,7 +179,8 @@ def kernel_table(capabilities=tuple(GPUS), dtypes=(torch.float16, torch.bfloat16
                     ptx = made.asm["ptx"]
                     registers, spilled = _assembled(ptx, capability, Path(folder))
                     found = sorted(
-                        set(re.findall(r"\b(wgmma|tcgen05\.mma|mma)\.", ptx)) - ({"mma"} if "wgmma." in ptx else set())
+                        set(re.findall(r"\b(wgmma|tcgen05\.mma|mma)\.", ptx))
+                        - ({"mma"} if "wgmma." in ptx else set())
                     )
                     rows.append(
                         {
@@ -186,7 +207,9 @@ SIZES = {
 """Rows of a batch, image tokens, text tokens, heads and channels of a head in a self-attention of a model."""
 
 
-def least_times(device: str, share: float = 0.64, sources: float = 0.75, dtype: str = "float16") -> pd.DataFrame:
+def least_times(
+    device: str, share: float = 0.64, sources: float = 0.75, dtype: str = "float16"
+) -> pd.DataFrame:
     """The roofline of what merged keys take in one self-attention, beside that attention as it is.
 
     Args:
@@ -196,8 +219,9 @@ def least_times(device: str, share: float = 0.64, sources: float = 0.75, dtype: 
         dtype: of the tokens; "float16" or "float32".
 
     Returns:
-        One row for each model of `SIZES` and work: ``GFLOP``, ``MB`` that must be read and written, ``us``, the longer of the
-        two at the device's peak rates, and ``bound``, which of them that is: "arithmetic" or "memory".
+        One row for each model of `SIZES` and work: ``GFLOP``, ``MB`` that must be read and written, ``us``,
+        the longer of the two at the device's peak rates, and ``bound``, which of them that is: "arithmetic"
+        or "memory".
     """
     flops_per_s, bytes_per_s = device_rates(device, dtype)
     itemsize = DTYPE_BYTES[dtype]
@@ -208,8 +232,14 @@ def least_times(device: str, share: float = 0.64, sources: float = 0.75, dtype: 
         queries = tokens + text
         works = {
             "attention, unmerged": (4 * queries**2 * wide, 4 * queries * wide * itemsize),
-            "attention, keys merged": (4 * queries * (left + text) * wide, 2 * (queries + left + text) * wide * itemsize),
-            "merge keys and values": (2 * tokens * wide, 2 * (tokens + left) * wide * itemsize + 8 * (tokens + left)),
+            "attention, keys merged": (
+                4 * queries * (left + text) * wide,
+                2 * (queries + left + text) * wide * itemsize,
+            ),
+            "merge keys and values": (
+                2 * tokens * wide,
+                2 * (tokens + left) * wide * itemsize + 8 * (tokens + left),
+            ),
             "find pairs": (
                 2 * sources * (1 - sources) * tokens**2 * 2 * wide,
                 2 * tokens * wide * itemsize + 12 * sources * tokens,

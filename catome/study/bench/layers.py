@@ -1,7 +1,8 @@
-"""The benchmark's suites of single layers: one self-attention of Stable Diffusion 1.5, and one block of a transformer.
+"""The benchmark's suites of single layers: one self-attention of Stable Diffusion 1.5, and one block of a
+transformer.
 
-Each has the size that it has in the published model, and random weights. They isolate what merged keys change: what a whole
-model gains follows from how much of its time such layers take.
+Each has the size that it has in the published model, and random weights. They isolate what merged keys
+change: what a whole model gains follows from how much of its time such layers take.
 """
 
 from __future__ import annotations
@@ -43,12 +44,16 @@ CHANNELS = {"flux": 3072, "pixart": 1152}
 
 
 def attention_work(point, device: str) -> dict[str, Callable[[], torch.Tensor]]:
-    """One self-attention with its projections: as it is, on merged keys with cached pairs, with a search for pairs, and ToDo's.
+    """One self-attention with its projections: as it is, on merged keys with cached pairs, with a search for
+    pairs, and ToDo's.
 
-    ``[2 * batch, height/8 * width/8, channels]`` tokens. ToDo's factor 2 leaves a quarter of the keys, whatever the share."""
+    ``[2 * batch, height/8 * width/8, channels]`` tokens. ToDo's factor 2 leaves a quarter of the keys,
+    whatever the share."""
     dtype = DTYPES[point.dtype]
     torch.manual_seed(0)
-    attention = Attention(point.channels, heads=HEADS, dim_head=point.channels // HEADS).to(device, dtype).eval()
+    attention = (
+        Attention(point.channels, heads=HEADS, dim_head=point.channels // HEADS).to(device, dtype).eval()
+    )
     height, width = point.height // 8, point.width // 8
     tokens = torch.randn(2 * point.batch, height * width, point.channels).to(device, dtype)
     find = partial(match, grid=(height, width), ratio=point.share, measure="distance")
@@ -56,7 +61,9 @@ def attention_work(point, device: str) -> dict[str, Callable[[], torch.Tensor]]:
 
     def over(plan) -> torch.Tensor:
         context = padded(plan, plan.merge(tokens))
-        return attention(tokens, encoder_hidden_states=context, attention_mask=key_bias(plan, True, dtype)[:, None])
+        return attention(
+            tokens, encoder_hidden_states=context, attention_mask=key_bias(plan, True, dtype)[:, None]
+        )
 
     def fresh() -> torch.Tensor:
         return over(find(joined(attention.to_k(tokens), attention.to_v(tokens))))
@@ -88,7 +95,8 @@ def model_of(name: str, dtype: torch.dtype, device: str) -> torch.nn.Module:
     with torch.device("meta"):
         model = kind(**config)
     model = torch.nn.Module.to(model, dtype).to_empty(device=device).eval().requires_grad_(False)
-    drawn = torch.randn(1_000_003).to(device, dtype)  # laid out again and again, as drawing would take longer than a call
+    # laid out again and again, as drawing would take longer than a call
+    drawn = torch.randn(1_000_003).to(device, dtype)
     for weight in [*model.parameters(), *model.buffers()]:
         if weight.ndim < 2:
             weight.fill_(0.02)
@@ -112,9 +120,13 @@ def inputs_of(name: str, batch: int, height: int, width: int, dtype: torch.dtype
     if name == "pixart":
         sample = noise(batch, 4, height // 8, width // 8)
         prompt = noise(batch, text, 4096)
-        return dict(hidden_states=sample, encoder_hidden_states=prompt, timestep=timestep, added_cond_kwargs={})
+        return dict(
+            hidden_states=sample, encoder_hidden_states=prompt, timestep=timestep, added_cond_kwargs={}
+        )
     rows, columns = height // 16, width // 16
-    places = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns)).to(device, dtype)
+    places = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns)).to(
+        device, dtype
+    )
     return dict(
         hidden_states=noise(batch, rows * columns, 64),
         encoder_hidden_states=noise(batch, text, 4096),
@@ -127,7 +139,8 @@ def inputs_of(name: str, batch: int, height: int, width: int, dtype: torch.dtype
 
 
 def block_call(point, device: str) -> tuple[torch.nn.Module, Callable[..., torch.Tensor]]:
-    """A model of one block of each kind, and a function that calls it, or another one, at one step of a timetable."""
+    """A model of one block of each kind, and a function that calls it, or another one, at one step of a
+    timetable."""
     dtype = DTYPES[point.dtype]
     model = model_of(point.architecture, dtype, device)
     given = inputs_of(point.architecture, point.batch, point.height, point.width, dtype, device)
@@ -148,7 +161,8 @@ def compiled_calls(point, device: str) -> dict[str, tuple[Callable[[], torch.Ten
     """A cached call of a model of `block_call`, run by the hooks and by what `torch.compile` makes of it.
 
     Returns:
-        By method: a function that makes the call, which has been compiled and warmed up, and how long that took.
+        By method: a function that makes the call, which has been compiled and warmed up, and how long that
+            took.
     """
     model, call = block_call(point, device)
     config = RECOMMENDED.changed(ratio=point.share, schedule=[0])
@@ -163,7 +177,9 @@ def compiled_calls(point, device: str) -> dict[str, tuple[Callable[[], torch.Ten
         "merged keys": merged,
         "merged keys, compiled in pieces": lambda model: torch.compile(merged(model)),
         "merged keys, compiled whole": lambda model: compile_cached_steps(merged(model), BUCKETS),
-        "merged keys, compiled whole, exact slots": lambda model: compile_cached_steps(merged(model), (exact,)),
+        "merged keys, compiled whole, exact slots": lambda model: compile_cached_steps(
+            merged(model), (exact,)
+        ),
     }
     return {name: _warmed_up(way(copy.deepcopy(model)), call) for name, way in ways.items()}
 

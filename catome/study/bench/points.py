@@ -21,14 +21,26 @@ OF_LAYERS = {"attention": ("sd15",), "block": tuple(bench_layers.MODELS), "compi
 """The models whose layers the suites of layers take."""
 
 
-_GRID = dict(dtypes=("float16", "bfloat16"), batches=(1, 4, 16), sizes=(512, 1024, 2048), shares=(0.25, 0.5, 0.75), rounds=10)
+_GRID = dict(
+    dtypes=("float16", "bfloat16"),
+    batches=(1, 4, 16),
+    sizes=(512, 1024, 2048),
+    shares=(0.25, 0.5, 0.75),
+    rounds=10,
+)
 _DEFAULTS: dict[tuple[str, str], dict] = {
     ("operations", "cpu"): dict(dtypes=("float32",), batches=(1,), shares=(0.5,), rounds=20),
-    ("operations", "cuda"): dict(dtypes=("float32", "float16", "bfloat16"), batches=(1,), shares=(0.5,), rounds=20),
+    ("operations", "cuda"): dict(
+        dtypes=("float32", "float16", "bfloat16"), batches=(1,), shares=(0.5,), rounds=20
+    ),
     ("attention", "cpu"): dict(dtypes=("float32",), batches=(1,), sizes=(512,), shares=(0.75,), rounds=10),
-    ("attention", "cuda"): dict(dtypes=("float16", "bfloat16"), batches=(1, 4), sizes=(512, 1024), shares=(0.75,), rounds=20),
+    ("attention", "cuda"): dict(
+        dtypes=("float16", "bfloat16"), batches=(1, 4), sizes=(512, 1024), shares=(0.75,), rounds=20
+    ),
     ("block", "cpu"): dict(dtypes=("float32",), batches=(1,), sizes=(1024,), shares=(0.7,), rounds=3),
-    ("block", "cuda"): dict(dtypes=("bfloat16",), batches=(1,), sizes=(1024, 2048), shares=(0.25, 0.5, 0.7), rounds=10),
+    ("block", "cuda"): dict(
+        dtypes=("bfloat16",), batches=(1,), sizes=(1024, 2048), shares=(0.25, 0.5, 0.7), rounds=10
+    ),
     ("compiled", "cpu"): dict(dtypes=("float32",), batches=(1,), sizes=(1024,), shares=(0.64,), rounds=10),
     ("compiled", "cuda"): dict(dtypes=("bfloat16",), batches=(1,), sizes=(1024,), shares=(0.64,), rounds=20),
     ("unet", "cpu"): dict(dtypes=("float32",), batches=(1,), sizes=(512,), shares=(0.5,), rounds=6),
@@ -76,13 +88,16 @@ class Options:
 
     def of(self, suite: str) -> Options:
         """These options with the suite's defaults in the place of None."""
-        missing = {name: value for name, value in _DEFAULTS[suite, self.kind].items() if getattr(self, name) is None}
+        missing = {
+            name: value for name, value in _DEFAULTS[suite, self.kind].items() if getattr(self, name) is None
+        }
         return replace(self, **missing)
 
 
 @dataclass(frozen=True)
 class Point:
-    """A point where contenders meet; see `BENCH` for the meaning of each field. ``rounds`` is how often they do."""
+    """A point where contenders meet; see `BENCH` for the meaning of each field. ``rounds`` is how often they
+    do."""
 
     suite: str
     architecture: str
@@ -104,12 +119,14 @@ def named(point: Mapping) -> str:
         return f"operations on {shape} {point['dtype']}, share {point['share']:g}"
     size = f"{point['height']}x{point['width']} px"
     return (
-        f"{point['suite']} {point['architecture']} {point['dtype']}, batch {point['batch']}, {size}, share {point['share']:g}"
+        f"{point['suite']} {point['architecture']} {point['dtype']}, batch {point['batch']}, {size}, share "
+        f"{point['share']:g}"
     )
 
 
 def points(options: Options) -> list[Point]:
-    """Every point that the options ask for, suite by suite; those of U-Nets by the number of pixels, fewest first.
+    """Every point that the options ask for, suite by suite; those of U-Nets by the number of pixels, fewest
+    first.
 
     Raises:
         ValueError: for a suite that the device does not have.
@@ -118,12 +135,17 @@ def points(options: Options) -> list[Point]:
     usual = [suite for suite in SUITES if (suite, options.kind) in _DEFAULTS and suite not in ON_REQUEST]
     for suite in options.suites or usual:
         if (suite, options.kind) not in _DEFAULTS:
-            raise ValueError(f"suite={suite!r} needs a CUDA device, for how much memory a CPU holds is not known; not 'cpu'")
+            raise ValueError(
+                f"suite={suite!r} needs a CUDA device, for how much memory a CPU holds is not known; not "
+                "'cpu'"
+            )
         chosen = options.of(suite)
         if suite == "operations":
             for dtype, batch, share in product(chosen.dtypes, chosen.batches, chosen.shares):
                 edge = options.tokens
-                found.append(Point(suite, "", dtype, batch, edge, edge, options.channels, share, chosen.rounds))
+                found.append(
+                    Point(suite, "", dtype, batch, edge, edge, options.channels, share, chosen.rounds)
+                )
             continue
         sized = sorted(product(chosen.sizes, chosen.batches), key=lambda pair: pair[0] ** 2 * pair[1])
         names = OF_LAYERS.get(suite, options.architectures)

@@ -40,7 +40,8 @@ class Contender:
         calls: timed one after the other; the contender's time is their weighted sum.
         applied: context of a turn, entered and left outside the timing.
         least_s: repeat each call until a sample takes as many seconds; 0 for calls that must not be repeated.
-        reduces: leave it out if it gives exactly what the first contender gives, for then it reduced no tokens.
+        reduces: leave it out if it gives exactly what the first contender gives, for then it reduced no
+            tokens.
         steps_aside: say so if it gives exactly that.
         note: kept with its rows.
     """
@@ -66,7 +67,8 @@ def cpu_clock(run: Callable[[], object], times: int) -> float:
 
 
 def cuda_clock(run: Callable[[], object], times: int) -> float:
-    """Seconds between two events in the current device's queue, which is empty before the first and after the second."""
+    """Seconds between two events in the current device's queue, which is empty before the first and after the
+    second."""
     torch.cuda.synchronize()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
@@ -80,7 +82,8 @@ def cuda_clock(run: Callable[[], object], times: int) -> float:
 def take_turns(
     contenders: Sequence[Contender], rounds: int, clock: Clock, deadline: float = math.inf
 ) -> tuple[dict[str, list[tuple[float, ...]]], dict[str, str]]:
-    """Time the contenders: after a warm-up each has one turn in every round, and each round begins with another one.
+    """Time the contenders: after a warm-up each has one turn in every round, and each round begins with
+    another one.
 
     Args:
         contenders: methods must differ; who fails is left out from then on.
@@ -89,8 +92,8 @@ def take_turns(
         deadline: by `time.monotonic`; after it no other round begins but the first.
 
     Returns:
-        ``(samples, notes)``: by method, for each round it took part in, the seconds of each of its calls; and by method
-        what is to be said about it.
+        ``(samples, notes)``: by method, for each round it took part in, the seconds of each of its calls; and
+        by method what is to be said about it.
     """
     samples, notes, ready, first = {c.method: [] for c in contenders}, {}, [], None
     for contender in contenders:
@@ -98,7 +101,12 @@ def take_turns(
         said = contender.note
         if contender is contenders[0]:
             first = output
-        elif not note and isinstance(first, torch.Tensor) and isinstance(output, torch.Tensor) and torch.equal(first, output):
+        elif (
+            not note
+            and isinstance(first, torch.Tensor)
+            and isinstance(output, torch.Tensor)
+            and torch.equal(first, output)
+        ):
             note = "reduces no tokens here" if contender.reduces else ""
             said = "steps aside here" if contender.steps_aside else said
         if note or said:
@@ -135,11 +143,14 @@ def _turn(contender: Contender, times: Sequence[int], clock: Clock) -> tuple[flo
 
 
 def or_why_not(work: Callable, otherwise) -> tuple:
-    """``(what work returns, "")``, or ``(otherwise, why)`` where the device or a method's package cannot do it."""
+    """``(what work returns, "")``, or ``(otherwise, why)`` where the device or a method's package cannot do
+    it."""
     try:
         return work(), ""
     except (RuntimeError, MemoryError) as error:
-        exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+        exhausted = isinstance(
+            error, (torch.OutOfMemoryError, MemoryError)
+        ) or "can't allocate memory" in str(error)
         why = "out of memory" if exhausted else f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
     if torch.cuda.is_available():  # only now: the error held what was on the device
         torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
 """Measure how fast catome is against its peers on this machine: a run of the benchmark.
 
-The contenders of one point take turns in one run, so that drift of the machine hits all alike, and what is compared are
-the ratios within each round.
+The contenders of one point take turns in one run, so that drift of the machine hits all alike, and what is
+compared are the ratios within each round.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from functools import partial
 import pandas as pd
 import torch
 
-from catome.study.bench.contenders import attention, block_calls, compiled, operations, peak_memory, random_unet, unet_calls
+from catome.study.bench.contenders import (
+    attention,
+    block_calls,
+    compiled,
+    operations,
+    peak_memory,
+    random_unet,
+    unet_calls,
+)
 from catome.study.bench.points import Options, Point, points
 from catome.study.bench.rounds import Clock, cpu_clock, cuda_clock, or_why_not, take_turns
 from catome.study.bench.table import BENCH, COPY, POINT, UNMERGED, report, summary
@@ -26,9 +34,12 @@ from catome.study.run.store import Stopwatch, Store, provenance
 
 @torch.no_grad()
 def measure(point: Point, device: str, clock: Clock, deadline: float = math.inf) -> list[dict]:
-    """Rows of `BENCH` for one point, without the device's keys; one without seconds for each method that could not run."""
+    """Rows of `BENCH` for one point, without the device's keys; one without seconds for each method that
+    could not run."""
 
-    def row(method: str, turn: int, seconds: float = math.nan, peak: int | None = None, note: str = "") -> dict:
+    def row(
+        method: str, turn: int, seconds: float = math.nan, peak: int | None = None, note: str = ""
+    ) -> dict:
         keys = {name: value for name, value in vars(point).items() if name != "rounds"}
         return keys | {"method": method, "round": turn, "seconds": seconds, "peak_bytes": peak, "note": note}
 
@@ -69,7 +80,8 @@ def run(
     """Measure what the options ask for, keep the rows, and print what came out.
 
     Args:
-        options: what to measure, and where to keep the rows: the file of `BENCH`; each point is kept when it is done.
+        options: what to measure, and where to keep the rows: the file of `BENCH`; each point is kept when it
+            is done.
         say: prints a line of the report at the end.
         progress: prints a line at each point before it is measured.
         clock: what to time with; by default the device's.
@@ -78,7 +90,8 @@ def run(
         The `summary`.
 
     Raises:
-        ValueError: for a suite that the device does not have, or a file of rows that is broken; before anything is measured.
+        ValueError: for a suite that the device does not have, or a file of rows that is broken; before
+            anything is measured.
     """
     todo, store = points(options), Store(BENCH, options.output, None)
     cuda = options.kind == "cuda"
@@ -103,7 +116,10 @@ def run(
     random_unet.cache_clear()
     table = summary(pd.DataFrame(kept, columns=[*POINT, "method", "round", *BENCH.values]))
     threads = "" if cuda else f", {where['threads']} threads"
-    say(f"{where['device']}{threads}; torch {entry['torch']}, catome {entry['catome']}, commit {entry['commit']}")
+    say(
+        f"{where['device']}{threads}; torch {entry['torch']}, catome {entry['catome']}, commit "
+        f"{entry['commit']}"
+    )
     for line in [*report(table), *_left_out(left, options), "", *targets_report(table, options.kind)]:
         say(line)
     say(f"\n{len(kept)} rows of run {entry['id']} are in {store.file}")
@@ -113,10 +129,15 @@ def run(
 def _left_out(left: Sequence[Point], options: Options) -> list[str]:
     if not left:
         return []
-    return ["", f"Left out, since the budget of {options.budget_s:g} s was over:", *(f"  {point}" for point in left)]
+    return [
+        "",
+        f"Left out, since the budget of {options.budget_s:g} s was over:",
+        *(f"  {point}" for point in left),
+    ]
 
 
 def bench_rows(setting) -> pd.DataFrame:
-    """The `summary` of the last recorded run of the suite "unet" on a GPU, from the recorded rows or ``setting.output``."""
+    """The `summary` of the last recorded run of the suite "unet" on a GPU, from the recorded rows or
+    ``setting.output``."""
     held = Store(BENCH, setting.output).find(suite="unet", kind="cuda")
     return summary(held[held["run"] == held["run"].iloc[-1]] if len(held) else held)

@@ -33,13 +33,26 @@ BENCH = Table(
     },
     {"seconds": pa.float64(), "peak_bytes": pa.int64(), "note": pa.string()},
 )
-"""One row for each point, method and round. ``batch`` is in images, each of which is two rows of a tensor by classifier-free
-guidance; ``height`` and ``width`` are in pixels, in the suite "operations" in tokens; ``channels`` are those of the topmost
-blocks; ``share`` is the point's merged share, also for methods that merge nothing. ``seconds`` are those of one operation or
-U-Net call (NaN where there is none, and ``note`` says why), ``peak_bytes`` is what the device held at most (suite "memory")."""
+"""One row for each point, method and round. ``batch`` is in images, each of which is two rows of a tensor by
+classifier-free guidance; ``height`` and ``width`` are in pixels, in the suite "operations" in tokens;
+``channels`` are those of the topmost blocks; ``share`` is the point's merged share, also for methods that
+merge nothing. ``seconds`` are those of one operation or U-Net call (NaN where there is none, and ``note``
+says why), ``peak_bytes`` is what the device held at most (suite "memory")."""
 
 
-POINT = ["suite", "architecture", "kind", "device", "threads", "dtype", "batch", "height", "width", "channels", "share"]
+POINT = [
+    "suite",
+    "architecture",
+    "kind",
+    "device",
+    "threads",
+    "dtype",
+    "batch",
+    "height",
+    "width",
+    "channels",
+    "share",
+]
 
 
 CACHED, FRESH, COPY = "merge + unmerge", "checkpoint step", "copy"
@@ -60,14 +73,15 @@ UNFUSED = ", unfused attention"
 def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
     """The ratio of ``a`` to ``b``, in turns of the same rounds: ``(median, low, high)`` of ``a / b``.
 
-    The interval is between order statistics of the rounds' ratios, and holds the median with at least 95 %; of fewer than
-    6 rounds it is their whole range, which holds it less often. NaN where there is no round."""
+    The interval is between order statistics of the rounds' ratios, and holds the median with at least 95 %;
+    of fewer than 6 rounds it is their whole range, which holds it less often. NaN where there is no round."""
     found = np.sort(np.asarray(a, float) / np.asarray(b, float))
     found = found[np.isfinite(found)]
     n = len(found)
     if not n:
         return math.nan, math.nan, math.nan
-    outside = np.cumsum([math.comb(n, i) for i in range(n)]) / 2.0**n  # chance that the median lies below the (i+1)-th
+    # chance that the median lies below the (i+1)-th
+    outside = np.cumsum([math.comb(n, i) for i in range(n)]) / 2.0**n
     skip = max(int((2 * outside <= 0.05).sum()) - 1, 0)
     return float(np.median(found)), float(found[skip]), float(found[n - 1 - skip])
 
@@ -94,17 +108,24 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for each point and method, of rows of `BENCH` from one run.
 
     Returns:
-        The point's keys, ``method``, ``rounds``, ``ms`` (median), ``peak_bytes`` (largest), ``note``, and for each of
-        "unmerged", "tomesd", "batch maximum", "ToDo", "free merging", "copy", "pairs by cosine" and "merged keys" how many
-        times as fast the method is (in the suite "memory": how many times less it holds), with the interval of `ratio`: columns
-        ``X``, ``X low``, ``X high``.
+        The point's keys, ``method``, ``rounds``, ``ms`` (median), ``peak_bytes`` (largest), ``note``, and for
+        each of "unmerged", "tomesd", "batch maximum", "ToDo", "free merging", "copy", "pairs by cosine" and
+        "merged keys" how many
+        times as fast the method is (in the suite "memory": how many times less it holds), with the interval
+        of `ratio`: columns ``X``, ``X low``, ``X high``.
     """
     table = []
     for key, point in rows.groupby(POINT, sort=False):
         turns = {name: own.set_index("round") for name, own in point.groupby("method", sort=False)}
         for method, own in turns.items():
-            line = dict(zip(POINT, key, strict=True)) | {"method": method, "rounds": int(own["seconds"].notna().sum())}
-            line |= {"ms": 1000 * own["seconds"].median(), "peak_bytes": own["peak_bytes"].astype(float).max()}
+            line = dict(zip(POINT, key, strict=True)) | {
+                "method": method,
+                "rounds": int(own["seconds"].notna().sum()),
+            }
+            line |= {
+                "ms": 1000 * own["seconds"].median(),
+                "peak_bytes": own["peak_bytes"].astype(float).max(),
+            }
             line["note"] = own["note"].iloc[-1]
             value = "peak_bytes" if line["suite"] == "memory" else "seconds"
             for column, baseline in baselines(line["suite"], method).items():
@@ -121,7 +142,8 @@ def report(table: pd.DataFrame) -> list[str]:
     """The `summary`, in lines to be read."""
     lines = [
         "",
-        "vs X: how many times as fast as X (or how many times less memory), median of the rounds with its 95 % interval",
+        "vs X: how many times as fast as X (or how many times less memory), median of the rounds with its "
+        "95 % interval",
     ]
     for _, point in table.groupby(POINT, sort=False):
         first, most = point.iloc[0], int(point["rounds"].max())
@@ -129,7 +151,10 @@ def report(table: pd.DataFrame) -> list[str]:
         memory = first["suite"] == "memory"
         width = max(len(method) for method in point["method"]) + 2
         lines += ["", named(first) + ("" if memory else f", {most} rounds")]
-        lines.append(f"  {'':{width}}{'MiB' if memory else 'ms':>10}" + "".join(f"{'vs ' + name:>24}" for name in columns))
+        lines.append(
+            f"  {'':{width}}{'MiB' if memory else 'ms':>10}"
+            + "".join(f"{'vs ' + name:>24}" for name in columns)
+        )
         for _, row in point.iterrows():
             value = row["peak_bytes"] / 2**20 if memory else row["ms"]
             shown = "-" if math.isnan(value) else f"{value:.2f}"

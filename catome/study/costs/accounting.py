@@ -1,18 +1,19 @@
 """The work of a Stable Diffusion U-Net: FLOPs and bytes of each of its parts, counted on shapes alone.
 
-The U-Net runs on torch's meta device, which computes shapes and no values, so a forward at 2048 px takes a second and no
-memory. The model of the cost:
+The U-Net runs on torch's meta device, which computes shapes and no values, so a forward at 2048 px takes a
+second and no memory. The model of the cost:
 
 - FLOPs are those of matrix products and convolutions, two for each multiply-add, by torch's own formulas
   (`torch.utils.flop_counter`); everything else counts none.
-- Every operation reads its inputs and writes its outputs once, in the precision they have; views are free. No cache is
-  modelled, and no fusion except that of attention.
-- *Fused* attention (as FlashAttention) reads queries, keys and values and writes its output. *Naive* attention also writes
-  the scores, reads and writes them for the softmax, and reads them for the product with the values, all in the precision of
-  the activations.
+- Every operation reads its inputs and writes its outputs once, in the precision they have; views are free. No
+  cache is modelled, and no fusion except that of attention.
+- *Fused* attention (as FlashAttention) reads queries, keys and values and writes its output. *Naive*
+  attention also writes the scores, reads and writes them for the softmax, and reads them for the product with
+  the values, all in the precision of the activations.
 
-With a device's datasheet rates this is the least time it needs (`roofline_seconds`), except that convolutions can be had with
-fewer multiplications than the direct method's (Winograd), which float32 convolutions sometimes are.
+With a device's datasheet rates this is the least time it needs (`roofline_seconds`), except that convolutions
+can be had with fewer multiplications than the direct method's (Winograd), which float32 convolutions
+sometimes are.
 """
 
 from __future__ import annotations
@@ -35,7 +36,12 @@ from catome.models.unet import transformer_blocks
 
 ARCHITECTURES: dict[str, dict] = {
     "sd15": dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
-    "sd21": dict(sample_size=96, cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True),
+    "sd21": dict(
+        sample_size=96,
+        cross_attention_dim=1024,
+        attention_head_dim=(5, 10, 20, 20),
+        use_linear_projection=True,
+    ),
     "sdxl": dict(
         sample_size=128,
         block_out_channels=(320, 640, 1280),
@@ -52,8 +58,8 @@ ARCHITECTURES: dict[str, dict] = {
 }
 """The settings of the public models' U-Nets beyond diffusers' defaults.
 
-In diffusers ``attention_head_dim`` is the number of heads. SD v2.1's float32 scores are left out: torch's fused attention
-ignores them."""
+In diffusers ``attention_head_dim`` is the number of heads. SD v2.1's float32 scores are left out: torch's
+fused attention ignores them."""
 
 TITLES = {"sd15": "SD v1.5", "sd21": "SD v2.1", "sdxl": "SDXL"}
 
@@ -68,9 +74,10 @@ PARTS = (
     "norms and elementwise",
     "other",
 )
-"""The parts of a U-Net. Self-attention is the products with scores and values, projections are its query, key, value and
-output layers; both are told apart by whether their block is one of the topmost, which merging acts on. Cross-attention and
-feed-forward are whole, with their layers; "other" is the layers into and out of the transformers and the time embedding."""
+"""The parts of a U-Net. Self-attention is the products with scores and values, projections are its query,
+key, value and output layers; both are told apart by whether their block is one of the topmost, which merging
+acts on. Cross-attention and feed-forward are whole, with their layers; "other" is the layers into and out of
+the transformers and the time embedding."""
 
 MERGING = ("matching", "merge", "unmerge")
 """The parts that merging adds."""
@@ -84,9 +91,10 @@ DEVICES = pd.DataFrame(
         "torch": ["V100S", "A100-SXM4-80GB", "RTX 4090", "H100 80GB HBM3", "H200"],
     }
 ).set_index("device")
-"""Peak rates as NVIDIA's datasheets and architecture papers print them; none was measured here. FLOP/s of dense matrix products
-in float16 (tensor cores, float32 sums; bfloat16 is as fast where there is any) and float32 (no TF32), and memory bandwidth in
-bytes/s. ``torch`` is a part of the name by which torch calls the device."""
+"""Peak rates as NVIDIA's datasheets and architecture papers print them; none was measured here. FLOP/s of
+dense matrix products in float16 (tensor cores, float32 sums; bfloat16 is as fast where there is any) and
+float32 (no TF32), and memory bandwidth in bytes/s. ``torch`` is a part of the name by which torch calls the
+device."""
 
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 _DTYPES = {2: torch.float16, 4: torch.float32}
@@ -131,7 +139,9 @@ class _Attention(TorchFunctionMode):
         query, key, value = args[:3]  # [B, heads, N, d], [B, heads, M, d] twice
         scores = query.shape[:3].numel() * key.shape[2]
         held = scores * query.element_size()
-        outer = [_bytes(query) + _bytes(read) for read in (key, value)]  # what is written at the end is of the queries' size
+        outer = [
+            _bytes(query) + _bytes(read) for read in (key, value)
+        ]  # what is written at the end is of the queries' size
         self.ledger.note("scores", 2 * scores * key.shape[3], outer[0], outer[0] + held)
         self.ledger.note("softmax", 0, 0, 2 * held)
         self.ledger.note("values", 2 * scores * value.shape[3], outer[1], outer[1] + held)
@@ -159,7 +169,8 @@ def _unet(architecture: str, dtype_bytes: int) -> UNet2DConditionModel:
 
 
 def unet_inputs(architecture: str, size: int, batch: int = 2, dtype_bytes: int = 2) -> dict:
-    """Arguments for a forward of the architecture's U-Net on the meta device; arguments as in `operations`."""
+    """Arguments for a forward of the architecture's U-Net on the meta device; arguments as in
+    `operations`."""
     config = ARCHITECTURES[architecture]
     new = torch.empty(0, dtype=_DTYPES[dtype_bytes], device="meta").new_empty
     inputs = {
@@ -177,8 +188,13 @@ def _pointwise_flops(a: torch.Size, weight: torch.Size, *_, **__) -> int:
     return 2 * math.prod(a[:-1]) * math.prod(weight)
 
 
-FORMULAS = {torch.ops.mkldnn._linear_pointwise: _pointwise_flops} if hasattr(torch.ops.mkldnn, "_linear_pointwise") else {}
-"""For ``FlopCounterMode(custom_mapping=FORMULAS)``: what torch counts not, and `catome.tensors.matching` uses on the CPU."""
+FORMULAS = (
+    {torch.ops.mkldnn._linear_pointwise: _pointwise_flops}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    else {}
+)
+"""For ``FlopCounterMode(custom_mapping=FORMULAS)``: what torch counts not, and `catome.tensors.matching` uses
+on the CPU."""
 
 
 def _part(module: str, operation: str, flops: int, topmost: set[str]) -> str:
@@ -202,12 +218,16 @@ def _frame(rows: list[tuple], topmost: set[str]) -> pd.DataFrame:
 
 
 @cache
-def _unmerged(architecture: str, size: int, batch: int, dtype_bytes: int) -> tuple[pd.DataFrame, tuple[str, ...], int]:
+def _unmerged(
+    architecture: str, size: int, batch: int, dtype_bytes: int
+) -> tuple[pd.DataFrame, tuple[str, ...], int]:
     """All operations of a forward, the topmost blocks, and the tokens of an image there."""
     unet, inputs = _unet(architecture, dtype_bytes), unet_inputs(architecture, size, batch, dtype_bytes)
     tokens = {}
     handles = [
-        block.register_forward_pre_hook(lambda module, args, name=name: tokens.update({name: args[0].shape[1]}))
+        block.register_forward_pre_hook(
+            lambda module, args, name=name: tokens.update({name: args[0].shape[1]})
+        )
         for name, block in transformer_blocks(unet).items()
     ]
     try:
@@ -227,8 +247,11 @@ def _merged_attention(unet: UNet2DConditionModel, name: str, batch: int, left: i
     return [(f"{name}.attn1{'.' * bool(m)}{m}", *row) for m, *row in _ledger(lambda: attention(x))]
 
 
-def _merging(batch: int, tokens: int, left: int, channels: int, dtype_bytes: int, match_every: float) -> list[tuple]:
-    """The operations that merging adds to one block, as ``(part, operation, flops, fused bytes, naive bytes)``."""
+def _merging(
+    batch: int, tokens: int, left: int, channels: int, dtype_bytes: int, match_every: float
+) -> list[tuple]:
+    """The operations that merging adds to one block, as ``(part, operation, flops, fused bytes, naive
+    bytes)``."""
     dst = (math.isqrt(tokens) // 2) ** 2
     src = tokens - dst
     all_tokens, left_tokens = batch * tokens * channels * dtype_bytes, batch * left * channels * dtype_bytes
@@ -254,28 +277,33 @@ def operations(
 ) -> pd.DataFrame:
     """Every operation of one U-Net call, in the order in which they run.
 
-    With a share merged, the self-attention of the topmost blocks runs on the tokens left, and matching, merge and unmerge
-    are added: matching at the least compares each src with each dst token and reads the tokens once, by the plain way it
-    also writes and reads unit vectors and all cosines (``bytes_naive``); merge and unmerge read and write every token once.
+    With a share merged, the self-attention of the topmost blocks runs on the tokens left, and matching, merge
+    and unmerge
+    are added: matching at the least compares each src with each dst token and reads the tokens once, by the
+    plain way it also writes and reads unit vectors and all cosines (``bytes_naive``); merge and unmerge read
+    and write every token once.
 
     Args:
         architecture: one of `ARCHITECTURES`.
         size: of the square image, in pixels; a multiple of 8.
         batch: rows of the U-Net's batch: 2 for one image with guidance.
         dtype_bytes: 2 for half precision, 4 for float32.
-        share: of an image's tokens that is merged in the topmost self-attentions, at most 0.75; at 0 nothing is looked for.
-        match_every: pairs are found once in so many calls, and matching counts for its average; CONFIG_3 has 13 checkpoints
-            in 51 calls.
+        share: of an image's tokens that is merged in the topmost self-attentions, at most 0.75; at 0 nothing
+            is looked for.
+        match_every: pairs are found once in so many calls, and matching counts for its average; CONFIG_3 has
+            13 checkpoints in 51 calls.
 
     Returns:
-        Index ``part`` (`PARTS` and, if anything is merged, `MERGING`), columns ``module``, ``operation``, ``flops``,
-        ``bytes_fused`` and ``bytes_naive``.
+        Index ``part`` (`PARTS` and, if anything is merged, `MERGING`), columns ``module``, ``operation``,
+        ``flops``, ``bytes_fused`` and ``bytes_naive``.
 
     Raises:
         ValueError, TypeError: for an unknown architecture, or a number out of range.
     """
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture={architecture!r} must be one of {', '.join(map(repr, ARCHITECTURES))}")
+        raise ValueError(
+            f"architecture={architecture!r} must be one of {', '.join(map(repr, ARCHITECTURES))}"
+        )
     if check_integer("size", size, 64) % 8:
         raise ValueError(f"size={size!r} must be a multiple of 8 pixels")
     check_integer("batch", batch, 1)
@@ -297,7 +325,8 @@ def operations(
 
 
 def parts(architecture: str, size: int, batch: int = 2, dtype_bytes: int = 2) -> pd.DataFrame:
-    """FLOPs and bytes of each part of one U-Net call: index ``part``, columns `COLUMNS`; arguments as in `operations`."""
+    """FLOPs and bytes of each part of one U-Net call: index ``part``, columns `COLUMNS`; arguments as in
+    `operations`."""
     return merged_parts(architecture, size, 0.0, batch=batch, dtype_bytes=dtype_bytes).loc[list(PARTS)]
 
 
@@ -314,7 +343,8 @@ def _decoder(dtype_bytes: int) -> AutoencoderKL:
 
 
 def decoding(size: int, dtype_bytes: int = 2) -> pd.DataFrame:
-    """Every operation of the decoder of Stable Diffusion's VAE for one image, as `operations`; arguments as there."""
+    """Every operation of the decoder of Stable Diffusion's VAE for one image, as `operations`; arguments as
+    there."""
     vae = _decoder(dtype_bytes)
     latents = torch.empty(1, vae.config.latent_channels, size // 8, size // 8, dtype=vae.dtype, device="meta")
     return _frame(_ledger(lambda: vae.decode(latents)), set())
@@ -328,16 +358,21 @@ def merged_parts(
     batch: int = 2,
     dtype_bytes: int = 2,
 ) -> pd.DataFrame:
-    """As `parts`, with ``share`` of the topmost tokens merged, and rows for `MERGING`; arguments as in `operations`."""
+    """As `parts`, with ``share`` of the topmost tokens merged, and rows for `MERGING`; arguments as in
+    `operations`."""
     table = operations(architecture, size, batch, dtype_bytes, share, match_every)
     return table.groupby(level="part")[COLUMNS].sum().reindex([*PARTS, *MERGING], fill_value=0)
 
 
-def roofline_seconds(table: pd.DataFrame, flops_per_s: float, bytes_per_s: float, attention: str = "fused") -> pd.Series:
-    """A lower bound on the seconds of each part: nothing computes faster than the one rate, or moves faster than the other.
+def roofline_seconds(
+    table: pd.DataFrame, flops_per_s: float, bytes_per_s: float, attention: str = "fused"
+) -> pd.Series:
+    """A lower bound on the seconds of each part: nothing computes faster than the one rate, or moves faster
+    than the other.
 
     Args:
-        table: of `operations`, each of which then takes its own time, or of `parts`, whose operations may overlap.
+        table: of `operations`, each of which then takes its own time, or of `parts`, whose operations may
+            overlap.
         flops_per_s, bytes_per_s: of a device; see `DEVICES`.
         attention: "fused" or "naive".
 
@@ -355,8 +390,8 @@ def amdahl(before: pd.Series, after: pd.Series) -> float:
     """The largest speed-up that a call can have, if merging itself cost nothing (Amdahl's law).
 
     Args:
-        before, after: seconds, or anything else that adds up, by part, without merging and with it. What merging adds is
-            left out, and no part counts as slower than before.
+        before, after: seconds, or anything else that adds up, by part, without merging and with it. What
+            merging adds is left out, and no part counts as slower than before.
 
     Returns:
         ``total / (total - removed)``.
@@ -375,7 +410,8 @@ def speedup_bounds(
 ) -> pd.DataFrame:
     """The most that merging can save of the least time that a call takes, on several devices.
 
-    What it saves of a measured time is more where attention is farther from its roofline than the other parts are, and less
+    What it saves of a measured time is more where attention is farther from its roofline than the other parts
+    are, and less
     where it is nearer: `amdahl` of measured seconds says.
 
     Args:
@@ -383,8 +419,9 @@ def speedup_bounds(
         architecture, sizes, shares, batch, match_every: as in `operations`.
 
     Returns:
-        A row for each device, precision, size, attention and share: ``seconds`` of the unmerged call at the least, ``free``
-        (`amdahl`: merging costs nothing) and ``charged`` (it takes the time of moving its bytes and computing its products).
+        A row for each device, precision, size, attention and share: ``seconds`` of the unmerged call at the
+        least, ``free`` (`amdahl`: merging costs nothing) and ``charged`` (it takes the time of moving its
+        bytes and computing its products).
     """
     rows, sizes, shares = [], list(sizes), list(shares)
     for device, precision in devices:
@@ -422,22 +459,27 @@ def device_rates(device: str, precision: str) -> tuple[float, float]:
 
 
 def scores_bytes(architecture: str, size: int, batch: int = 2, dtype_bytes: int = 2) -> int:
-    """The bytes that the scores of one topmost self-attention take, where they are kept; arguments as in `operations`."""
+    """The bytes that the scores of one topmost self-attention take, where they are kept; arguments as in
+    `operations`."""
     table = operations(architecture, size, batch, dtype_bytes).loc["topmost self-attention"]
     return int(table.loc[table["operation"] == "softmax", "bytes_naive"].max()) // 2
 
 
-def with_bounds(table: pd.DataFrame, merging: Iterable[str] = ("catome", "tomesd", "batch maximum")) -> pd.DataFrame:
+def with_bounds(
+    table: pd.DataFrame, merging: Iterable[str] = ("catome", "tomesd", "batch maximum")
+) -> pd.DataFrame:
     """Measured U-Net calls beside what they could be.
 
     Args:
-        table: a row for each point and method: columns ``device`` (as torch calls it), ``architecture``, ``dtype``, ``batch``
-            (images, each two rows of the U-Net's batch), ``height`` and ``width`` (pixels), ``share`` and ``method``.
+        table: a row for each point and method: columns ``device`` (as torch calls it), ``architecture``,
+            ``dtype``, ``batch`` (images, each two rows of the U-Net's batch), ``height`` and ``width``
+            (pixels), ``share`` and ``method``.
         merging: the methods that merge this share.
 
     Returns:
-        The table with ``least_ms`` (of the unmerged call with fused attention, at the roofline) and ``bound`` (`amdahl` for the
-        share, at the roofline), NaN for other methods, devices that are not among `DEVICES`, and images that are not square.
+        The table with ``least_ms`` (of the unmerged call with fused attention, at the roofline) and ``bound``
+        (`amdahl` for the share, at the roofline), NaN for other methods, devices that are not among
+        `DEVICES`, and images that are not square.
     """
     found = [_least_and_bound(row, row.method in tuple(merging)) for row in table.itertuples()]
     return table.assign(**{name: [pair[i] for pair in found] for i, name in enumerate(("least_ms", "bound"))})

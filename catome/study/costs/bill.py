@@ -1,4 +1,5 @@
-"""The page on what the study costs: its tables, and the words that its text takes up, by their names there, with _ for -."""
+"""The page on what the study costs: its tables, and the words that its text takes up, by their names there,
+with _ for -."""
 
 from __future__ import annotations
 
@@ -39,14 +40,20 @@ def by_study(counted: pd.DataFrame) -> pd.DataFrame:
         A row for each study and one named "all": "ways to generate", "images" and "U-Net calls".
     """
     each = counted.assign(calls=counted["images"] * counted["calls"]).groupby("study")
-    table = each.agg(**{"ways to generate": ("method", "size"), "images": ("images", "sum"), "U-Net calls": ("calls", "sum")})
+    table = each.agg(
+        **{
+            "ways to generate": ("method", "size"),
+            "images": ("images", "sum"),
+            "U-Net calls": ("calls", "sum"),
+        }
+    )
     table.loc["all"] = table.sum()
     return table
 
 
 def timed_by_others() -> pd.DataFrame:
-    """The rows of `catome.study.costs.estimate.PRINTED` with ``least``, the least seconds by the roofline, and ``efficiency``,
-    the share of these in the printed seconds."""
+    """The rows of `catome.study.costs.estimate.PRINTED` with ``least``, the least seconds by the roofline,
+    and ``efficiency``, the share of these in the printed seconds."""
     how = ["device", "precision", "attention"]
     printed = estimate.PRINTED
     least = [estimate.generation_seconds(512, *row) for row in printed[how].itertuples(index=False)]
@@ -83,21 +90,24 @@ class Efficiency:
 
 
 def efficiency_of(measured: pd.DataFrame) -> Efficiency:
-    """The efficiency that this project measured with the largest batch, else that of others' seconds in half precision.
+    """The efficiency that this project measured with the largest batch, else that of others' seconds in half
+    precision.
 
     Args:
         measured: of `catome.study.bench_rows`; may have no rows.
     """
     plain = measured[(measured["method"] == "unmerged") & (measured["architecture"] == "sd15")]
     plain = accounting.with_bounds(plain[(plain["width"] == 512) & (plain["dtype"] == "float16")])
-    plain = plain.dropna(subset=["least_ms", "ms"])  # a GPU whose data sheet is not among the devices has no roofline
+    # a GPU whose data sheet is not among the devices has no roofline
+    plain = plain.dropna(subset=["least_ms", "ms"])
     if plain.empty:
         printed = timed_by_others()
         efficiency = printed.loc[printed["precision"] == "float16", "efficiency"].iloc[0]
         return Efficiency(float(efficiency), "This is an estimate, good to a factor of two or so.")
     row = plain.loc[plain["batch"].idxmax()]
     return Efficiency(
-        float(row["least_ms"] / row["ms"]), f"This project measured it on {row['device']}, in batches of {row['batch']}."
+        float(row["least_ms"] / row["ms"]),
+        f"This project measured it on {row['device']}, in batches of {row['batch']}.",
     )
 
 
@@ -116,7 +126,8 @@ def hours_by_size(sizes: Sequence[int], share: float, efficiency: float) -> pd.D
 
 
 def gpu_hours(table: pd.DataFrame, efficiency: float) -> pd.DataFrame:
-    """Hours of one GPU at 512 pixels for each row of `by_study`, every method as an unmerged generation, by device."""
+    """Hours of one GPU at 512 pixels for each row of `by_study`, every method as an unmerged generation, by
+    device."""
     hours = {device: table["U-Net calls"] * call_seconds(device, efficiency) / 3600 for device in DEVICES}
     return pd.DataFrame(hours).rename_axis(columns="GPU hours at 512 px")
 
@@ -134,13 +145,14 @@ def scaled(
     Args:
         preset: as in `catome.study.costs.estimate.count_all`.
         gpus: how many, in order; numbers between the least and the most of them are looked at as well.
-        batches: images of a piece, the smallest one last. It comes once more, with weights that all load from one folder.
+        batches: images of a piece, the smallest one last. It comes once more, with weights that all load from
+            one folder.
         efficiency: of every GPU.
         overhead_s: seconds of bookkeeping for each piece.
 
     Returns:
-        Columns ``gpus``, ``case``, ``hours`` and ``used`` (the share of the GPUs' time in which they compute); and the hours by
-        number of GPUs if no time were lost.
+        Columns ``gpus``, ``case``, ``hours`` and ``used`` (the share of the GPUs' time in which they
+        compute); and the hours by number of GPUs if no time were lost.
     """
     every = sorted({*gpus, *(n for n in _NUMBERS if min(gpus) <= n <= max(gpus))})
     lines = []
@@ -172,7 +184,8 @@ def _images_a_piece(batch: int) -> str:
 
 
 def spoken_time(seconds: float) -> str:
-    """A time to a whole number of hours, minutes or seconds, whichever is the longest that it has two of: ``43 minutes``."""
+    """A time to a whole number of hours, minutes or seconds, whichever is the longest that it has two of:
+    ``43 minutes``."""
     for unit, length in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.0f} {unit}"
@@ -180,7 +193,8 @@ def spoken_time(seconds: float) -> str:
 
 
 def total_words(table: pd.DataFrame, hours: pd.DataFrame) -> dict[str, str]:
-    """The time that the whole study would take one GPU, in words; ``table`` and ``hours`` of `by_study` and `gpu_hours`."""
+    """The time that the whole study would take one GPU, in words; ``table`` and ``hours`` of `by_study` and
+    `gpu_hours`."""
     printed = table.at["all", "images"] * paper.METHODS["seconds"].iloc[0]
     devices = {"a100": "A100 80 GB SXM", "h100": "H100 SXM"}
     words = {f"hours_{short}": spoken_time(3600 * hours.at["all", name]) for short, name in devices.items()}
@@ -188,7 +202,8 @@ def total_words(table: pd.DataFrame, hours: pd.DataFrame) -> dict[str, str]:
 
 
 def recorded_words(check: Mapping[str, float]) -> dict[str, str]:
-    """The time that the recorded studies took, in words, of `catome.study.costs.estimate.recorded_against_reckoned`."""
+    """The time that the recorded studies took, in words, of
+    `catome.study.costs.estimate.recorded_against_reckoned`."""
     return {
         "recorded_images": f"{check['images']:,}",
         "recorded_methods": str(check["methods"]),
@@ -199,7 +214,8 @@ def recorded_words(check: Mapping[str, float]) -> dict[str, str]:
 
 
 def bookkeeping_ends(ticks: Sequence[float]) -> tuple[float, float]:
-    """The median of the first and of the last quarter, in seconds, of `catome.study.costs.estimate.bookkeeping_seconds`."""
+    """The median of the first and of the last quarter, in seconds, of
+    `catome.study.costs.estimate.bookkeeping_seconds`."""
     quarter = max(1, len(ticks) // 4)
     return float(pd.Series(ticks[:quarter]).median()), float(pd.Series(ticks[-quarter:]).median())
 
@@ -229,4 +245,8 @@ def scaling_words(table: pd.DataFrame) -> dict[str, str]:
     sentences = f"With {most:,} GPU{'s' * (most != 1)} and {cases[0]} the study takes {said(cases[0])}."
     if len(cases) > 1:
         sentences += f" With {cases[-1]} it takes {said(cases[-1])}."
-    return {"most_gpus": sentences, "disk": f"{SHARED_DISK / 1e9:.0f}", "loading": spoken_time(loading_seconds(most))}
+    return {
+        "most_gpus": sentences,
+        "disk": f"{SHARED_DISK / 1e9:.0f}",
+        "loading": spoken_time(loading_seconds(most)),
+    }

@@ -24,7 +24,8 @@ PRINTED = {
     f"Tesla V100S, {precision}": (512, paper.METHODS["seconds"].iloc[0] / paper.METHODS["seconds"].iloc[-1])
     for precision in ("float32", "float16")
 }
-"""By panel, the size in pixels for which the paper prints a speed-up, and this speed-up. Its precision is not known."""
+"""By panel, the size in pixels for which the paper prints a speed-up, and this speed-up. Its precision is not
+known."""
 
 WORTHWHILE = 1.2
 """The speed-up from which on the chapter calls merging worth its while."""
@@ -53,17 +54,22 @@ class Counted:
 
     @cached_property
     def match_every(self) -> float:
-        """Pairs are found once in so many calls, on average; a schedule that is not fixed counts as every call."""
+        """Pairs are found once in so many calls, on average; a schedule that is not fixed counts as every
+        call."""
         checkpoints = parse_schedule(self.schedule)
         return self.calls / len(checkpoints.at(self.calls)) if isinstance(checkpoints, Schedule) else 1
 
     @cached_property
     def tables(self) -> dict[str, dict[int, pd.DataFrame]]:
         """`catome.study.costs.accounting.parts` by architecture and size."""
-        return {name: {s: accounting.parts(name, s, self.rows) for s in self.sizes} for name in accounting.ARCHITECTURES}
+        return {
+            name: {s: accounting.parts(name, s, self.rows) for s in self.sizes}
+            for name in accounting.ARCHITECTURES
+        }
 
     def at_512(self) -> pd.DataFrame:
-        """The parts of one call of SD v1.5 at 512 pixels, as it is and with half of the topmost tokens merged, to be read."""
+        """The parts of one call of SD v1.5 at 512 pixels, as it is and with half of the topmost tokens
+        merged, to be read."""
         plain = accounting.parts("sd15", 512, self.rows)
         merged = accounting.merged_parts("sd15", 512, 0.5, self.match_every, self.rows)
         columns = {
@@ -77,22 +83,28 @@ class Counted:
         return pd.DataFrame(shown, index=merged.index).fillna("")
 
     def topmost_shares(self) -> pd.DataFrame:
-        """The share of a call's FLOPs that the topmost self-attentions compute, by architecture and size, to be read."""
+        """The share of a call's FLOPs that the topmost self-attentions compute, by architecture and size, to
+        be read."""
         shares = {
-            accounting.TITLES[name]: {f"{size} px": f"{_share(table['flops']):.0%}" for size, table in by_size.items()}
+            accounting.TITLES[name]: {
+                f"{size} px": f"{_share(table['flops']):.0%}" for size, table in by_size.items()
+            }
             for name, by_size in self.tables.items()
         }
         return pd.DataFrame(shares).T
 
     @cached_property
     def least(self) -> dict[tuple[str, str], dict[int, pd.Series]]:
-        """The least seconds of one call of SD v1.5 by part, by (device and precision, kind of attention) and size."""
+        """The least seconds of one call of SD v1.5 by part, by (device and precision, kind of attention) and
+        size."""
         found = {}
         for device, precision in (PANELS[0], PANELS[-1]):
             rates, width = accounting.device_rates(device, precision), accounting.DTYPE_BYTES[precision]
             for attention in ("naive", "fused"):
                 found[f"{_short(device)}, {precision}", attention] = {
-                    size: accounting.roofline_seconds(accounting.operations("sd15", size, self.rows, width), *rates, attention)
+                    size: accounting.roofline_seconds(
+                        accounting.operations("sd15", size, self.rows, width), *rates, attention
+                    )
                     for size in self.sizes
                 }
         return found
@@ -110,17 +122,21 @@ class Counted:
         return table.rename_axis(index="px, on an H200")
 
     def least_shares(self) -> dict[str, tuple[list[int], list[float]]]:
-        """By kind of device, numbers of tokens of a block of 320 channels, and the least merged share that pays at each."""
+        """By kind of device, numbers of tokens of a block of 320 channels, and the least merged share that
+        pays at each."""
         tokens = [round(2 ** (k / 4)) for k in range(16, 57)]
         kinds = {"CPU, float32": ("cpu", 4), "GPU, half precision": ("cuda", 2)}
         return {
-            name: (tokens, [least_share(n, 320, ESTIMATES[kind], kind[1], interval=self.match_every) for n in tokens])
+            name: (
+                tokens,
+                [least_share(n, 320, ESTIMATES[kind], kind[1], interval=self.match_every) for n in tokens],
+            )
             for name, kind in kinds.items()
         }
 
     def words(self) -> dict[str, str]:
-        """The numbers and words that the chapter's text takes up and that depend on its parameters, by their names there, with
-        _ for -."""
+        """The numbers and words that the chapter's text takes up and that depend on its parameters, by their
+        names there, with _ for -."""
         return self._words_at_512() | self._words_of_least_time() | self._words_of_bounds()
 
     def _words_at_512(self) -> dict[str, str]:
@@ -152,7 +168,10 @@ class Counted:
     def _words_of_bounds(self) -> dict[str, str]:
         most = self.shares[-1]
         cost = merging_cost(self.bounds)
-        sdxl = _free(accounting.speedup_bounds("sdxl", self.sizes, [most], PANELS[-1:], self.rows, self.match_every), most)
+        sdxl = _free(
+            accounting.speedup_bounds("sdxl", self.sizes, [most], PANELS[-1:], self.rows, self.match_every),
+            most,
+        )
         gains = kernel_gains(self.match_every)
         return {
             "most": f"{most:.0%}",
@@ -246,10 +265,11 @@ class PaperSetting:
     """The paper's setting, counted on a V100S at 512 pixels, beside what the paper prints.
 
     Attributes:
-        half, whole: `catome.study.costs.accounting.speedup_bounds` by (precision, attention) with half of the tokens merged and
-            with 75 %.
+        half, whole: `catome.study.costs.accounting.speedup_bounds` by (precision, attention) with half of the
+            tokens merged and with 75 %.
         seconds: of an image without merging, as printed.
-        printed_half, printed_end: speed-ups of ToMe with r = 0.5 and of CA-ToMe at the lowest threshold, as printed.
+        printed_half, printed_end: speed-ups of ToMe with r = 0.5 and of CA-ToMe at the lowest threshold, as
+            printed.
     """
 
     half: pd.DataFrame
@@ -272,7 +292,10 @@ class PaperSetting:
         """Counted and printed seconds and speed-ups, to be read."""
         columns = {
             "51 calls": [*self.least.map("at least {:.2f} s".format), f"{self.seconds:.2f} s"],
-            "half merged": [*self.half["free"].map("{:.3f}x".format), f"{self.printed_half:.3f}x (ToMe, r = 0.5)"],
+            "half merged": [
+                *self.half["free"].map("{:.3f}x".format),
+                f"{self.printed_half:.3f}x (ToMe, r = 0.5)",
+            ],
             "75 % merged": [*self.whole["free"].map("{:.3f}x".format), f"{self.printed_end:.3f}x (t = 0.4)"],
         }
         names = [f"{precision}, {attention} attention" for precision, attention in self.whole.index]
@@ -301,7 +324,9 @@ def paper_setting() -> PaperSetting:
         for share in (0.5, 0.75)
     )
     timed, end = paper.METHODS["seconds"], paper.THRESHOLDS["seconds"]
-    return PaperSetting(half, whole, timed.iloc[0], timed.iloc[0] / timed.iloc[1], end.loc[1.0] / end.loc[0.4])
+    return PaperSetting(
+        half, whole, timed.iloc[0], timed.iloc[0] / timed.iloc[1], end.loc[1.0] / end.loc[0.4]
+    )
 
 
 def modern_words() -> dict[str, str]:
@@ -309,17 +334,24 @@ def modern_words() -> dict[str, str]:
 
     The names are those in the chapter's text, with _ for -."""
     devices = {"h200": "H200 SXM", "rtx": "RTX 4090"}
-    found = accounting.speedup_bounds("sd15", [512], [0.5, 0.75], [(device, "float16") for device in devices.values()])
+    found = accounting.speedup_bounds(
+        "sd15", [512], [0.5, 0.75], [(device, "float16") for device in devices.values()]
+    )
     free = found.set_index(["device", "attention", "share"])["free"]
     kinds = {"all": ("fused", 0.75), "half": ("fused", 0.5), "half_naive": ("naive", 0.5)}
-    return {f"{short}_{kind}": f"{free[name, *key]:.2f}" for short, name in devices.items() for kind, key in kinds.items()}
+    return {
+        f"{short}_{kind}": f"{free[name, *key]:.2f}"
+        for short, name in devices.items()
+        for kind, key in kinds.items()
+    }
 
 
 WORKS = ("attention, unmerged", "attention, keys merged", "merge keys and values", "find pairs")
 
 
 def kernel_times() -> pd.DataFrame:
-    """Least microseconds of what merged keys take in one self-attention on an H200, by model and work (`WORKS`)."""
+    """Least microseconds of what merged keys take in one self-attention on an H200, by model and work
+    (`WORKS`)."""
     times = least_times(_NEW).pivot(index="model", columns="work", values="us")[list(WORKS)]
     return times.rename_axis(index=None, columns="us, on an H200")
 
@@ -337,7 +369,11 @@ def measured_words(measured: pd.DataFrame) -> dict[str, str]:
     if measured.empty:
         return {"timed_on": "No GPU's times are recorded yet."}
     said = f"Recorded on {quality.listed(sorted(measured['device'].unique()))}, with fused attention (SDPA)."
-    return {"timed_on": f"{said} Each call is the mean of a CONFIG_3 generation, so matching counts for its share."}
+    return {
+        "timed_on": (
+            f"{said} Each call is the mean of a CONFIG_3 generation, so matching counts for its share."
+        )
+    }
 
 
 def own_speedups(measured: pd.DataFrame) -> pd.DataFrame:
@@ -345,13 +381,19 @@ def own_speedups(measured: pd.DataFrame) -> pd.DataFrame:
 
     ``measured`` is as in `measured_words`, with rows."""
     own = measured[measured["method"] == "catome"]
-    said = [f"{row.unmerged:.2f}x" + (f" of {row.bound:.2f}x" if row.bound == row.bound else "") for row in own.itertuples()]
+    said = [
+        f"{row.unmerged:.2f}x" + (f" of {row.bound:.2f}x" if row.bound == row.bound else "")
+        for row in own.itertuples()
+    ]
     own = own.assign(words=said, architecture=own["architecture"].map(accounting.TITLES))
-    return own.pivot(index=["architecture", "width", "dtype", "batch"], columns="share", values="words").fillna("")
+    return own.pivot(
+        index=["architecture", "width", "dtype", "batch"], columns="share", values="words"
+    ).fillna("")
 
 
 def turns_words(turns: pd.DataFrame) -> dict[str, str]:
-    """Say whether the model of savings and costs foretold what was timed, by the names in the chapter's text, with _ for -.
+    """Say whether the model of savings and costs foretold what was timed, by the names in the chapter's text,
+    with _ for -.
 
     Args:
         turns: of `catome.study.bench.contenders.attention_turns`.
@@ -363,12 +405,17 @@ def turns_words(turns: pd.DataFrame) -> dict[str, str]:
     clear = turns[(turns["low"] > 1) | (turns["high"] < 1)]
     said = "The timing is conclusive at none of them."
     if len(clear):
-        said = f"Of the {len(clear)} where the timing is conclusive, they disagree at {len(clear) - agreeing(clear)}."
+        said = (
+            f"Of the {len(clear)} where the timing is conclusive, they disagree at "
+            f"{len(clear) - agreeing(clear)}."
+        )
     launch = f"{1e6 * ESTIMATES['cuda', 2].launch:.0f}"
     return {"agree": str(agreeing(turns)), "points": str(len(turns)), "conclusive": said, "launch": launch}
 
 
-def words(counted: Counted, papers: PaperSetting, measured: pd.DataFrame, turns: pd.DataFrame) -> dict[str, str]:
+def words(
+    counted: Counted, papers: PaperSetting, measured: pd.DataFrame, turns: pd.DataFrame
+) -> dict[str, str]:
     """All that the chapter's text takes up, by the names there, with _ for -.
 
     Args:

@@ -1,10 +1,13 @@
-"""Estimate the cost of a study before it is run: its generations, the least time of each, and how far GPUs share it.
+"""Estimate the cost of a study before it is run: its generations, the least time of each, and how far GPUs
+share it.
 
 Three steps, each of which can be looked at alone:
 
 1. `count` asks a study for its list of generations.
-2. `generation_seconds` is the time of a generation on a device by the roofline of `catome.study.costs.accounting`, divided by
-   the *efficiency*: the share of its roofline's speed that a real program gets, from a time that somebody measured (`PRINTED`).
+2. `generation_seconds` is the time of a generation on a device by the roofline of
+    `catome.study.costs.accounting`, divided by
+   the *efficiency*: the share of its roofline's speed that a real program gets, from a time that somebody
+       measured (`PRINTED`).
 3. `makespan` deals the pieces out to processes as `catome.study.run.claims` does.
 """
 
@@ -28,7 +31,8 @@ from catome.study.run.store import CHECKOUT, RECORDED, Store
 from catome.study.studies import OF_CHAPTERS, find, jobs
 
 WEIGHTS_BYTES = 2 * 1_066_000_000
-"""Of Stable Diffusion v1.5 in half precision: U-Net 860 million numbers, text encoder 123 million, VAE 84 million."""
+"""Of Stable Diffusion v1.5 in half precision: U-Net 860 million numbers, text encoder 123 million, VAE 84
+million."""
 
 
 PRINTED = pd.DataFrame(
@@ -41,12 +45,13 @@ PRINTED = pd.DataFrame(
         "source": ["saghatchian2025catome", "fal2023benchmarks"],
     }
 )
-"""Seconds of one image by Stable Diffusion v1.5 at 512 x 512 pixels with 50 PLMS steps that others have measured and printed;
-``source`` is a key of the bibliography. Nothing here was measured by this project."""
+"""Seconds of one image by Stable Diffusion v1.5 at 512 x 512 pixels with 50 PLMS steps that others have
+measured and printed; ``source`` is a key of the bibliography. Nothing here was measured by this project."""
 
 
 def count(name: str, values: Mapping) -> pd.DataFrame:
-    """Count what a study would generate, if nothing of it were kept already: `catome.study.studies.jobs.table`.
+    """Count what a study would generate, if nothing of it were kept already:
+    `catome.study.studies.jobs.table`.
 
     Args:
         name: of a study.
@@ -81,21 +86,26 @@ def generation_seconds(
         calls, architecture: of one generation.
 
     Raises:
-        ValueError, TypeError: for an efficiency that is not in (0, 1], and as `catome.study.costs.accounting.operations`.
+        ValueError, TypeError: for an efficiency that is not in (0, 1], and as
+            `catome.study.costs.accounting.operations`.
     """
     if not check_number("efficiency", efficiency, 0.0, 1.0) > 0:
         raise ValueError(f"efficiency={efficiency!r} must be above 0 and at most 1")
     check_integer("calls", calls, 1)
     dtype_bytes, rates = accounting.DTYPE_BYTES[precision], accounting.device_rates(device, precision)
-    call = accounting.roofline_seconds(accounting.operations(architecture, size, 2, dtype_bytes, share), *rates, attention)
+    call = accounting.roofline_seconds(
+        accounting.operations(architecture, size, 2, dtype_bytes, share), *rates, attention
+    )
     decoding = accounting.roofline_seconds(accounting.decoding(size, dtype_bytes), *rates, attention)
     return float(calls * call.sum() + decoding.sum()) / efficiency
 
 
 def count_all(preset: str, batch_size: int | None = None) -> pd.DataFrame:
-    """`count` of every chapter's study with the parameters of a preset, and those that it has for one study alone.
+    """`count` of every chapter's study with the parameters of a preset, and those that it has for one study
+    alone.
 
-    A study for which the preset names a model of its own is left out: calls of another model take another time.
+    A study for which the preset names a model of its own is left out: calls of another model take another
+    time.
 
     Args:
         preset: name of a file in ``data/presets``, without ``.yaml``.
@@ -119,7 +129,8 @@ def count_all(preset: str, batch_size: int | None = None) -> pd.DataFrame:
 
 
 def preset_of(preset: str, notebook: str | None = None) -> dict:
-    """The parameters of a preset by name, those that it has for one notebook alone among them where one is given.
+    """The parameters of a preset by name, those that it has for one notebook alone among them where one is
+    given.
 
     Raises:
         ValueError: if there is no such preset.
@@ -139,7 +150,8 @@ def preset_of(preset: str, notebook: str | None = None) -> dict:
 
 
 def phases_of(table: pd.DataFrame, call_s: float) -> list[list[float]]:
-    """Seconds of each piece of work, a list for each phase: a piece is some images by all methods of its phase.
+    """Seconds of each piece of work, a list for each phase: a piece is some images by all methods of its
+    phase.
 
     Args:
         table: of `count` or `count_all`.
@@ -153,7 +165,11 @@ def phases_of(table: pd.DataFrame, call_s: float) -> list[list[float]]:
 
 
 def makespan(
-    phases: Sequence[Sequence[float]], processes: int, start_s: float = 0.0, overhead_s: float = 0.0, spread: float = 0.0
+    phases: Sequence[Sequence[float]],
+    processes: int,
+    start_s: float = 0.0,
+    overhead_s: float = 0.0,
+    spread: float = 0.0,
 ) -> float:
     """Seconds until everything is done, when each process takes the next piece as soon as it has ended one.
 
@@ -179,7 +195,8 @@ def makespan(
 
 
 def bookkeeping_seconds(pieces: int, methods: int = 16, images: int = 4, features: int = 2048) -> list[float]:
-    """Measure here how long claiming a piece, keeping its rows and looking for those of others takes, with pieces of no work.
+    """Measure here how long claiming a piece, keeping its rows and looking for those of others takes, with
+    pieces of no work.
 
     Args:
         pieces: how many to deal, one process, in a folder that is removed afterwards.
@@ -188,7 +205,10 @@ def bookkeeping_seconds(pieces: int, methods: int = 16, images: int = 4, feature
     Returns:
         Seconds of each piece, in the order in which they were dealt.
     """
-    row = {name: 0 for name in (*QUALITY.keys, *QUALITY.values)} | {"features": [0.0] * features, "merged_share": []}
+    row = {name: 0 for name in (*QUALITY.keys, *QUALITY.values)} | {
+        "features": [0.0] * features,
+        "merged_share": [],
+    }
     row |= {name: "" for name, kind in QUALITY.keys.items() if str(kind) == "string"} | {"class": ""}
     times = []
     with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +216,11 @@ def bookkeeping_seconds(pieces: int, methods: int = 16, images: int = 4, feature
         run = {"id": "none", "date": ""}
         began = time.perf_counter()
         for piece, _ in deal(range(pieces), lambda _: True, str, Claims(folder), store.refresh):
-            rows = [row | {"image": piece * images + i, "method": str(m)} for i in range(images) for m in range(methods)]
+            rows = [
+                row | {"image": piece * images + i, "method": str(m)}
+                for i in range(images)
+                for m in range(methods)
+            ]
             store.add(rows, run, 0.0)
             now = time.perf_counter()
             times.append(now - began)
@@ -205,15 +229,16 @@ def bookkeeping_seconds(pieces: int, methods: int = 16, images: int = 4, feature
 
 
 def recorded_against_reckoned(recorded: Path = RECORDED) -> dict[str, float]:
-    """The time that the recorded images should have taken by the recorded times of single generations, and the time they took.
+    """The time that the recorded images should have taken by the recorded times of single generations, and
+    the time they took.
 
     Args:
         recorded: a folder with rows of `QUALITY` and of `COST`.
 
     Returns:
-        ``images``, ``methods``, ``reckoned_hours`` of the machine (the median seconds of a method's generation times its
-        images; a method that was never timed counts as the median one of as many steps), and ``process_hours`` that the runs
-        noted.
+        ``images``, ``methods``, ``reckoned_hours`` of the machine (the median seconds of a method's
+        generation times its images; a method that was never timed counts as the median one of as many steps),
+        and ``process_hours`` that the runs noted.
     """
     rows, timed = Store(QUALITY, recorded, None), Store(COST, recorded, None).find()
     alike = ["model", "steps", "method"]

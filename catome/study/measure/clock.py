@@ -20,7 +20,8 @@ def device_name(device: str) -> str:
 
 
 def place_of(row) -> str:
-    """The place where a row of times was taken, for a sentence; it has ``kind``, ``device`` and ``threads``."""
+    """The place where a row of times was taken, for a sentence; it has ``kind``, ``device`` and
+    ``threads``."""
     return f"{row['device']}, {row['threads']} threads" if row["kind"] == "cpu" else row["device"]
 
 
@@ -32,7 +33,8 @@ def now(device: str) -> float:
 
 
 def peak_memory(device: str) -> Callable[[], int | None]:
-    """A function that says how many bytes the device held at most since this call; None where that is not known (CPU)."""
+    """A function that says how many bytes the device held at most since this call; None where that is not
+    known (CPU)."""
     if not device.startswith("cuda"):
         return lambda: None
     torch.cuda.reset_peak_memory_stats(device)

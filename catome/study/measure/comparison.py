@@ -1,4 +1,5 @@
-"""The effect of a method on the images, and its cost: one row for each image and method, one for each timed generation."""
+"""The effect of a method on the images, and its cost: one row for each image and method, one for each timed
+generation."""
 
 from __future__ import annotations
 
@@ -52,10 +53,11 @@ QUALITY = Table(
         "features": pa.list_(pa.float16()),
     },
 )
-"""One row for each image and method. ``psnr`` (dB), ``ssim`` and ``feature_distance`` (Euclidean, of the extractor's features)
-are against the unmerged image of the same seed; ``psnr_real`` and ``ssim_real`` are the paper's way, against an unrelated real
-image of the class (of the set named ``reference``; empty where none was given). ``merged_share`` is that of the image's
-prompted row at each step, mean over blocks, and empty for methods that merge nothing or do not tell."""
+"""One row for each image and method. ``psnr`` (dB), ``ssim`` and ``feature_distance`` (Euclidean, of the
+extractor's features) are against the unmerged image of the same seed; ``psnr_real`` and ``ssim_real`` are the
+paper's way, against an unrelated real image of the class (of the set named ``reference``; empty where none
+was given). ``merged_share`` is that of the image's prompted row at each step, mean over blocks, and empty for
+methods that merge nothing or do not tell."""
 
 COST = Table(
     "cost",
@@ -83,9 +85,10 @@ COST = Table(
         "peak_bytes": pa.int64(),
     },
 )
-"""One row for each method and repetition: ``seconds`` a generation took for one image of its batch, ``block_seconds`` of those
-inside the transformer blocks, ``flops`` of the U-Net for one image, ``peak_bytes`` the device held (empty on CPU). In one run
-the methods take turns, so that drift of the machine hits all alike; ``method_set`` is a hash of their labels."""
+"""One row for each method and repetition: ``seconds`` a generation took for one image of its batch,
+``block_seconds`` of those inside the transformer blocks, ``flops`` of the U-Net for one image, ``peak_bytes``
+the device held (empty on CPU). In one run the methods take turns, so that drift of the machine hits all
+alike; ``method_set`` is a hash of their labels."""
 
 
 @dataclass(frozen=True)
@@ -113,26 +116,35 @@ class Comparison:
         return np.stack(self.of(method)["features"].to_numpy()).astype(np.float32)
 
     def summary(self, reference: np.ndarray | None = None) -> pd.DataFrame:
-        """One row for each method: means with 95 % intervals over images (columns ``X``, ``X low``, ``X high``).
+        """One row for each method: means with 95 % intervals over images (columns ``X``, ``X low``, ``X
+        high``).
 
         Args:
             reference: features ``[n, F]`` of real images, for FID and KID; without them these are left out.
 
         Returns:
-            Columns ``PSNR`` (dB; infinite where every image is unchanged), ``SSIM``, ``distance`` (of features) and ``share``
-            (merged share of all tokens), all against the unmerged images of the same seeds; and FID and KID (times 1000)
-            against the reference, and how both differ from the unmerged images', paired over seeds.
+            Columns ``PSNR`` (dB; infinite where every image is unchanged), ``SSIM``, ``distance`` (of
+            features) and ``share`` (merged share of all tokens), all against the unmerged images of the same
+            seeds; and FID and KID (times 1000) against the reference, and how both differ from the unmerged
+            images', paired over seeds.
         """
         statistics = None if reference is None else quality.fid_statistics(reference)
         table = {}
         for method in self.methods:
             rows = self.of(method)
             shares = _shares(rows)
-            values = {"PSNR": rows["psnr"], "SSIM": rows["ssim"], "distance": rows["feature_distance"], "share": shares}
+            values = {
+                "PSNR": rows["psnr"],
+                "SSIM": rows["ssim"],
+                "distance": rows["feature_distance"],
+                "share": shares,
+            }
             values |= {"PSNR real": rows["psnr_real"], "SSIM real": rows["ssim_real"]}
             row: dict[str, float] = {"images": len(rows)}
             for name, found in values.items():
-                row[name], row[f"{name} low"], row[f"{name} high"] = quality.mean_interval(np.asarray(found, float))
+                row[name], row[f"{name} low"], row[f"{name} high"] = quality.mean_interval(
+                    np.asarray(found, float)
+                )
             if reference is not None:
                 features = self.features(method)
 
@@ -144,7 +156,9 @@ class Comparison:
 
                 of_class = rows.groupby("class").cumcount()  # one image of each class is left out at a time
                 of_class = of_class if of_class.nunique() > 1 else 24  # unless there is only one of each
-                row["FID"], row["FID low"], row["FID high"] = quality.jackknife(fid, features, groups=of_class)
+                row["FID"], row["FID low"], row["FID high"] = quality.jackknife(
+                    fid, features, groups=of_class
+                )
                 if "unmerged" in self.methods and method != "unmerged":
                     plain = self.features("unmerged")
                     found = quality.jackknife(change, features, plain, groups=of_class)
@@ -156,10 +170,11 @@ class Comparison:
         return pd.DataFrame(table).T
 
     def share_of_image(self, method: str | Method, image: int = 0) -> tuple[float, float]:
-        """``(one, mean)``: the merged share of one image, and the mean over all images; NaN where nothing is merged.
+        """``(one, mean)``: the merged share of one image, and the mean over all images; NaN where nothing is
+        merged.
 
-        `cost` times the first images of a study, mostly image 0 alone, where a method by a threshold may merge more or less
-        than on average."""
+        `cost` times the first images of a study, mostly image 0 alone, where a method by a threshold may
+        merge more or less than on average."""
         rows = self.of(method)
         shares = pd.Series(_shares(rows), index=rows["image"])
         return float(shares[image]), float(shares.mean())
@@ -203,10 +218,10 @@ def compare(
         folder: where to keep new rows; ``setting.output`` unless given.
         recompute: compute everything again, whatever was kept.
         recorded: a folder of recorded rows.
-        failed: gets the error of each method that raises one, by label, and the others go on without it; where this is None,
-            the first error is raised.
-        plain: gets the unmerged images of each batch, and gives them where it has them: for several calls with one pipeline and
-            setting.
+        failed: gets the error of each method that raises one, by label, and the others go on without it;
+            where this is None, the first error is raised.
+        plain: gets the unmerged images of each batch, and gives them where it has them: for several calls
+            with one pipeline and setting.
 
     Raises:
         ValueError: if two methods have one label, or the pipeline is patched already.
@@ -231,13 +246,22 @@ def compare(
         return [method for method in wanted if have.get(method.label, 0) < len(part)]
 
     def name(part: range) -> str:
-        return f"images {part[0]} to {part[-1]} of {json.dumps([shared, labels, recompute and run['id']], sort_keys=True)}"
+        return (
+            f"images {part[0]} to {part[-1]} of "
+            f"{json.dumps([shared, labels, recompute and run['id']], sort_keys=True)}"
+        )
 
     todo = {part: needed for part in batches(setting) if (needed := need(part))}
     generations = sum(1 + sum(method.family != "unmerged" for method in needed) for needed in todo.values())
     pieces = deal(todo, need, name, Claims(folder), store.refresh)
     with (
-        tqdm(total=generations * setting.calls, desc="methods", unit="step", leave=False, disable=not generations) as bar,
+        tqdm(
+            total=generations * setting.calls,
+            desc="methods",
+            unit="step",
+            leave=False,
+            disable=not generations,
+        ) as bar,
         closing(pieces),
     ):
         for part, missing in pieces:
@@ -295,7 +319,9 @@ def _rows(setting, shared, method, part, plain, images, share, net, real) -> lis
     features, reference = net(images), net(plain)
     others = None if real is None else np.stack([real.like(image) for image in part])
     nothing = np.full(len(part), np.nan)
-    psnr_real, ssim_real = (nothing if others is None else measure(images, others) for measure in (quality.psnr, quality.ssim))
+    psnr_real, ssim_real = (
+        nothing if others is None else measure(images, others) for measure in (quality.psnr, quality.ssim)
+    )
     psnr, ssim = quality.psnr(images, plain), quality.ssim(images, plain)
     away = np.linalg.norm(features - reference, axis=1)
     return [
@@ -350,7 +376,8 @@ def timed_blocks(pipe, device: str) -> Iterator[list[float]]:
 
 
 def timed_alone(pipe, params: Setting, methods: Sequence[Method], **kept) -> pd.DataFrame:
-    """`cost` as a study asks for it: one image at a time, with the study's ``repetitions`` and ``recompute``."""
+    """`cost` as a study asks for it: one image at a time, with the study's ``repetitions`` and
+    ``recompute``."""
     alone = replace(params, batch_size=1)
     return cost(pipe, alone, methods, params.repetitions, recompute=params.recompute, **kept)
 
@@ -364,18 +391,20 @@ def cost(
     recompute: bool = False,
     recorded: Path | None = RECORDED,
 ) -> pd.DataFrame:
-    """Time the methods in turns: one generation of ``setting.batch_size`` images each, ``repetitions`` times after a warm-up.
+    """Time the methods in turns: one generation of ``setting.batch_size`` images each, ``repetitions`` times
+    after a warm-up.
 
-    Rows that are kept are used only when all of them are there and come from one run, since only turns taken in one run
-    compare. Rows of this device come first, then those of another of its kind (``kind``: "cpu", "cuda"): they hold for where
-    they were taken, which `timed_on` says; ``recompute`` takes them here.
+    Rows that are kept are used only when all of them are there and come from one run, since only turns taken
+    in one run compare. Rows of this device come first, then those of another of its kind (``kind``: "cpu",
+    "cuda"): they hold for where they were taken, which `timed_on` says; ``recompute`` takes them here.
 
     Args:
         pipe, setting, methods, folder, recompute, recorded: as in `compare`.
         repetitions: timed generations of each method.
 
     Returns:
-        Rows of `COST` for these methods, all from one run, with a column ``class``: of the first image, which `timed_on` names.
+        Rows of `COST` for these methods, all from one run, with a column ``class``: of the first image, which
+        `timed_on` names.
     """
     height, width = image_size(pipe, setting)
     keys = {
@@ -397,14 +426,24 @@ def cost(
         anywhere = {name: value for name, value in keys.items() if name not in ("device", "threads")}
         for wanted in (keys | own, keys, anywhere | own, anywhere):
             held = store.find(**wanted, method=labels)
-            whole = held.groupby("run")["method"].value_counts().unstack(fill_value=0).reindex(columns=labels, fill_value=0)
+            whole = (
+                held.groupby("run")["method"]
+                .value_counts()
+                .unstack(fill_value=0)
+                .reindex(columns=labels, fill_value=0)
+            )
             fitting = whole[whole.min(axis=1) >= repetitions].index
             if len(fitting):
                 return _with_class(held[held["run"] == fitting[-1]], store, setting)
-    run, watch = provenance(setting, keys["model"]) | {"timed": setting.names[: setting.batch_size]}, Stopwatch()
+    run, watch = (
+        provenance(setting, keys["model"]) | {"timed": setting.names[: setting.batch_size]},
+        Stopwatch(),
+    )
     quality.let_extractors_go()  # their weights are no part of a method's memory
     rows = []
-    with tqdm(total=len(methods) * (repetitions + 1) * setting.calls, desc="cost", unit="step", leave=False) as bar:
+    with tqdm(
+        total=len(methods) * (repetitions + 1) * setting.calls, desc="cost", unit="step", leave=False
+    ) as bar:
         flops = {}
         for method in methods:  # the warm-up, and with it the count
             with method.applied(pipe), counting() as counter:
@@ -437,7 +476,8 @@ def cost(
 
 
 def _with_class(rows: pd.DataFrame, store: Store, setting: Setting) -> pd.DataFrame:
-    """Rows of one run with the class of the first image. Runs that do not say it took the model's classes in turn."""
+    """Rows of one run with the class of the first image. Runs that do not say it took the model's classes in
+    turn."""
     run = store.runs[rows["run"].iloc[0]]
     return rows.assign(**{"class": (run.get("timed") or replace(setting, classes=None).names)[0]})
 
@@ -446,12 +486,14 @@ def speed_ups(rows: pd.DataFrame) -> pd.DataFrame:
     """The speed-up of each method against unmerged, by its label, from rows of `cost`.
 
     Returns:
-        ``speed-up``, the median over turns, ``speed-up low`` and ``speed-up high``, the lowest and the highest of them; each
-        against the unmerged generation of the same turn.
+        ``speed-up``, the median over turns, ``speed-up low`` and ``speed-up high``, the lowest and the
+        highest of them; each against the unmerged generation of the same turn.
     """
     seconds = rows.pivot(index="repetition", columns="method", values="seconds")
     faster = 1 / seconds.div(seconds["unmerged"], axis=0)
-    return pd.DataFrame({"speed-up": faster.median(), "speed-up low": faster.min(), "speed-up high": faster.max()})
+    return pd.DataFrame(
+        {"speed-up": faster.median(), "speed-up low": faster.min(), "speed-up high": faster.max()}
+    )
 
 
 def timed_on(rows: pd.DataFrame) -> str:

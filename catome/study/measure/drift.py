@@ -1,4 +1,5 @@
-"""Measure how fast pairs drift: Jaccard distances between the pair sets of any two steps (paper, Figure 4, and beyond)."""
+"""Measure how fast pairs drift: Jaccard distances between the pair sets of any two steps (paper, Figure 4,
+and beyond)."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ from catome.study.run.store import (
 from catome.tensors.plan import make_plan
 
 SHARD = 24
-"""Images whose results are kept together: what a kill costs at most, and the grain of the staleness matrices."""
+"""Images whose results are kept together: what a kill costs at most, and the grain of the staleness
+matrices."""
 
 _AMOUNT = {"threshold": pa.float64(), "ratio": pa.float64(), "block": pa.string()}
 _CURVE = pa.list_(pa.float16())
@@ -49,12 +51,14 @@ DRIFT = Table(
 )
 """One row for each image, amount and block (``threshold`` or ``ratio``, the other is -2).
 
-``neighbour[i]``: distance between the pairs of steps i and i + 1; ``by_lag[k - 1]``: mean distance of steps k apart;
+``neighbour[i]``: distance between the pairs of steps i and i + 1; ``by_lag[k - 1]``: mean distance of steps k
+    apart;
 ``merged_share[i]``: share of all tokens merged at step i."""
 
 STALENESS = Table("staleness", 1, SHARED_KEYS | _AMOUNT | {"images": pa.int32()}, {"distance": _CURVE})
-"""One row for each shard of images (its first, and how many), amount and block: the mean distance between the pairs of steps
-i < j, the upper triangle row by row. ``prompt`` holds the shard's prompts, with newlines between them."""
+"""One row for each shard of images (its first, and how many), amount and block: the mean distance between the
+pairs of steps i < j, the upper triangle row by row. ``prompt`` holds the shard's prompts, with newlines
+between them."""
 
 NONE = -2.0
 """Stands in the column of the amount that was not given (a cosine and a share are never -2)."""
@@ -65,7 +69,8 @@ class Drift:
     """The results of `drift_study`.
 
     Attributes:
-        rows: one row for each image, amount and block, as in `DRIFT`, with a column ``amount`` ("r = 0.5", "t = 0.9").
+        rows: one row for each image, amount and block, as in `DRIFT`, with a column ``amount`` ("r = 0.5", "t
+            = 0.9").
         shards: one row for each shard of images, amount and block, as in `STALENESS`, with ``amount``.
         steps: U-Net calls of one generation.
         runs: provenance of the rows, by their ``run`` column.
@@ -80,8 +85,11 @@ class Drift:
     def blocks(self) -> list[str]:
         return list(dict.fromkeys(self.rows["block"]))
 
-    def staleness(self, amount: str, block: str | None = None, shards: Sequence[int] | None = None) -> np.ndarray:
-        """Mean distance ``[steps, steps]`` (symmetric, zero diagonal) over images, and over blocks unless one is named.
+    def staleness(
+        self, amount: str, block: str | None = None, shards: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Mean distance ``[steps, steps]`` (symmetric, zero diagonal) over images, and over blocks unless one
+        is named.
 
         Args:
             amount: as in the ``amount`` column.
@@ -93,7 +101,9 @@ class Drift:
         if shards is not None:
             rows = rows[rows["image"].isin([SHARD * i for i in shards])]
         if not len(rows):
-            raise ValueError(f"amount={amount!r}, block={block!r}, shards={shards!r}: nothing was computed for them")
+            raise ValueError(
+                f"amount={amount!r}, block={block!r}, shards={shards!r}: nothing was computed for them"
+            )
         weights = rows["images"].to_numpy(float)
         mean = np.average(np.stack(rows["distance"].to_numpy()).astype(float), axis=0, weights=weights)
         matrix = np.zeros((self.steps, self.steps))
@@ -101,13 +111,16 @@ class Drift:
         return matrix + matrix.T
 
     def by_lag(self, amount: str) -> dict[int, float]:
-        """The mean distance of steps so far apart, for a few lags, over images and blocks; ``amount`` as in the column."""
+        """The mean distance of steps so far apart, for a few lags, over images and blocks; ``amount`` as in
+        the column."""
         matrix = self.staleness(amount)
         return {lag: float(np.diagonal(matrix, lag).mean()) for lag in (1, 2, 5, 10, 25) if lag < self.steps}
 
     def ages(self, amount: str) -> dict[str, str]:
         """`by_lag` to be read, by the heads of a table's columns."""
-        return {f"{lag} step{'s' * (lag > 1)} apart": f"{value:.2f}" for lag, value in self.by_lag(amount).items()}
+        return {
+            f"{lag} step{'s' * (lag > 1)} apart": f"{value:.2f}" for lag, value in self.by_lag(amount).items()
+        }
 
 
 def jaccard_distances(partner: torch.Tensor) -> torch.Tensor:
@@ -133,7 +146,8 @@ def jaccard_distances(partner: torch.Tensor) -> torch.Tensor:
 
 
 def partners(record: Record, block: int, rows: slice, **amount) -> torch.Tensor:
-    """The dst token of every merged src token, else -1: ``[T, B, S]`` int16 or int32 for one block of a probed generation.
+    """The dst token of every merged src token, else -1: ``[T, B, S]`` int16 or int32 for one block of a
+    probed generation.
 
     Args:
         record: of `catome.probe`, of one generation.
@@ -151,7 +165,8 @@ def partners(record: Record, block: int, rows: slice, **amount) -> torch.Tensor:
 
 
 def lag_curves(rows: pd.DataFrame) -> np.ndarray:
-    """Mean distance of steps k apart for each image, over its blocks: ``[images, T - 1]``, from rows of `DRIFT`."""
+    """Mean distance of steps k apart for each image, over its blocks: ``[images, T - 1]``, from rows of
+    `DRIFT`."""
     images = rows.groupby("image")["by_lag"]
     return np.stack([np.stack(curves.to_numpy()).astype(float).mean(0) for _, curves in images])
 
@@ -162,12 +177,14 @@ def amount_name(threshold: float | None = None, ratio: float | None = None) -> s
 
 
 def mean_staleness(staleness: np.ndarray, schedule: Sequence[int]) -> float:
-    """The mean staleness of a schedule over the steps, given a matrix ``[T, T]``: see `catome.policy.schedule.derive`."""
+    """The mean staleness of a schedule over the steps, given a matrix ``[T, T]``: see
+    `catome.policy.schedule.derive`."""
     return total_staleness(staleness, schedule) / len(staleness)
 
 
 def checkpoints_made(pipe, setting: Setting, method: Method, staleness: np.ndarray) -> tuple[float, float]:
-    """The checkpoints and the mean staleness of an online schedule, averaged over the setting's images and the blocks.
+    """The checkpoints and the mean staleness of an online schedule, averaged over the setting's images and
+    the blocks.
 
     Args:
         pipe, setting: generate with.
@@ -180,14 +197,18 @@ def checkpoints_made(pipe, setting: Setting, method: Method, staleness: np.ndarr
             generate_batch(pipe, setting, part)
         for block, row in itertools.product(range(len(record.blocks())), range(-len(part), 0)):
             plans = [record.at(step, block).plan.target[row] for step in record.steps()]
-            new = [0, *(step for step in range(1, len(plans)) if not torch.equal(plans[step], plans[step - 1]))]
+            new = [
+                0,
+                *(step for step in range(1, len(plans)) if not torch.equal(plans[step], plans[step - 1])),
+            ]
             counts.append(len(new))
             bills.append(mean_staleness(staleness, new))
     return float(np.mean(counts)), float(np.mean(bills))
 
 
 def held_out(setting: Setting, drift_images: int) -> tuple[range, range]:
-    """Shards to derive schedules from and shards to try them on: ``(unseen, tried)``, positions for `Drift.staleness`.
+    """Shards to derive schedules from and shards to try them on: ``(unseen, tried)``, positions for
+    `Drift.staleness`.
 
     Those tried hold the setting's own images, the unseen ones none of them.
 
@@ -197,7 +218,8 @@ def held_out(setting: Setting, drift_images: int) -> tuple[range, range]:
     tried, shards = len(shards_of(setting.images)), len(shards_of(drift_images))
     if shards <= tried:
         raise ValueError(
-            f"drift_images={drift_images!r} must be above {SHARD * tried}: images={setting.images} are kept for trying out "
+            f"drift_images={drift_images!r} must be above {SHARD * tried}: images={setting.images} are kept "
+            "for trying out "
             f"what is derived from the others, in shards of {SHARD}"
         )
     return range(tried, shards), range(tried)
@@ -220,10 +242,11 @@ def drift_study(
     recompute: bool = False,
     recorded: Path | None = RECORDED,
 ) -> Drift:
-    """Distances between the pairs of all steps, in the prompted half of the batch, for several amounts of merging.
+    """Distances between the pairs of all steps, in the prompted half of the batch, for several amounts of
+    merging.
 
-    Each image is generated once, unmerged, whatever the number of amounts. Shards of `SHARD` images whose rows are kept already
-    are not computed again.
+    Each image is generated once, unmerged, whatever the number of amounts. Shards of `SHARD` images whose
+    rows are kept already are not computed again.
 
     Args:
         pipe: an unpatched pipeline.
@@ -264,7 +287,11 @@ def drift_study(
         return record, images
 
     missing = [shard for shard in shards if need(shard)]
-    parts = [shard[at : at + setting.batch_size] for shard in missing for at in range(0, len(shard), setting.batch_size)]
+    parts = [
+        shard[at : at + setting.batch_size]
+        for shard in missing
+        for at in range(0, len(shard), setting.batch_size)
+    ]
     pieces = deal(missing, need, name, Claims(folder), lambda: [store.refresh() for store in stores])
     with (
         tqdm(total=len(parts) * calls, desc="drift", unit="step", leave=False, disable=not parts) as bar,
@@ -333,10 +360,14 @@ def _collect(stores, setting: Setting, shared: dict, columns: list[dict]) -> Dri
     for amount in columns:
         name = amount_name(**amount)
         rows.append(
-            of_these_images(stores[0].find(**shared, **amount, image=range(setting.images)), setting).assign(amount=name)
+            of_these_images(stores[0].find(**shared, **amount, image=range(setting.images)), setting).assign(
+                amount=name
+            )
         )
         for shard in shards_of(setting.images):
-            shards.append(stores[1].find(**shared, **amount, **_shard_keys(setting, shard)).assign(amount=name))
+            shards.append(
+                stores[1].find(**shared, **amount, **_shard_keys(setting, shard)).assign(amount=name)
+            )
     table = pd.concat(rows, ignore_index=True)
     runs = {name: run for store in stores for name, run in store.runs_of(table).items()}
     return Drift(table, pd.concat(shards, ignore_index=True), setting.calls, runs)

@@ -1,4 +1,5 @@
-"""Pictures for the book: images by several methods, kept without loss, and generated only where they are not there yet."""
+"""Pictures for the book: images by several methods, kept without loss, and generated only where they are not
+there yet."""
 
 from __future__ import annotations
 
@@ -16,7 +17,16 @@ from catome.study.measure.quality import to_uint8
 from catome.study.methods import Method
 from catome.study.run.generate import by_halves, generate_batch
 from catome.study.run.parameters import Setting
-from catome.study.run.store import RECORDED, SHARED_KEYS, Stopwatch, Store, Table, image_keys, provenance, shared_keys
+from catome.study.run.store import (
+    RECORDED,
+    SHARED_KEYS,
+    Stopwatch,
+    Store,
+    Table,
+    image_keys,
+    provenance,
+    shared_keys,
+)
 
 PICTURES = Table("pictures", 1, SHARED_KEYS | {"method": pa.string()}, {"webp": pa.binary()})
 """One row for each image and method: ``webp`` is the image of eight bits a channel, as lossless WebP."""
@@ -60,7 +70,9 @@ def pictures(
         for label, wanted in missing.items()
         for at in range(0, len(wanted), setting.batch_size)
     ]
-    with tqdm(total=len(parts) * setting.calls, desc="pictures", unit="step", leave=False, disable=not parts) as bar:
+    with tqdm(
+        total=len(parts) * setting.calls, desc="pictures", unit="step", leave=False, disable=not parts
+    ) as bar:
         for label, part in parts:
             with labels[label].applied(pipe):
                 batches = by_halves(lambda some: generate_batch(pipe, setting, some, bar.update), part)

@@ -1,4 +1,5 @@
-"""Measure how good images are: torch-fidelity's and scikit-image's metrics, with intervals, paired over seeds."""
+"""Measure how good images are: torch-fidelity's and scikit-image's metrics, with intervals, paired over
+seeds."""
 
 from __future__ import annotations
 
@@ -54,7 +55,11 @@ class Extractor:
         """uint8 images ``[B, H, W, 3]`` to float32 features ``[B, F]``."""
         found = []
         for at in range(0, len(images), batch):
-            part = torch.from_numpy(np.ascontiguousarray(images[at : at + batch])).permute(0, 3, 1, 2).to(self.device)
+            part = (
+                torch.from_numpy(np.ascontiguousarray(images[at : at + batch]))
+                .permute(0, 3, 1, 2)
+                .to(self.device)
+            )
             if self.size is not None:
                 scaled = F.interpolate(part.float(), (self.size, self.size), mode="bilinear", antialias=True)
                 part = scaled.round().clamp(0, 255).to(torch.uint8)
@@ -65,15 +70,16 @@ class Extractor:
 def extractor(embedded: bool, device: str = "cpu") -> Extractor:
     """The embedded world's extractor, or Inception (torch-fidelity's, from its cache or downloaded).
 
-    Where Inception is to be had neither way, a warning says so and the embedded world's extractor takes its place, on images
-    scaled to its size; its label says so wherever its numbers are shown."""
+    Where Inception is to be had neither way, a warning says so and the embedded world's extractor takes its
+    place, on images scaled to its size; its label says so wherever its numbers are shown."""
     if embedded:
         return _extractor("scene", register(), LAYER, device)
     try:
         return _extractor("Inception", INCEPTION, INCEPTION_LAYER, device)
     except OSError as error:
         warnings.warn(
-            f"Inception's weights are neither at hand nor to be downloaded ({error}): distances are of the embedded world's "
+            f"Inception's weights are neither at hand nor to be downloaded ({error}): distances are of the "
+            "embedded world's "
             "extractor, which knows drawn scenes only",
             stacklevel=2,
         )
@@ -107,7 +113,9 @@ def fid(features: np.ndarray, reference: np.ndarray | dict) -> float:
     if len(features) < 2:
         return float("nan")
     other = reference if isinstance(reference, dict) else fid_statistics(reference)
-    return fid_statistics_to_metric(fid_statistics(features), other, verbose=False)["frechet_inception_distance"]
+    return fid_statistics_to_metric(fid_statistics(features), other, verbose=False)[
+        "frechet_inception_distance"
+    ]
 
 
 def fid_statistics(features: np.ndarray) -> dict:
@@ -116,7 +124,8 @@ def fid_statistics(features: np.ndarray) -> dict:
 
 
 def kid(features: np.ndarray, reference: np.ndarray, subset: int = 100, subsets: int = 50) -> float:
-    """Kernel distance (polynomial MMD, unbiased) of two sets of features, by torch-fidelity; lower is better."""
+    """Kernel distance (polynomial MMD, unbiased) of two sets of features, by torch-fidelity; lower is
+    better."""
     size = min(subset, len(features), len(reference))
     found = kid_features_to_metric(
         torch.from_numpy(np.asarray(features, np.float32)),
@@ -131,10 +140,12 @@ def kid(features: np.ndarray, reference: np.ndarray, subset: int = 100, subsets:
 def kid_change(
     features: np.ndarray, plain: np.ndarray, reference: np.ndarray, groups: int | Sequence[int] = 24
 ) -> tuple[float, float, float]:
-    """``(change, low, high)``: how much farther features lie from a reference than the unmerged images' features do, by KID.
+    """``(change, low, high)``: how much farther features lie from a reference than the unmerged images'
+    features do, by KID.
 
-    Both distances are over all images at once, not over random subsets (Binkowski et al. 2018, equation 4), so that the
-    interval has no noise of its own. The reference's distance from itself is the same in both, and cancels.
+    Both distances are over all images at once, not over random subsets (Binkowski et al. 2018, equation 4),
+    so that the interval has no noise of its own. The reference's distance from itself is the same in both,
+    and cancels.
 
     Args:
         features, plain: ``[n, F]`` of the same seeds.
@@ -165,34 +176,41 @@ def kid_change(
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB of each pair of uint8 images ``[B, H, W, 3]``; infinite for equal images."""
+    """Peak signal-to-noise ratio in dB of each pair of uint8 images ``[B, H, W, 3]``; infinite for equal
+    images."""
     error = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean((1, 2, 3))
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255**2 / error)
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Structural similarity of each pair of uint8 images ``[B, H, W, 3]``, by scikit-image with Gaussian weights."""
-    options = dict(channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    """Structural similarity of each pair of uint8 images ``[B, H, W, 3]``, by scikit-image with Gaussian
+    weights."""
+    options = dict(
+        channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
     return np.array([structural_similarity(x, y, **options) for x, y in zip(a, b, strict=True)])
 
 
 def jackknife(
     statistic: Callable[..., float], *samples: np.ndarray, groups: int | Sequence[int] = 24, seed: int = 0
 ) -> tuple[float, float, float]:
-    """``(value, low, high)`` of ``statistic(*samples)``, with a 95 % interval from leaving out groups of images in turn.
+    """``(value, low, high)`` of ``statistic(*samples)``, with a 95 % interval from leaving out groups of
+    images in turn.
 
-    The interval is by Student's t with one degree of freedom fewer than there are groups: from few groups the standard error is
-    itself known badly.
+    The interval is by Student's t with one degree of freedom fewer than there are groups: from few groups the
+    standard error is itself known badly.
 
-    For statistics such as FID that depend on how many *different* images there are: drawing images anew, with repetitions,
-    would shift them by more than they vary.
+    For statistics such as FID that depend on how many *different* images there are: drawing images anew, with
+    repetitions, would shift them by more than they vary.
 
     Args:
         statistic: of samples.
         samples: rows of images; several are paired, and lose the same images.
-        groups: how many groups are drawn, or the group of each image. Images that come from several classes must be left out
-            with one of each class: else the mixture changes, which moves the statistic by more than chance would.
+        groups: how many groups are drawn, or the group of each image. Images that come from several classes
+            must be left out
+            with one of each class: else the mixture changes, which moves the statistic by more than chance
+                would.
         seed: of the drawn groups.
 
     Returns:
@@ -214,7 +232,9 @@ def jackknife(
         left_out = [np.flatnonzero(of_image == group) for group in np.unique(of_image)]
     if len(left_out) < 2:
         return value, float("nan"), float("nan")
-    without = np.array([statistic(*(np.delete(sample, out, axis=0) for sample in samples)) for out in left_out])
+    without = np.array(
+        [statistic(*(np.delete(sample, out, axis=0) for sample in samples)) for out in left_out]
+    )
     error = np.sqrt((len(without) - 1) / len(without) * ((without - without.mean()) ** 2).sum())
     reach = float(students_t.ppf(0.975, len(without) - 1) * error)
     return value, value - reach, value + reach
@@ -229,14 +249,16 @@ UNTOLD = "not told apart"
 
 
 def verdict(low: float, high: float, better: str = "closer", worse: str = "farther") -> str:
-    """The verdict of a difference's interval: a word for each side of zero, and `UNTOLD` where it holds zero."""
+    """The verdict of a difference's interval: a word for each side of zero, and `UNTOLD` where it holds
+    zero."""
     if low > 0:
         return better
     return worse if high < 0 else UNTOLD
 
 
 def is_best(closeness: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Mark methods that no other beats, by being at least as good in both and better in one: ``[M]`` bool of two ``[M]``."""
+    """Mark methods that no other beats, by being at least as good in both and better in one: ``[M]`` bool of
+    two ``[M]``."""
     beaten = [
         bool((((closeness >= c) & (gain >= g)) & ((closeness > c) | (gain > g))).any())
         for c, g in zip(closeness, gain, strict=True)
@@ -251,7 +273,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def with_interval(table: pd.DataFrame, column: str, digits: int = 2) -> pd.Series:
-    """``12.34 [11.90, 12.80]``, with a no-break space within the brackets, from the columns ``X``, ``X low`` and ``X high``.
+    """``12.34 [11.90, 12.80]``, with a no-break space within the brackets, from the columns ``X``, ``X low``
+    and ``X high``.
 
     Infinite values are "unchanged", and NaN is nothing."""
 
@@ -261,7 +284,8 @@ def with_interval(table: pd.DataFrame, column: str, digits: int = 2) -> pd.Serie
         if np.isnan(row[column]):
             return ""
         low, high = (row[f"{column} {end}"] for end in ("low", "high"))
-        return f"{row[column]:.{digits}f} [{low:.{digits}f},\u00a0{high:.{digits}f}]"  # an interval stays on one line
+        # an interval stays on one line
+        return f"{row[column]:.{digits}f} [{low:.{digits}f},\u00a0{high:.{digits}f}]"
 
     return table.apply(words, axis=1)
 
@@ -272,7 +296,9 @@ def spoken(found: tuple[float, float, float], digits: int = 1) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def paired_table(rows: Mapping[Any, tuple[float, float, float]], column: str = "difference (dB)", **words: str) -> pd.DataFrame:
+def paired_table(
+    rows: Mapping[Any, tuple[float, float, float]], column: str = "difference (dB)", **words: str
+) -> pd.DataFrame:
     """Differences with their intervals as a table to be read.
 
     Args:
@@ -290,9 +316,12 @@ def paired_table(rows: Mapping[Any, tuple[float, float, float]], column: str = "
     return pd.DataFrame(shown).T
 
 
-def difference_table(differences: Mapping[Any, Sequence[float]], column: str = "difference (dB)", **words: str) -> pd.DataFrame:
-    """`paired_table` of differences seed by seed, with a column ``after Holm``: the verdict that stays when all rows are tested
-    at once, by `holm` of their `mean_chance`, which comes from the same bootstrap as the intervals.
+def difference_table(
+    differences: Mapping[Any, Sequence[float]], column: str = "difference (dB)", **words: str
+) -> pd.DataFrame:
+    """`paired_table` of differences seed by seed, with a column ``after Holm``: the verdict that stays when
+    all rows are tested at once, by `holm` of their `mean_chance`, which comes from the same bootstrap as the
+    intervals.
 
     Args:
         differences: of each seed, by name.
@@ -302,11 +331,15 @@ def difference_table(differences: Mapping[Any, Sequence[float]], column: str = "
         return pd.DataFrame(columns=[column, "verdict", "after Holm"])
     table = paired_table({name: mean_interval(found) for name, found in differences.items()}, column, **words)
     stays = holm([mean_chance(found) for found in differences.values()])
-    table["after Holm"] = [said if stay else UNTOLD for said, stay in zip(table["verdict"], stays, strict=True)]
+    table["after Holm"] = [
+        said if stay else UNTOLD for said, stay in zip(table["verdict"], stays, strict=True)
+    ]
     return table
 
 
-def images_needed(differences: Sequence[float], effect: float = 1.0, power: float = 0.8, level: float = 0.05) -> int:
+def images_needed(
+    differences: Sequence[float], effect: float = 1.0, power: float = 0.8, level: float = 0.05
+) -> int:
     """The number of images that a paired comparison needs to tell a difference from chance.
 
     It is ``((z(1 - level / 2) + z(power)) * standard deviation / effect) ** 2``, by the normal approximation.
@@ -329,7 +362,8 @@ def images_needed(differences: Sequence[float], effect: float = 1.0, power: floa
 
 
 def within_classes(values: Sequence[float], classes: Sequence[str]) -> float:
-    """The width of the interval of a mean if images were drawn within their classes, over its width as they are drawn from all
+    """The width of the interval of a mean if images were drawn within their classes, over its width as they
+    are drawn from all
     images: a ratio of standard errors. NaN where a class has one image, or nothing varies."""
     values, classes = np.asarray(values, float), np.asarray(classes)
     groups = [values[classes == name] for name in dict.fromkeys(classes)]
@@ -350,7 +384,8 @@ def power_words(differences: Iterable[Sequence[float]], effect: float = 1.0) -> 
     fewest, largest = min(map(len, given)), max(map(len, given))
     there = f"{fewest:,}" if fewest == largest else f"from {fewest:,} to {largest:,}"
     return (
-        f"To find a difference of {effect:g} dB in four studies out of five, these comparisons need {span} images, depending "
+        f"To find a difference of {effect:g} dB in four studies out of five, these comparisons need {span} "
+        "images, depending "
         f"on how much their differences vary from seed to seed; there are {there}."
     )
 
@@ -358,7 +393,8 @@ def power_words(differences: Iterable[Sequence[float]], effect: float = 1.0) -> 
 def holm(chances: Sequence[float], level: float = 0.05) -> list[bool]:
     """Mark those of several p-values that tell something when all are looked at.
 
-    By Holm's method (1979) the chance that any one of them does so wrongly is at most ``level``. NaN tells nothing."""
+    By Holm's method (1979) the chance that any one of them does so wrongly is at most ``level``. NaN tells
+    nothing."""
     stays = [False] * len(chances)
     for place, at in enumerate(np.argsort(chances)):
         if not chances[at] <= level / (len(chances) - place):
@@ -368,12 +404,13 @@ def holm(chances: Sequence[float], level: float = 0.05) -> list[bool]:
 
 
 RESAMPLES = 2000
-"""Drawn by the bootstrap. The least p-value is 2 / (RESAMPLES + 1), so that 50 rows can pass Holm's correction."""
+"""Drawn by the bootstrap. The least p-value is 2 / (RESAMPLES + 1), so that 50 rows can pass Holm's
+correction."""
 
 
 def mean_chance(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> float:
-    """Two-sided p-value of a mean being zero, by the bootstrap of `mean_interval`: twice the share of the drawn means that lie
-    beyond zero. NaN if any value is NaN."""
+    """Two-sided p-value of a mean being zero, by the bootstrap of `mean_interval`: twice the share of the
+    drawn means that lie beyond zero. NaN if any value is NaN."""
     mean, drawn = _drawn_means(values, seed, resamples)
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     return float("nan") if np.isnan(mean) else min(1.0, 2 * (1 + beyond) / (1 + resamples))
@@ -384,8 +421,8 @@ def mean_interval(
 ) -> tuple[float, float, float]:
     """``(mean, low, high)``, the interval by bootstrap over the values.
 
-    Infinite values, such as the PSNR of images that nothing changed, are left out, unless all are infinite; NaN if any is
-    NaN."""
+    Infinite values, such as the PSNR of images that nothing changed, are left out, unless all are infinite;
+    NaN if any is NaN."""
     mean, drawn = _drawn_means(values, seed, resamples)
     if not np.isfinite(mean):
         return mean, mean, mean

@@ -1,5 +1,5 @@
-"""Real images to compare generated ones with: held-out scenes of the embedded world, or a folder such as ImageNet's validation
-set."""
+"""Real images to compare generated ones with: held-out scenes of the embedded world, or a folder such as
+ImageNet's validation set."""
 
 from __future__ import annotations
 
@@ -29,14 +29,17 @@ PER_CLASS = 5
 
 
 def image_files(folder: Path, per_class: int = PER_CLASS) -> list[Path]:
-    """The reference images of a folder: all images of a flat one, the first ``per_class`` of each folder in it.
+    """The reference images of a folder: all images of a flat one, the first ``per_class`` of each folder in
+    it.
 
     Raises:
         ValueError: if the folder is missing or holds fewer than two images.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"reference={str(folder)!r} must be a folder of images, or of one folder for each class")
+        raise ValueError(
+            f"reference={str(folder)!r} must be a folder of images, or of one folder for each class"
+        )
     groups = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
     found = []
     for group in groups:
@@ -45,13 +48,15 @@ def image_files(folder: Path, per_class: int = PER_CLASS) -> list[Path]:
     if len(found) < 2:
         kinds = ", ".join(sorted(SUFFIXES))
         raise ValueError(
-            f"reference={str(folder)!r} holds {len(found)} images: at least 2 are needed, in it or its folders ({kinds})"
+            f"reference={str(folder)!r} holds {len(found)} images: at least 2 are needed, in it or its "
+            f"folders ({kinds})"
         )
     return found
 
 
 def read_image(file: Path, height: int, width: int) -> np.ndarray:
-    """One image as uint8 RGB ``[height, width, 3]``, whatever its mode: scaled to cover that size, then cropped in the middle.
+    """One image as uint8 RGB ``[height, width, 3]``, whatever its mode: scaled to cover that size, then
+    cropped in the middle.
 
     Raises:
         ValueError: naming the file, if it is no whole image.
@@ -60,7 +65,9 @@ def read_image(file: Path, height: int, width: int) -> np.ndarray:
         with Image.open(file) as image:
             image = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Damaged(f"{file} is not a whole image: {error}; reference must be a folder of whole ones") from None
+        raise Damaged(
+            f"{file} is not a whole image: {error}; reference must be a folder of whole ones"
+        ) from None
     return _resized(image, height, width)
 
 
@@ -74,7 +81,9 @@ def _resized(image: Image.Image, height: int, width: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
-_NEEDS_A_FOLDER = "reference=None: give the folder of real images to compare with, such as ImageNet's validation set"
+_NEEDS_A_FOLDER = (
+    "reference=None: give the folder of real images to compare with, such as ImageNet's validation set"
+)
 
 
 @dataclass(frozen=True)
@@ -84,8 +93,8 @@ class Reference:
     Attributes:
         name: of the set; equal names mean equal images.
         features: ``[n, F]`` float32, of an extractor, for FID and its relatives.
-        like: ``like(image)`` is a real image of the class of the study's image of that number, unrelated to it otherwise:
-            uint8 ``[H, W, 3]``. A flat folder knows no classes; there it is any image.
+        like: ``like(image)`` is a real image of the class of the study's image of that number, unrelated to
+            it otherwise: uint8 ``[H, W, 3]``. A flat folder knows no classes; there it is any image.
     """
 
     name: str
@@ -94,12 +103,17 @@ class Reference:
 
 
 def real_images(
-    setting: Setting, net: Extractor, size: tuple[int, int], folder: str | Path | None = None, per_class: int = 100
+    setting: Setting,
+    net: Extractor,
+    size: tuple[int, int],
+    folder: str | Path | None = None,
+    per_class: int = 100,
 ) -> Reference:
     """The real images of a study; their features are kept in ``setting.output`` for the next time.
 
     Args:
-        setting: the embedded model's reference are held-out renders, ``per_class`` of each class; other models need ``folder``.
+        setting: the embedded model's reference are held-out renders, ``per_class`` of each class; other
+            models need ``folder``.
         net: the extractor.
         size: ``(height, width)`` of the generated images.
         folder: of real images, see `image_files`.
@@ -125,10 +139,16 @@ def real_images(
         todo = image_files(Path(folder))
         digest = hashlib.sha256()
         for file in todo:
-            digest.update(f"{file.relative_to(folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+            digest.update(
+                f"{file.relative_to(folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode()
+            )
         by_class = files_by_class(setting, Path(folder), todo)
-        # which of them an image is compared with is part of what they are: rows of another assignment are other rows
-        in_turn = [len(setting.classes_in_turn), *([str(file.relative_to(folder)) for file in files] for files in by_class)]
+        # which of them an image is compared with is part of what they are: rows of another assignment are
+        # other rows
+        in_turn = [
+            len(setting.classes_in_turn),
+            *([str(file.relative_to(folder)) for file in files] for files in by_class),
+        ]
         digest.update(json.dumps(in_turn).encode())
         name = f"{len(todo)} images {digest.hexdigest()[:12]}"
 
@@ -144,15 +164,18 @@ def real_images(
 
 
 def files_by_class(setting: Setting, folder: Path, files: Sequence[Path]) -> list[list[Path]]:
-    """The real images of each class of a setting; empty where some lie in the folder itself, which knows no classes.
+    """The real images of each class of a setting; empty where some lie in the folder itself, which knows no
+    classes.
 
-    A folder is the class of its name. Where none is named like a class, as with those of WordNet, the folders are the setting's
-    classes in their order, or those of ImageNet, whichever are as many.
+    A folder is the class of its name. Where none is named like a class, as with those of WordNet, the folders
+    are the setting's classes in their order, or those of ImageNet, whichever are as many.
 
     Raises:
         ValueError: if neither is so, or some classes have a folder of their name and others have none.
     """
-    folders = {folder.name: list(group) for folder, group in itertools.groupby(files, key=lambda file: file.parent)}
+    folders = {
+        folder.name: list(group) for folder, group in itertools.groupby(files, key=lambda file: file.parent)
+    }
     names = setting.classes_in_turn
     if any(file.parent == folder for file in files):
         return []
@@ -161,7 +184,8 @@ def files_by_class(setting: Setting, folder: Path, files: Sequence[Path]) -> lis
     without = [name for name in names if name not in folders]
     if len(without) < len(names):
         raise ValueError(
-            f"reference={str(folder)!r} has folders that are named like classes, and none for {without[0]!r}: "
+            f"reference={str(folder)!r} has folders that are named like classes, and none for "
+            f"{without[0]!r}: "
             "give one for each class"
         )
     in_order = list(folders.values())
@@ -191,7 +215,9 @@ def check_reference(setting: Setting) -> None:
 
 def beside(pipe, setting: Setting, folder: str | Path | None = None) -> Reference:
     """`real_images` of the size that a pipeline generates, by the extractor of its kind."""
-    return real_images(setting, extractor(setting.embedded, setting.device), image_size(pipe, setting), folder)
+    return real_images(
+        setting, extractor(setting.embedded, setting.device), image_size(pipe, setting), folder
+    )
 
 
 def _features(setting: Setting, net: Extractor, key: str, todo: Sequence, read: Callable) -> np.ndarray:
@@ -201,7 +227,9 @@ def _features(setting: Setting, net: Extractor, key: str, todo: Sequence, read: 
         if found.dtype == np.float32 and found.ndim == 2 and len(found) == len(todo):
             return found
     parts = [todo[at : at + 64] for at in range(0, len(todo), 64)]
-    features = [net(np.stack([read(item) for item in part])) for part in tqdm(parts, desc="reference", leave=False)]
+    features = [
+        net(np.stack([read(item) for item in part])) for part in tqdm(parts, desc="reference", leave=False)
+    ]
     found = np.concatenate(features)
     partial = setting.folder() / f"{kept.stem}.{os.getpid()}.partial.npy"
     np.save(partial, found)

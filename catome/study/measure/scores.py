@@ -1,8 +1,8 @@
 """The attention scores that a generation computes, whatever the method: counted where attention is called.
 
-`catome.summary` tells what a patch of the library leaves. A method that is written from a paper, or by a reader, has no patch,
-so the calls themselves are watched here. A score that a mask rules out is not left: in a batch, an image that keeps fewer keys
-than another is padded, and the padding counts nothing.
+`catome.summary` tells what a patch of the library leaves. A method that is written from a paper, or by a
+reader, has no patch, so the calls themselves are watched here. A score that a mask rules out is not left: in
+a batch, an image that keeps fewer keys than another is padded, and the padding counts nothing.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Count(TorchFunctionMode):
     """Counts scores within the topmost self-attentions; each head has its own.
 
     Attributes:
-        found: queries times keys of every call of `F.scaled_dot_product_attention`, and what enters every softmax of a method
-            that computes its attention by hand; without what is ruled out.
+        found: queries times keys of every call of `F.scaled_dot_product_attention`, and what enters every
+            softmax of a method that computes its attention by hand; without what is ruled out.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,9 @@ class Count(TorchFunctionMode):
                 for module, by in ((block, 1), (cross, -1)):
                     if module is not None:
                         before = module.register_forward_pre_hook(lambda *_, by=by: self._go(by))
-                        after = module.register_forward_hook(lambda *_, by=by: self._go(-by), always_call=True)
+                        after = module.register_forward_hook(
+                            lambda *_, by=by: self._go(-by), always_call=True
+                        )
                         stack.callback(before.remove)
                         stack.callback(after.remove)
             yield

@@ -1,4 +1,5 @@
-"""Measure how similar tokens are: the best similarity of every src token, at every step and block, over many images."""
+"""Measure how similar tokens are: the best similarity of every src token, at every step and block, over many
+images."""
 
 from __future__ import annotations
 
@@ -35,8 +36,9 @@ class Similarities:
     """The results of `similarity_study`.
 
     Attributes:
-        best: ``[steps, blocks, images, S]`` float32, best similarities of all src tokens in the prompted half of the batch, the
-            least first, rounded down to multiples of 0.002; 1 if and only if a token has an exact duplicate.
+        best: ``[steps, blocks, images, S]`` float32, best similarities of all src tokens in the prompted half
+            of the batch, the least first, rounded down to multiples of 0.002; 1 if and only if a token has an
+            exact duplicate.
         tokens: tokens of one image in a block, src and dst.
         blocks: short names of the blocks, in running order.
         names: the class of each image.
@@ -57,8 +59,9 @@ class Similarities:
         return pd.DataFrame(row, index=[f"{images} image{'s' * (images > 1)}"])
 
     def by_block(self) -> pd.DataFrame:
-        """The mean best similarity of each block, by its name: at the ``first step`` and at the ``last step``, and over the
-        ``first quarter`` and the ``last quarter`` of the steps, which are one step at least."""
+        """The mean best similarity of each block, by its name: at the ``first step`` and at the ``last
+        step``, and over the ``first quarter`` and the ``last quarter`` of the steps, which are one step at
+        least."""
         mean = self.best.mean((2, 3))
         quarter = max(1, len(mean) // 4)
         columns = {
@@ -71,7 +74,8 @@ class Similarities:
 
 
 def short_name(block: str) -> str:
-    """``down_blocks.0.attentions.1.transformer_blocks.0`` -> ``down 1``: the way down or up, and which attention there.
+    """``down_blocks.0.attentions.1.transformer_blocks.0`` -> ``down 1``: the way down or up, and which
+    attention there.
 
     Of a transformer, ``transformer_blocks.3`` -> ``layer 3``."""
     parts = block.split(".")
@@ -81,7 +85,8 @@ def short_name(block: str) -> str:
 
 
 GRAIN = 500
-"""Similarities are kept as whole numbers, so many for 1, rounded down: thresholds of two digits merge exactly what they did."""
+"""Similarities are kept as whole numbers, so many for 1, rounded down: thresholds of two digits merge exactly
+what they did."""
 
 SIMILARITY = Table(
     "similarity",
@@ -89,15 +94,21 @@ SIMILARITY = Table(
     SHARED_KEYS | {"block": pa.string()},
     {"class": pa.string(), "place": pa.int32(), "tokens": pa.int32(), "best": pa.list_(pa.int16())},
 )
-"""One row for each image and block: ``best`` similarities of its src tokens times `GRAIN`, step by step, in the prompted half
-of the batch. Those of a step are sorted, which makes the file a fifth as large; where in the image a token lies is not kept.
-``place`` counts the blocks in running order, ``tokens`` those of one image, src and dst."""
+"""One row for each image and block: ``best`` similarities of its src tokens times `GRAIN`, step by step, in
+the prompted half of the batch. Those of a step are sorted, which makes the file a fifth as large; where in
+the image a token lies is not kept. ``place`` counts the blocks in running order, ``tokens`` those of one
+image, src and dst."""
 
 
 def similarity_study(
-    pipe, setting: Setting, folder: Path | None = None, recorded: Path | None = RECORDED, recompute: bool = False
+    pipe,
+    setting: Setting,
+    folder: Path | None = None,
+    recorded: Path | None = RECORDED,
+    recompute: bool = False,
 ) -> Similarities:
-    """Generate the study's images once and watch every topmost block at every step; what was watched before is read.
+    """Generate the study's images once and watch every topmost block at every step; what was watched before
+    is read.
 
     Args:
         pipe: an unpatched pipeline.
@@ -123,7 +134,9 @@ def similarity_study(
     parts = [part for part in batches(setting) if need(part)]
     pieces = deal(parts, need, name, Claims(store.file.parent), store.refresh)
     with (
-        tqdm(total=len(parts) * setting.calls, desc="similarities", unit="step", leave=False, disable=not parts) as bar,
+        tqdm(
+            total=len(parts) * setting.calls, desc="similarities", unit="step", leave=False, disable=not parts
+        ) as bar,
         closing(pieces),
     ):
         for part, _ in pieces:
@@ -148,7 +161,8 @@ def _is_held(store: Store, shared: dict, setting: Setting, part: range) -> bool:
 
 
 def _rows(record: Record, setting: Setting, shared: dict, part: range) -> list[dict]:
-    prompted = _best(record)[:, :, -len(part) :].numpy()  # [steps, blocks, images, S]; the prompted half comes last
+    # [steps, blocks, images, S]; the prompted half comes last
+    prompted = _best(record)[:, :, -len(part) :].numpy()
     best = np.sort(np.floor(prompted.clip(-1, 1) * GRAIN), axis=-1)
     seen = record.at(0, 0)
     tokens = len(seen.matches.src) + len(seen.matches.dst)
@@ -168,7 +182,8 @@ def _rows(record: Record, setting: Setting, shared: dict, part: range) -> list[d
 
 
 def _best(record: Record) -> torch.Tensor:
-    """`Record.similarity`, exactly 1 where a src token has a duplicate and below 1 elsewhere, however cosines are rounded."""
+    """`Record.similarity`, exactly 1 where a src token has a duplicate and below 1 elsewhere, however cosines
+    are rounded."""
     below = torch.tensor(1.0).nextafter(torch.tensor(0.0))
     at = [[record.at(step, block).matches for block in record.blocks()] for step in record.steps()]
     twin = torch.stack([torch.stack([matches.duplicate >= 0 for matches in row]) for row in at])
@@ -191,14 +206,15 @@ def shares_above(study: Similarities, thresholds) -> pd.DataFrame:
 
 
 def variance_of_share(shares: pd.DataFrame) -> pd.DataFrame:
-    """Split the variance of the merged share into what goes by the step, what by the image, and what by both together.
+    """Split the variance of the merged share into what goes by the step, what by the image, and what by both
+    together.
 
     Args:
         shares: of `shares_above`.
 
     Returns:
-        For each threshold ``step``, ``image`` and ``both``, shares that add up to 1 (NaN where nothing varies): the parts of a
-        two-way analysis of variance, of the mean over blocks.
+        For each threshold ``step``, ``image`` and ``both``, shares that add up to 1 (NaN where nothing
+        varies): the parts of a two-way analysis of variance, of the mean over blocks.
     """
     rows = {}
     for threshold, own in shares.groupby("threshold"):
@@ -208,7 +224,8 @@ def variance_of_share(shares: pd.DataFrame) -> pd.DataFrame:
         step = len(table.columns) * (centred.mean(axis=1) ** 2).sum()
         image = len(table) * (centred.mean(axis=0) ** 2).sum()
         parts = np.array([step, image, max(total - step - image, 0.0)])
-        rows[threshold] = parts / total if total > 1e-20 else np.full(3, np.nan)  # what is less comes from rounding
+        # what is less comes from rounding
+        rows[threshold] = parts / total if total > 1e-20 else np.full(3, np.nan)
     return pd.DataFrame(rows, index=["step", "image", "both"]).T
 
 
@@ -221,13 +238,15 @@ def weakest_merged(study: Similarities, ratio: float) -> np.ndarray:
 
 
 def most_adaptive(shares: pd.DataFrame) -> float:
-    """The threshold whose merged share varies most from image to image, the lowest of several; ``shares`` of `shares_above`."""
+    """The threshold whose merged share varies most from image to image, the lowest of several; ``shares`` of
+    `shares_above`."""
     spread = shares.groupby(["threshold", "image"])["share"].mean().groupby("threshold").std().fillna(0)
     return float(spread.idxmax())
 
 
 def extremes(shares: pd.DataFrame, threshold: float) -> pd.Series:
-    """The images in which a threshold merges the least, the median and the largest share: that share, by image.
+    """The images in which a threshold merges the least, the median and the largest share: that share, by
+    image.
 
     All images, where there are no more than two. Arguments as in `most_adaptive`."""
     mean = shares[shares["threshold"] == threshold].groupby("image")["share"].mean().sort_values()
@@ -235,13 +254,15 @@ def extremes(shares: pd.DataFrame, threshold: float) -> pd.Series:
 
 
 def earlier_more_similar(by_block: pd.DataFrame) -> str:
-    """The blocks in which the first quarter of the steps is more similar than the last; ``by_block`` of `Similarities`."""
+    """The blocks in which the first quarter of the steps is more similar than the last; ``by_block`` of
+    `Similarities`."""
     early = list(by_block.index[by_block["first quarter"] > by_block["last quarter"]])
     return f"{len(early)} of {len(by_block)} blocks ({', '.join(early)})" if early else "none of the blocks"
 
 
 def deciding(shares: pd.DataFrame) -> str:
-    """Say in a sentence whether the step or the image decides more about the merged share; ``shares`` of `shares_above`."""
+    """Say in a sentence whether the step or the image decides more about the merged share; ``shares`` of
+    `shares_above`."""
     parts = variance_of_share(shares).dropna()
     if parts.empty:
         return "Here the share does not vary at any threshold."
@@ -271,7 +292,11 @@ def words(study: Similarities, shares: pd.DataFrame, ratio: float) -> dict[str, 
     found = {}
     for name, place in (("lowest", mean.argmin()), ("highest", mean.argmax())):
         step, block = np.unravel_index(place, mean.shape)
-        found |= {name: f"{mean[step, block]:.2f}", f"{name}_block": study.blocks[block], f"{name}_step": str(step)}
+        found |= {
+            name: f"{mean[step, block]:.2f}",
+            f"{name}_block": study.blocks[block],
+            f"{name}_step": str(step),
+        }
     return found | {
         "earlier": earlier_more_similar(study.by_block()),
         "deciding": deciding(shares),

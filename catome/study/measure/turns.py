@@ -1,9 +1,11 @@
-"""Time methods over several images: in each turn all of them generate one image, the next turn the next image.
+"""Time methods over several images: in each turn all of them generate one image, the next turn the next
+image.
 
-`catome.study.measure.comparison.cost` times one image again and again. A method that merges by a threshold merges more of one
-image than of another, so its time there is that image's alone. Here the turns go through the images of the study, and with them
-through its classes. Each turn is whole in itself: what counts is the time of a method over that of the unmerged generation of
-the same turn. So turns of several runs go together, and each is kept when it is done.
+`catome.study.measure.comparison.cost` times one image again and again. A method that merges by a threshold
+merges more of one image than of another, so its time there is that image's alone. Here the turns go through
+the images of the study, and with them
+through its classes. Each turn is whole in itself: what counts is the time of a method over that of the
+unmerged generation of the same turn. So turns of several runs go together, and each is kept when it is done.
 """
 
 from __future__ import annotations
@@ -42,8 +44,9 @@ TURNS = Table(
     | {"threads": pa.int16(), "method_set": pa.string()},
     {"class": pa.string(), "seconds": pa.float64(), "flops": pa.float64()},
 )
-"""One row for each image and method: ``seconds`` of generating the image alone, and ``flops`` of the model for it.
-``method_set`` is a hash of the labels of the methods that took turns, ``sampler`` the class of the scheduler."""
+"""One row for each image and method: ``seconds`` of generating the image alone, and ``flops`` of the model
+for it. ``method_set`` is a hash of the labels of the methods that took turns, ``sampler`` the class of the
+scheduler."""
 
 
 def turns(
@@ -56,15 +59,17 @@ def turns(
 ) -> pd.DataFrame:
     """Time methods over the images of a setting, one image a turn, and count their work.
 
-    Work is counted in a generation of its own, since counting takes time. Where it is the same for two images, the method does
-    as much for every image, and it is counted no more.
+    Work is counted in a generation of its own, since counting takes time. Where it is the same for two
+    images, the method does as much for every image, and it is counted no more.
 
-    Turns of this device are used first; where there are none, those of another device of its kind ("cpu", "cuda").
+    Turns of this device are used first; where there are none, those of another device of its kind ("cpu",
+    "cuda").
 
     Args:
         pipe: an unpatched pipeline.
         setting: which images.
-        methods: what takes turns; `faster` compares with `catome.study.methods.unmerged`, which must be among them.
+        methods: what takes turns; `faster` compares with `catome.study.methods.unmerged`, which must be among
+            them.
         folder, recorded, recompute: as in `catome.study.compare`.
 
     Returns:
@@ -82,7 +87,9 @@ def turns(
 
     def held(**where) -> pd.DataFrame:
         """Images of which every method was timed."""
-        rows = of_these_images(store.find(**shared, **where, method=labels, image=range(setting.images)), setting)
+        rows = of_these_images(
+            store.find(**shared, **where, method=labels, image=range(setting.images)), setting
+        )
         return rows[rows.groupby(["device", "threads", "image"])["method"].transform("size") == len(labels)]
 
     rows = held(**here)
@@ -114,7 +121,12 @@ def turns(
                 shared
                 | here
                 | images[image]
-                | {"method": label, "class": setting.names[image], "seconds": seconds[label], "flops": flops[label]}
+                | {
+                    "method": label,
+                    "class": setting.names[image],
+                    "seconds": seconds[label],
+                    "flops": flops[label],
+                }
                 for label in labels
             ]
             store.add(rows, run, watch.lap())
@@ -140,8 +152,9 @@ def faster(rows: pd.DataFrame) -> pd.DataFrame:
     """The speed-up of each method against unmerged, over the images.
 
     Returns:
-        By the method's label: ``speed-up``, the ratio of the mean times, with a 95 % interval by bootstrap over images, and
-        ``flops``, the mean share of the unmerged generation's that is left, likewise; ``low`` and ``high`` behind the names.
+        By the method's label: ``speed-up``, the ratio of the mean times, with a 95 % interval by bootstrap
+        over images, and ``flops``, the mean share of the unmerged generation's that is left, likewise;
+        ``low`` and ``high`` behind the names.
     """
     found = {}
     for label in rows["method"].unique():
@@ -161,4 +174,7 @@ def turns_on(rows: pd.DataFrame) -> str:
     """One sentence that says where the rows of `turns` were timed, and on which images."""
     first = rows.iloc[0]
     images, classes = rows["image"].nunique(), rows["class"].nunique()
-    return f"Timed on {place_of(first)}: {images} images of {classes} classes, one at a time, all methods in turns on each."
+    return (
+        f"Timed on {place_of(first)}: {images} images of {classes} classes, one at a time, all methods in "
+        "turns on each."
+    )

@@ -1,4 +1,5 @@
-"""The PSNR of images that are subtracted as unsigned bytes: one explanation of the constant PSNR in the paper's Table I."""
+"""The PSNR of images that are subtracted as unsigned bytes: one explanation of the constant PSNR in the
+paper's Table I."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from catome.study.measure import quality
 
 
 def wrapped_psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """PSNR in dB of images of bytes whose differences and squares wrap around at 256: ``[B]`` of two uint8 ``[B, H, W, 3]``."""
+    """PSNR in dB of images of bytes whose differences and squares wrap around at 256: ``[B]`` of two uint8
+    ``[B, H, W, 3]``."""
     square = ((a - b) ** 2).astype(float).mean((1, 2, 3))  # as bytes subtract and multiply
     return 10 * np.log10(255**2 / square)
 

@@ -13,7 +13,11 @@ from catome.study.costs.accounting import MERGING, PARTS, TITLES, device_rates
 from catome.study.plots.figures import METHOD_COLOURS, PALETTE, WIDTH
 
 PART_COLOURS = dict(
-    zip((*PARTS, *MERGING), [*(PALETTE[i] for i in (3, 1, 6, 8, 9, 2, 0, 7, 5)), "0.2", "0.4", "0.7"], strict=True)
+    zip(
+        (*PARTS, *MERGING),
+        [*(PALETTE[i] for i in (3, 1, 6, 8, 9, 2, 0, 7, 5)), "0.2", "0.4", "0.7"],
+        strict=True,
+    )
 )
 """One colour for each part of the U-Net; what merging acts on is warm."""
 
@@ -24,7 +28,16 @@ def _stacked(ax, shares: pd.DataFrame) -> None:
     """Bars of the columns of ``shares``, parts upon each other: index ``part``, columns sizes in pixels."""
     bottom = np.zeros(shares.shape[1])
     for part, values in shares.iterrows():
-        ax.bar(range(len(values)), values, 0.78, bottom, color=PART_COLOURS[part], label=part, lw=0.4, edgecolor="white")
+        ax.bar(
+            range(len(values)),
+            values,
+            0.78,
+            bottom,
+            color=PART_COLOURS[part],
+            label=part,
+            lw=0.4,
+            edgecolor="white",
+        )
         bottom += values.to_numpy(float)
     ax.set_xticks(range(shares.shape[1]), shares.columns)
     ax.set(ylim=(0, 1), xlim=(-0.5, shares.shape[1] - 0.5))
@@ -56,14 +69,29 @@ def flop_shares(tables: Mapping[str, Mapping[int, pd.DataFrame]]):
 
 
 def bytes_moved(tables: Mapping[str, Mapping[int, pd.DataFrame]]):
-    """Bytes that a call moves against size, logarithmic, a panel for each architecture; ``tables`` as in `flop_shares`."""
+    """Bytes that a call moves against size, logarithmic, a panel for each architecture; ``tables`` as in
+    `flop_shares`."""
     figure, axes = plt.subplots(1, len(tables), figsize=(WIDTH, 3.2), sharey=True, squeeze=False)
     for ax, (name, by_size) in zip(axes[0], tables.items(), strict=True):
         top = pd.DataFrame({size: table.loc["topmost self-attention"] for size, table in by_size.items()}).T
-        rest = pd.Series({size: table["bytes_fused"].drop("topmost self-attention").sum() for size, table in by_size.items()})
-        ax.fill_between(top.index, top["bytes_fused"], top["bytes_naive"], color=ATTENTION_COLOURS["naive"], alpha=0.10, lw=0)
+        rest = pd.Series(
+            {
+                size: table["bytes_fused"].drop("topmost self-attention").sum()
+                for size, table in by_size.items()
+            }
+        )
+        ax.fill_between(
+            top.index,
+            top["bytes_fused"],
+            top["bytes_naive"],
+            color=ATTENTION_COLOURS["naive"],
+            alpha=0.10,
+            lw=0,
+        )
         for kind, values in (("naive", top["bytes_naive"]), ("fused", top["bytes_fused"])):
-            ax.plot(values, "o-", ms=4, color=ATTENTION_COLOURS[kind], label=f"topmost self-attention, {kind}")
+            ax.plot(
+                values, "o-", ms=4, color=ATTENTION_COLOURS[kind], label=f"topmost self-attention, {kind}"
+            )
         ax.plot(rest, "s--", ms=4, color="0.4", label="everything else")
         _sizes_axis(ax, top.index)
         ax.set(title=TITLES.get(name, name), yscale="log")
@@ -88,21 +116,33 @@ def _bytes_words(value: float) -> str:
     return f"{value:g} B"
 
 
-def time_shares(seconds: Mapping[tuple[str, str], Mapping[int, pd.Series]], title: str = "{0}, {1} attention"):
+def time_shares(
+    seconds: Mapping[tuple[str, str], Mapping[int, pd.Series]], title: str = "{0}, {1} attention"
+):
     """Draw where the least time of a call goes, and how much it is: a panel for each key.
 
     Args:
-        seconds: of `catome.study.costs.accounting.roofline_seconds`, by (device, attention) and size in pixels.
+        seconds: of `catome.study.costs.accounting.roofline_seconds`, by (device, attention) and size in
+            pixels.
         title: of a panel, filled in with its key.
     """
     columns = 2
     rows = -(-len(seconds) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 2.75 * rows), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(WIDTH, 2.75 * rows), sharex=True, sharey=True, squeeze=False
+    )
     for ax, (key, by_size) in zip(axes.flat, seconds.items(), strict=True):
         table = pd.DataFrame(by_size)
         _stacked(ax, table / table.sum())
         for place, total in enumerate(table.sum()):
-            ax.annotate(_time_words(total), (place, 1.015), ha="center", va="bottom", fontsize="x-small", annotation_clip=False)
+            ax.annotate(
+                _time_words(total),
+                (place, 1.015),
+                ha="center",
+                va="bottom",
+                fontsize="x-small",
+                annotation_clip=False,
+            )
         ax.set_title(title.format(*key), pad=15)
     for ax in axes[-1]:
         ax.set_xlabel("image size (px)")
@@ -117,7 +157,8 @@ def _time_words(seconds: float) -> str:
 
 
 def roofline(tables: Mapping[int, pd.DataFrame], devices: Mapping[str, tuple[str, str]]):
-    """Draw how fast devices can be at most, by arithmetic intensity, above the intensity of each part over sizes.
+    """Draw how fast devices can be at most, by arithmetic intensity, above the intensity of each part over
+    sizes.
 
     Args:
         tables: of `catome.study.costs.accounting.parts` in the devices' precision, by size in pixels.
@@ -134,7 +175,10 @@ def roofline(tables: Mapping[int, pd.DataFrame], devices: Mapping[str, tuple[str
         for ax in (roofs, lanes):
             ax.axvline(flops / moved, color=colour, lw=1, ls="--", zorder=1)
     lanes.axvspan(x[0], flops / moved, color="0.93", zorder=0)
-    for place, words in ((x[0] * 1.15, f"on {name} bound by memory"), (flops / moved * 1.15, "bound by arithmetic")):
+    for place, words in (
+        (x[0] * 1.15, f"on {name} bound by memory"),
+        (flops / moved * 1.15, "bound by arithmetic"),
+    ):
         lanes.annotate(words, (place, -0.1), va="center", fontsize="small", color="0.35")
     kinds = [("topmost self-attention", "naive")] + [
         (part, "fused") for part in PARTS if tables[min(tables)].at[part, "flops"] > 0
@@ -144,7 +188,9 @@ def roofline(tables: Mapping[int, pd.DataFrame], devices: Mapping[str, tuple[str
         fill = "white" if attention == "naive" else PART_COLOURS[part]
         lanes.plot(places, [lane] * len(places), color=PART_COLOURS[part], lw=1.4, zorder=2)
         sizes = np.linspace(18, 80, len(places))
-        lanes.scatter(places, [lane] * len(places), sizes, color=fill, edgecolors=PART_COLOURS[part], lw=1.4, zorder=3)
+        lanes.scatter(
+            places, [lane] * len(places), sizes, color=fill, edgecolors=PART_COLOURS[part], lw=1.4, zorder=3
+        )
     names = [f"{part}, {kind}" if part.endswith("self-attention") else part for part, kind in kinds]
     lanes.set_yticks(range(1, len(kinds) + 1), names, fontsize="small")
     lanes.set(ylim=(len(kinds) + 0.6, -0.6), xlabel="arithmetic intensity (FLOP for each byte moved)")
@@ -172,7 +218,9 @@ def speedup_bounds(bounds: pd.DataFrame, printed: Mapping[str, tuple[int, float]
             ax.plot(line["size"], line["charged"], ":", lw=1.2, **style)
         name = ", ".join(key)
         if name in (printed or {}):
-            ax.plot(*printed[name], "*", ms=13, color=METHOD_COLOURS["CA-ToMe"], mec="black", mew=0.6, zorder=4)
+            ax.plot(
+                *printed[name], "*", ms=13, color=METHOD_COLOURS["CA-ToMe"], mec="black", mew=0.6, zorder=4
+            )
         _sizes_axis(ax, rows["size"].unique())
         ax.axhline(1, color="0.6", lw=0.8, ls="--")
         ax.set(title=name, yscale="log")
@@ -181,7 +229,11 @@ def speedup_bounds(bounds: pd.DataFrame, printed: Mapping[str, tuple[int, float]
     axes[0][0].set_ylabel("speed-up of a U-Net call")
     handles = [
         Line2D(
-            [], [], color=colour, alpha=1 if share == shares[-1] else 0.55, label=f"{attention} attention, {share:.0%} merged"
+            [],
+            [],
+            color=colour,
+            alpha=1 if share == shares[-1] else 0.55,
+            label=f"{attention} attention, {share:.0%} merged",
         )
         for attention, colour in ATTENTION_COLOURS.items()
         for share in shares[::-1]
@@ -189,7 +241,16 @@ def speedup_bounds(bounds: pd.DataFrame, printed: Mapping[str, tuple[int, float]
     handles += [Line2D([], [], color="0.4", ls=":", label="with the least that merging costs")]
     if printed:
         handles += [
-            Line2D([], [], marker="*", ls="", ms=11, color=METHOD_COLOURS["CA-ToMe"], mec="black", label="printed in the paper")
+            Line2D(
+                [],
+                [],
+                marker="*",
+                ls="",
+                ms=11,
+                color=METHOD_COLOURS["CA-ToMe"],
+                mec="black",
+                label="printed in the paper",
+            )
         ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
@@ -207,7 +268,15 @@ def hours_by_size(table: pd.DataFrame):
         for style, share in zip(("o-", "s--"), shares, strict=False):
             line = rows[rows["share"] == share]
             name = f"{device}, {share:.0%} merged" if share else device
-            ax.plot(line["size"], line["hours"], style, ms=4, color=colour, mfc=colour if not share else "white", label=name)
+            ax.plot(
+                line["size"],
+                line["hours"],
+                style,
+                ms=4,
+                color=colour,
+                mfc=colour if not share else "white",
+                label=name,
+            )
     _sizes_axis(ax, table["size"].unique())
     ax.set(yscale="log", ylabel="GPU hours for 1000 images")
     ax.yaxis.set_major_formatter("{x:g}")
@@ -236,23 +305,37 @@ def scaling(table: pd.DataFrame, ideal: pd.Series, ticks: Sequence[int]):
         ax.set(xscale="log", xlabel="GPUs")
         ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
         ax.minorticks_off()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize="small",
+    )
     return figure
 
 
-def worth_merging(lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], measured: pd.DataFrame | None = None):
+def worth_merging(
+    lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], measured: pd.DataFrame | None = None
+):
     """The least merged share that pays, against the number of tokens.
 
     Args:
         lines: by name, numbers of tokens and the least share at each (infinite where none pays).
-        measured: of `catome.study.bench.contenders.attention_turns`; a dot at each point, filled where merging was faster.
+        measured: of `catome.study.bench.contenders.attention_turns`; a dot at each point, filled where
+            merging was faster.
     """
     figure, ax = plt.subplots(figsize=(WIDTH * 0.72, 3.4))
-    for (name, (tokens, least)), colour in zip(lines.items(), (PALETTE[0], PALETTE[3], PALETTE[2]), strict=False):
+    for (name, (tokens, least)), colour in zip(
+        lines.items(), (PALETTE[0], PALETTE[3], PALETTE[2]), strict=False
+    ):
         least = np.asarray(least, float)
         ax.plot(tokens, np.where(np.isfinite(least), least, np.nan), color=colour, lw=1.8, label=name)
     if measured is not None:
-        for faster, face, words in ((True, "0.25", "measured: faster merged"), (False, "none", "measured: slower merged")):
+        for faster, face, words in (
+            (True, "0.25", "measured: faster merged"),
+            (False, "none", "measured: slower merged"),
+        ):
             rows = measured[(measured["speedup"] > 1) == faster]
             ax.plot(rows["tokens"], rows["share"], "o", ms=6, mec="0.25", mfc=face, label=words)
     ax.set(xscale="log", xlabel="tokens of an image in the block", ylabel="merged share", ylim=(-0.02, 0.78))
@@ -266,12 +349,14 @@ def measured(table: pd.DataFrame):
     """Measured speed-up of U-Net calls against what merging could give, a panel for each method.
 
     Args:
-        table: of `catome.study.costs.accounting.with_bounds`, with the measured ``unmerged``: how many times as fast as
-            unmerged.
+        table: of `catome.study.costs.accounting.with_bounds`, with the measured ``unmerged``: how many times
+            as fast as unmerged.
     """
     table = table.dropna(subset=["bound", "unmerged"])
     methods, sizes = list(dict.fromkeys(table["method"])), sorted(table["width"].unique())
-    figure, axes = plt.subplots(1, max(1, len(methods)), figsize=(WIDTH, 3.3), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, max(1, len(methods)), figsize=(WIDTH, 3.3), sharex=True, sharey=True, squeeze=False
+    )
     ends = [min(1, table["unmerged"].min()) * 0.97, max(table["bound"].max(), table["unmerged"].max()) * 1.03]
     for ax, method in zip(axes[0], methods, strict=False):
         for position, size in enumerate(sizes):

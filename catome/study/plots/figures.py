@@ -23,8 +23,19 @@ from catome.study.measure.quality import with_interval as with_interval
 from catome.tensors.plan import MergePlan
 
 PALETTE = sns.color_palette("colorblind")
-BLOCK_COLOURS = dict(zip(["down 0", "down 1", "up 0", "up 1", "up 2"], [PALETTE[i] for i in (0, 9, 3, 1, 2)], strict=True))
-_FAMILIES = ("unmerged", "ToMe", "tomesd", "CA-ToMe", "batch maximum", "ToDo", "DeepCache", "CA-ToMe + DeepCache")
+BLOCK_COLOURS = dict(
+    zip(["down 0", "down 1", "up 0", "up 1", "up 2"], [PALETTE[i] for i in (0, 9, 3, 1, 2)], strict=True)
+)
+_FAMILIES = (
+    "unmerged",
+    "ToMe",
+    "tomesd",
+    "CA-ToMe",
+    "batch maximum",
+    "ToDo",
+    "DeepCache",
+    "CA-ToMe + DeepCache",
+)
 METHOD_COLOURS = dict(zip(_FAMILIES, [PALETTE[i] for i in (7, 0, 9, 1, 3, 2, 4, 5)], strict=True))
 WIDTH = 8.5
 """Inches; a figure as wide as the text."""
@@ -60,7 +71,8 @@ class _Plain(str):
 
 
 def glue(**words: str) -> None:
-    """Give words to the text around the cell, which takes them up as ``{glue:text}`` by their name, with - for _."""
+    """Give words to the text around the cell, which takes them up as ``{glue:text}`` by their name, with -
+    for _."""
     from myst_nb import glue as paste
 
     for name, text in words.items():
@@ -92,19 +104,24 @@ SCENE = np.array([[0, 0, 0, 1], [0, 0, 1, 1], [2, 2, 1, 3], [2, 2, 2, 3]])
 
 
 def mechanism():
-    """Draw how a transformer block attends on merged tokens: match, merge, attend, unmerge, and the residual around them."""
+    """Draw how a transformer block attends on merged tokens: match, merge, attend, unmerge, and the residual
+    around them."""
     colours = [PALETTE[i] for i in (9, 7, 2, 1)]
     own = SCENE.flatten()
     figure, ax = plt.subplots(figsize=(WIDTH, 3.3))
     ax.set(xlim=(0, 100), ylim=(0, 38), aspect="equal")
     ax.axis("off")
 
-    def squares(left: float, bottom: float, regions, columns: int, edge: float = 3.0, strong: bool = False) -> None:
+    def squares(
+        left: float, bottom: float, regions, columns: int, edge: float = 3.0, strong: bool = False
+    ) -> None:
         rows = -(-len(regions) // columns)
         for i, region in enumerate(regions):
             row, column = divmod(i, columns)
             corner = (left + column * edge, bottom + (rows - 1 - row) * edge)
-            line = dict(edgecolor="black", linewidth=1.2) if strong else dict(edgecolor="white", linewidth=0.8)
+            line = (
+                dict(edgecolor="black", linewidth=1.2) if strong else dict(edgecolor="white", linewidth=0.8)
+            )
             ax.add_patch(plt.Rectangle(corner, edge, edge, facecolor=colours[region], **line))
 
     def box(left: float, label: str, width: float = 11.0) -> None:
@@ -136,8 +153,22 @@ def mechanism():
     way = dict(color=PALETTE[3], lw=1.8)
     ax.plot([7, 7, 92.5], [26.6, 33.5, 33.5], **way)
     ax.annotate("", (92.5, 22.2), (92.5, 33.6), arrowprops=dict(arrowstyle="->", **way))
-    ax.text(50, 35.6, "the residual: every token keeps what it was", ha="center", color=PALETTE[3], fontsize="small")
-    ax.text(50, 4.0, "attention compares 4 × 4 pairs of tokens instead of 16 × 16", ha="center", fontsize="small", color="0.3")
+    ax.text(
+        50,
+        35.6,
+        "the residual: every token keeps what it was",
+        ha="center",
+        color=PALETTE[3],
+        fontsize="small",
+    )
+    ax.text(
+        50,
+        4.0,
+        "attention compares 4 × 4 pairs of tokens instead of 16 × 16",
+        ha="center",
+        fontsize="small",
+        color="0.3",
+    )
     return figure
 
 
@@ -160,7 +191,8 @@ def contact_sheet(images: np.ndarray, names: list[str], columns: int = 6):
 
 
 OPENING = 176
-"""Pixels that a picture of `opening` has at most, each way: a little more than are shown, so that the page stays small."""
+"""Pixels that a picture of `opening` has at most, each way: a little more than are shown, so that the page
+stays small."""
 
 
 def _smaller(image: np.ndarray, most: int) -> np.ndarray:
@@ -174,7 +206,8 @@ def _smaller(image: np.ndarray, most: int) -> np.ndarray:
 
 
 def opening(pictures: dict[str, np.ndarray], plain: str | None = None):
-    """Draw the pictures that a chapter opens with, ``[H, W, 3]`` in [0, 1]: in one row, or in two if there are more than six.
+    """Draw the pictures that a chapter opens with, ``[H, W, 3]`` in [0, 1]: in one row, or in two if there
+    are more than six.
 
     Args:
         pictures: by the names to write above them.
@@ -197,29 +230,42 @@ def opening(pictures: dict[str, np.ndarray], plain: str | None = None):
 
 
 def token_map(ax, image: np.ndarray, values: np.ndarray, title: str = "", cmap: str = "viridis", **norm):
-    """One value for each token, ``[h, w]``, drawn beside where it is in the image; NaN is left transparent."""
+    """One value for each token, ``[h, w]``, drawn beside where it is in the image; NaN is left
+    transparent."""
     show_image(ax, image.mean(-1, keepdims=True).repeat(3, -1) * 0.35 + 0.65, title)
-    return ax.imshow(values, extent=(0, 1, 1, 0), cmap=cmap, alpha=np.where(np.isnan(values), 0.0, 0.92), **norm)
+    return ax.imshow(
+        values, extent=(0, 1, 1, 0), cmap=cmap, alpha=np.where(np.isnan(values), 0.0, 0.92), **norm
+    )
 
 
-def split_grid(ax, src: torch.Tensor, dst: torch.Tensor, grid: tuple[int, int], title: str = "", stride=(2, 2)) -> None:
-    """The corner of a token grid: dst tokens filled, src tokens hollow, and the windows, ``stride`` rows by columns, outlined."""
+def split_grid(
+    ax, src: torch.Tensor, dst: torch.Tensor, grid: tuple[int, int], title: str = "", stride=(2, 2)
+) -> None:
+    """The corner of a token grid: dst tokens filled, src tokens hollow, and the windows, ``stride`` rows by
+    columns, outlined."""
     height, width = grid
     outline = dict(color="0.75", lw=0.8, zorder=0)
     for y in range(0, height + 1, stride[0]):
         ax.plot([-0.5, width - 0.5], [y - 0.5, y - 0.5], **outline)
     for x in range(0, width + 1, stride[1]):
         ax.plot([x - 0.5, x - 0.5], [-0.5, height - 0.5], **outline)
-    for tokens, style in ((dst, dict(c=[PALETTE[1]], s=46)), (src, dict(facecolors="none", edgecolors=[PALETTE[0]], s=30))):
+    for tokens, style in (
+        (dst, dict(c=[PALETTE[1]], s=46)),
+        (src, dict(facecolors="none", edgecolors=[PALETTE[0]], s=30)),
+    ):
         ax.scatter(tokens % width, tokens // width, **style)
-    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[], title=title)
+    ax.set(
+        xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal", xticks=[], yticks=[], title=title
+    )
     ax.grid(False)
 
 
 def merged_colours(image: np.ndarray, plan: MergePlan, index: int, grid: tuple[int, int]) -> np.ndarray:
     """Paint every group of merged tokens in its mean colour: ``[h, w, 3]``."""
     height, width = image.shape[0] // grid[0], image.shape[1] // grid[1]
-    tokens = image[: grid[0] * height, : grid[1] * width].reshape(grid[0], height, grid[1], width, 3).mean((1, 3))
+    tokens = (
+        image[: grid[0] * height, : grid[1] * width].reshape(grid[0], height, grid[1], width, 3).mean((1, 3))
+    )
     one = MergePlan(plan.target[index : index + 1], _own_slots(plan, index), (plan.lengths[index],))
     flat = torch.from_numpy(np.ascontiguousarray(tokens)).flatten(0, 1)[None].float()
     return one.unmerge(one.merge(flat))[0].reshape(*grid, 3).numpy()
@@ -229,8 +275,11 @@ def _own_slots(plan: MergePlan, index: int) -> torch.Tensor:
     return plan.slot[index : index + 1] - sum(plan.lengths[:index])
 
 
-def merge_picture(ax, image: np.ndarray, plan: MergePlan, index: int, grid: tuple[int, int], title: str = "") -> None:
-    """Draw which tokens merge into which: groups in their mean colour, with outlines between neighbours of different groups."""
+def merge_picture(
+    ax, image: np.ndarray, plan: MergePlan, index: int, grid: tuple[int, int], title: str = ""
+) -> None:
+    """Draw which tokens merge into which: groups in their mean colour, with outlines between neighbours of
+    different groups."""
     show_image(ax, merged_colours(image, plan, index, grid), title)
     slots = _own_slots(plan, index)[0].reshape(grid).numpy()
     lines = []
@@ -241,7 +290,14 @@ def merge_picture(ax, image: np.ndarray, plan: MergePlan, index: int, grid: tupl
     ax.add_collection(LineCollection(lines, colors="white", linewidths=0.35, alpha=0.85))
 
 
-def pair_lines(ax, image: np.ndarray, pairs: torch.Tensor, similarity: torch.Tensor, grid: tuple[int, int], title: str = ""):
+def pair_lines(
+    ax,
+    image: np.ndarray,
+    pairs: torch.Tensor,
+    similarity: torch.Tensor,
+    grid: tuple[int, int],
+    title: str = "",
+):
     """A line from each src token to its dst, coloured by their similarity."""
     show_image(ax, image, title)
     y, x = (pairs // grid[1] + 0.5) / grid[0], (pairs % grid[1] + 0.5) / grid[1]
@@ -259,15 +315,20 @@ def difference(a: np.ndarray, b: np.ndarray, gain: float) -> np.ndarray:
 
 
 def similarity_by_step(best: np.ndarray, blocks: list[str], low: float | None = None):
-    """For each block, the distribution of best similarities over the steps: ``[steps, blocks, images, S]``."""
+    """For each block, the distribution of best similarities over the steps: ``[steps, blocks, images,
+    S]``."""
     low = float(np.quantile(best, 0.002)) if low is None else low
     edges = np.linspace(min(low, 0.99), 1.0, 61)
     figure, axes = plt.subplots(1, len(blocks), figsize=(WIDTH, 2.7), sharey=True)
     for i, (ax, block) in enumerate(zip(np.atleast_1d(axes), blocks, strict=True)):
-        density = np.stack([np.histogram(step, edges, density=True)[0] for step in best[:, i].reshape(len(best), -1)])
+        density = np.stack(
+            [np.histogram(step, edges, density=True)[0] for step in best[:, i].reshape(len(best), -1)]
+        )
         middles = (edges[1:] + edges[:-1]) / 2
         # as pixels within the drawing: thousands of little rectangles would make the page megabytes larger
-        ax.pcolormesh(np.arange(len(best)), middles, density.T, cmap="rocket_r", shading="nearest", rasterized=True)
+        ax.pcolormesh(
+            np.arange(len(best)), middles, density.T, cmap="rocket_r", shading="nearest", rasterized=True
+        )
         quantiles = np.quantile(best[:, i].reshape(len(best), -1), [0.1, 0.5, 0.9], axis=1)
         for line, style in zip(quantiles, (":", "-", ":"), strict=True):
             ax.plot(line, style, color="white", lw=2.6)
@@ -285,7 +346,15 @@ def shares_by_step(table: pd.DataFrame):
     for ax, threshold in zip(axes[0], thresholds, strict=True):
         rows = table[table["threshold"] == threshold]
         sns.lineplot(
-            rows, x="step", y="share", hue="block", palette=_block_palette(rows), ax=ax, errorbar=("ci", 95), n_boot=200, seed=0
+            rows,
+            x="step",
+            y="share",
+            hue="block",
+            palette=_block_palette(rows),
+            ax=ax,
+            errorbar=("ci", 95),
+            n_boot=200,
+            seed=0,
         )
         ax.set(title=f"t = {threshold:g}", ylim=(0, 0.78), ylabel="merged share of all tokens")
         ax.axhline(0.75, color="0.6", lw=0.8, ls="--")
@@ -302,29 +371,52 @@ def _block_palette(rows: pd.DataFrame) -> dict:
 
 
 def shares_by_class(table: pd.DataFrame, ratio: float):
-    """Merged share of each image, mean over steps and blocks, by class and threshold, beside a fixed share."""
+    """Merged share of each image, mean over steps and blocks, by class and threshold, beside a fixed
+    share."""
     means = table.groupby(["threshold", "class", "image"], as_index=False)["share"].mean()
     order = means.groupby("class")["share"].mean().sort_values().index
     figure, ax = plt.subplots(figsize=(WIDTH, 0.6 + 0.32 * len(order)))
     sns.stripplot(
-        means, y="class", x="share", hue="threshold", order=order, palette="flare", ax=ax, jitter=False, dodge=False, alpha=0.85
+        means,
+        y="class",
+        x="share",
+        hue="threshold",
+        order=order,
+        palette="flare",
+        ax=ax,
+        jitter=False,
+        dodge=False,
+        alpha=0.85,
     )
     ax.axvline(ratio, color=METHOD_COLOURS["ToMe"], lw=2)
-    ax.annotate(f"fixed share {ratio:g}", (ratio, -0.62), color=METHOD_COLOURS["ToMe"], ha="center", annotation_clip=False)
+    ax.annotate(
+        f"fixed share {ratio:g}",
+        (ratio, -0.62),
+        color=METHOD_COLOURS["ToMe"],
+        ha="center",
+        annotation_clip=False,
+    )
     ax.set(xlabel="merged share of all tokens, mean over steps and blocks", ylabel="", xlim=(-0.01, 0.77))
     sns.move_legend(ax, "center left", bbox_to_anchor=(1, 0.5), title="threshold", frameon=False)
     return figure
 
 
 def weakest_by_step(weakest: np.ndarray, blocks: list[str], ratio: float):
-    """The least similar pair that a fixed share merges, over the steps: mean and range over images, for each block."""
+    """The least similar pair that a fixed share merges, over the steps: mean and range over images, for each
+    block."""
     figure, ax = plt.subplots(figsize=(WIDTH, 3.0))
     spare = iter(sns.color_palette("husl", len(blocks)))
     for i, block in enumerate(blocks):
         colour = BLOCK_COLOURS.get(block, next(spare))
         ax.plot(weakest[:, i].mean(-1), color=colour, label=block)
-        ax.fill_between(range(len(weakest)), weakest[:, i].min(-1), weakest[:, i].max(-1), color=colour, alpha=0.13, lw=0)
-    ax.set(xlabel="step", ylabel=f"similarity of the weakest\npair merged at r = {ratio:g}", xlim=(0, len(weakest) - 1))
+        ax.fill_between(
+            range(len(weakest)), weakest[:, i].min(-1), weakest[:, i].max(-1), color=colour, alpha=0.13, lw=0
+        )
+    ax.set(
+        xlabel="step",
+        ylabel=f"similarity of the weakest\npair merged at r = {ratio:g}",
+        xlim=(0, len(weakest) - 1),
+    )
     ax.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
@@ -334,14 +426,18 @@ def _colour(block: str, position: int):
 
 
 def drift_by_step(rows: pd.DataFrame, blocks: list[str], column: str = "neighbour"):
-    """A curve of each image over the steps, by amount (panels) and block (lines): mean, its 95 % interval, 95 % of images."""
+    """A curve of each image over the steps, by amount (panels) and block (lines): mean, its 95 % interval, 95
+    % of images."""
     amounts = list(dict.fromkeys(rows["amount"]))
     figure, axes = plt.subplots(1, len(amounts), figsize=(WIDTH, 3.1), sharey=True, squeeze=False)
     for ax, amount in zip(axes[0], amounts, strict=True):
         for position, block in enumerate(blocks):
             chosen = rows[(rows["amount"] == amount) & (rows["block"] == block)]
             curves = np.stack(chosen[column].to_numpy()).astype(float)
-            mean, error = curves.mean(0), 1.96 * curves.std(0, ddof=min(1, len(curves) - 1)) / np.sqrt(len(curves))
+            mean, error = (
+                curves.mean(0),
+                1.96 * curves.std(0, ddof=min(1, len(curves) - 1)) / np.sqrt(len(curves)),
+            )
             x, colour = np.arange(curves.shape[1]), _colour(block, position)
             ax.fill_between(x, *np.quantile(curves, [0.025, 0.975], axis=0), color=colour, alpha=0.10, lw=0)
             ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.5, lw=0)
@@ -366,10 +462,15 @@ def staleness_maps(matrices: dict[str, np.ndarray]):
 
 
 def staleness_by_lag(
-    curves: dict[str, np.ndarray], label: str, scale: dict[str, float] | None = None, palette: str = "flare", extremes=False
+    curves: dict[str, np.ndarray],
+    label: str,
+    scale: dict[str, float] | None = None,
+    palette: str = "flare",
+    extremes=False,
 ):
-    """Mean distance of steps that are k apart: curves ``[k]`` or, with a band, ``[images, k]``; ``scale`` stretches the x
-    axis. With ``extremes``, curves go from the slowest to the fastest, and only these two have a colour and a name."""
+    """Mean distance of steps that are k apart: curves ``[k]`` or, with a band, ``[images, k]``; ``scale``
+    stretches the x axis. With ``extremes``, curves go from the slowest to the fastest, and only these two
+    have a colour and a name."""
     figure, ax = plt.subplots(figsize=(WIDTH * 0.62, 3.0))
     colours = dict(zip(curves, sns.color_palette(palette, len(curves)), strict=True))
     names = {name: name for name in curves}
@@ -387,14 +488,20 @@ def staleness_by_lag(
             error = 1.96 * values.std(0, ddof=1) / np.sqrt(len(values))
             ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.25, lw=0)
         ax.plot(x, mean, color=colour, lw=1.6, label=names.get(name))
-    ax.set(xlabel="steps apart" if scale is None else "share of the generation apart", ylabel="Jaccard distance", ylim=(0, 1))
+    ax.set(
+        xlabel="steps apart" if scale is None else "share of the generation apart",
+        ylabel="Jaccard distance",
+        ylim=(0, 1),
+    )
     ax.legend(title=label, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def staleness_paid(paid: dict[str, np.ndarray], checkpoints: dict[str, tuple[int, ...]]):
     """Draw how old the reused pairs are at each step under several schedules; a dot is a checkpoint."""
-    figure, axes = plt.subplots(len(paid), 1, figsize=(WIDTH, 0.62 * len(paid) + 0.6), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        len(paid), 1, figsize=(WIDTH, 0.62 * len(paid) + 0.6), sharex=True, sharey=True, squeeze=False
+    )
     for ax, (name, values) in zip(axes[:, 0], paid.items(), strict=True):
         ax.fill_between(range(len(values)), values, color=METHOD_COLOURS["CA-ToMe"], alpha=0.45, lw=0)
         at = [step for step in checkpoints[name] if step < len(values)]
@@ -412,14 +519,16 @@ def staleness_paid(paid: dict[str, np.ndarray], checkpoints: dict[str, tuple[int
 
 
 def sweep_curves(table: pd.DataFrame, fixed: pd.DataFrame | None = None):
-    """PSNR, SSIM and merged share against the threshold, each with its interval: columns ``threshold``, ``x``, ``x low``, ``x
-    high``."""
+    """PSNR, SSIM and merged share against the threshold, each with its interval: columns ``threshold``,
+    ``x``, ``x low``, ``x high``."""
     columns = {"PSNR (dB)": "PSNR", "SSIM": "SSIM", "merged share": "share"}
     figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 2.7))
     for ax, (label, name) in zip(axes, columns.items(), strict=True):
         finite = table[np.isfinite(table[name])]
         colour = METHOD_COLOURS["CA-ToMe"]
-        ax.fill_between(finite["threshold"], finite[f"{name} low"], finite[f"{name} high"], color=colour, alpha=0.3, lw=0)
+        ax.fill_between(
+            finite["threshold"], finite[f"{name} low"], finite[f"{name} high"], color=colour, alpha=0.3, lw=0
+        )
         ax.plot(finite["threshold"], finite[name], "o-", ms=4, color=colour, label="threshold")
         if fixed is not None and name != "share":
             ax.errorbar(
@@ -445,7 +554,8 @@ def ways_to_merge(curve: pd.DataFrame, peers: pd.DataFrame):
     """PSNR by the ways to merge, over the threshold and over the scores that are left.
 
     Args:
-        curve: rows with ``way``, ``threshold``, ``scores left``, and ``PSNR`` with ``PSNR low`` and ``PSNR high``.
+        curve: rows with ``way``, ``threshold``, ``scores left``, and ``PSNR`` with ``PSNR low`` and ``PSNR
+            high``.
         peers: the same but for the first two, by name; drawn as single points.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.4), sharey=True)
@@ -453,7 +563,9 @@ def ways_to_merge(curve: pd.DataFrame, peers: pd.DataFrame):
         finite = rows[np.isfinite(rows["PSNR"])]
         for ax, column in ((left, "threshold"), (right, "scores left")):
             along = finite.sort_values(column)
-            ax.fill_between(along[column], along["PSNR low"], along["PSNR high"], color=colour, alpha=0.15, lw=0)
+            ax.fill_between(
+                along[column], along["PSNR low"], along["PSNR high"], color=colour, alpha=0.15, lw=0
+            )
             ax.plot(along[column], along["PSNR"], "o-", ms=4, color=colour, label=way)
     for marker, (name, row) in zip("sD", peers.iterrows(), strict=False):
         span = [[row["PSNR"] - row["PSNR low"]], [row["PSNR high"] - row["PSNR"]]]
@@ -469,8 +581,8 @@ def by_steps(records: pd.DataFrame):
     """Each method's PSNR, a panel for each number of steps, with how many times as fast it is.
 
     Args:
-        records: columns ``steps``, ``method``, ``family``, ``PSNR`` with ``PSNR low`` and ``PSNR high``, and ``speed-up``; methods
-            whose images are unchanged are left out.
+        records: columns ``steps``, ``method``, ``family``, ``PSNR`` with ``PSNR low`` and ``PSNR high``, and
+            ``speed-up``; methods whose images are unchanged are left out.
     """
     shown = records[np.isfinite(records["PSNR"].astype(float))]
     panels = list(shown.groupby("steps"))
@@ -511,14 +623,17 @@ def side_by_side(images: dict[str, np.ndarray], plain: np.ndarray, gain: float =
 
 def _strip(frames: list[np.ndarray]) -> str:
     """Frames ``[h, w, 3]`` in [0, 1] beside each other, as the address of a PNG that is part of the page."""
-    strip = np.concatenate([(np.clip(frame, 0, 1) * 255).round().astype(np.uint8) for frame in frames], axis=1)
+    strip = np.concatenate(
+        [(np.clip(frame, 0, 1) * 255).round().astype(np.uint8) for frame in frames], axis=1
+    )
     buffer = io.BytesIO()
     Image.fromarray(strip).save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def merging_by_step(record, picture: np.ndarray) -> tuple[list, list[str]]:
-    """The pictures of what the last block merges of an image at each step, as `merged_colours`, and what to write below each.
+    """The pictures of what the last block merges of an image at each step, as `merged_colours`, and what to
+    write below each.
 
     Args:
         record: of `catome.probe`, of a patched generation.
@@ -556,7 +671,8 @@ background-image:url({_strip(frames)});background-size:{len(frames) * 100}% 100%
 
 
 def wipe(before: np.ndarray, after: dict[str, np.ndarray], alt: str, width: int = 384):
-    """One image over another, with a line between them that is moved by hand, as HTML that needs no server and no other host.
+    """One image over another, with a line between them that is moved by hand, as HTML that needs no server
+    and no other host.
 
     Args:
         before: ``[h, w, 3]`` in [0, 1], left of the line.
@@ -566,7 +682,9 @@ def wipe(before: np.ndarray, after: dict[str, np.ndarray], alt: str, width: int 
     """
     name, last = f"wipe-{uuid.uuid4().hex[:8]}", len(after)
     height = round(width * before.shape[0] / before.shape[1])
-    strip = f"background-image:url({_strip([before, *after.values()])});background-size:{100 * (last + 1)}% 100%"
+    strip = (
+        f"background-image:url({_strip([before, *after.values()])});background-size:{100 * (last + 1)}% 100%"
+    )
     layer = f"position:absolute;inset:0;{strip}"
     names = "".join(f"<option value='{i}'>{label}</option>" for i, label in enumerate(after, 1))
     return HTML(f"""<figure class="catome-wipe" id="{name}">
@@ -595,14 +713,20 @@ def wipe(before: np.ndarray, after: dict[str, np.ndarray], alt: str, width: int 
 
 
 def schedule_plot(table: pd.DataFrame, beside: str):
-    """Draw the PSNR of schedules minus that of one of them, from the least stale to the most: a panel for each threshold.
+    """Draw the PSNR of schedules minus that of one of them, from the least stale to the most: a panel for
+    each threshold.
 
     Args:
-        table: columns ``threshold``, ``kind``, ``schedule``, ``checkpoints``, ``staleness``, and ``gain`` (dB) with its
-            interval.
+        table: columns ``threshold``, ``kind``, ``schedule``, ``checkpoints``, ``staleness``, and ``gain``
+            (dB) with its interval.
         beside: the schedule that the gain is measured against.
     """
-    kinds = {"paper": METHOD_COLOURS["CA-ToMe"], "derived": PALETTE[2], "online": PALETTE[4], "bounds": PALETTE[7]}
+    kinds = {
+        "paper": METHOD_COLOURS["CA-ToMe"],
+        "derived": PALETTE[2],
+        "online": PALETTE[4],
+        "bounds": PALETTE[7],
+    }
     groups = list(table.groupby("threshold", sort=False))
     height = 0.9 + 0.24 * max(len(rows) for _, rows in groups)
     figure, axes = plt.subplots(1, len(groups), figsize=(WIDTH, height), squeeze=False)
@@ -610,7 +734,10 @@ def schedule_plot(table: pd.DataFrame, beside: str):
         rows = rows.sort_values("staleness", kind="stable", ignore_index=True)
         near = rows[rows["kind"] != "bounds"] if (rows["kind"] != "bounds").any() else rows
         span = float(near["gain high"].max() - near["gain low"].min()) or 1.0
-        least, most = min(float(near["gain low"].min()), 0.0) - 0.25 * span, float(rows["gain high"].max()) + 0.1 * span
+        least, most = (
+            min(float(near["gain low"].min()), 0.0) - 0.25 * span,
+            float(rows["gain high"].max()) + 0.1 * span,
+        )
         for place, row in rows.iterrows():
             error = [[row["gain"] - row["gain low"]], [row["gain high"] - row["gain"]]]
             if row["gain"] < least:  # so far off that it would squeeze all others
@@ -619,7 +746,10 @@ def schedule_plot(table: pd.DataFrame, beside: str):
                 continue
             ax.errorbar(row["gain"], place, xerr=error, fmt="o", ms=5, color=kinds[row["kind"]], capsize=2)
         ax.set_xlim(least, most)
-        words = [f"{row['schedule']}  {row['checkpoints']:.3g} | {row['staleness']:.2f}" for _, row in rows.iterrows()]
+        words = [
+            f"{row['schedule']}  {row['checkpoints']:.3g} | {row['staleness']:.2f}"
+            for _, row in rows.iterrows()
+        ]
         ax.set_yticks(range(len(rows)), words, fontsize="small")
         ax.axvline(0, color="0.6", lw=0.8, ls="--")
         ax.set(title=f"t = {threshold:g}", xlabel=f"PSNR beside {beside} (dB)", ylim=(len(rows) - 0.5, -0.5))
@@ -634,8 +764,8 @@ def schedule_plot(table: pd.DataFrame, beside: str):
 
 
 def quality_against_speed(table: pd.DataFrame):
-    """Each method's quality against its speed-up: columns ``method``, ``family``, ``speed-up`` and ``PSNR`` with their
-    intervals. Rows where one of the two is NaN or infinite are left out."""
+    """Each method's quality against its speed-up: columns ``method``, ``family``, ``speed-up`` and ``PSNR``
+    with their intervals. Rows where one of the two is NaN or infinite are left out."""
     table = table[np.isfinite(table[["speed-up", "PSNR"]].astype(float)).all(axis=1)]
     figure, ax = plt.subplots(figsize=(WIDTH, 3.8))
     seen: dict[str, int] = {}

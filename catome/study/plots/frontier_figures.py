@@ -68,7 +68,9 @@ def frontiers(by_steps: dict[int, pd.DataFrame]):
     Args:
         by_steps: records of `catome.study.studies.curves.Result.records`, by the number of steps.
     """
-    figure, axes = plt.subplots(2, len(by_steps), figsize=(WIDTH, 7.4), sharey=True, sharex="row", squeeze=False)
+    figure, axes = plt.subplots(
+        2, len(by_steps), figsize=(WIDTH, 7.4), sharey=True, sharex="row", squeeze=False
+    )
     for row, column in zip(axes, PANELS, strict=True):
         for ax, (steps, records) in zip(row, by_steps.items(), strict=True):
             _panel(ax, records, column)
@@ -86,7 +88,9 @@ def _panel(ax, records: pd.DataFrame, column: str) -> None:
         colour = PALETTE[place]
         along = [rows[column] - rows[f"{column} low"], rows[f"{column} high"] - rows[column]]
         up = [rows["PSNR"] - rows["PSNR low"], rows["PSNR high"] - rows["PSNR"]]
-        ax.errorbar(rows[column], rows["PSNR"], up, along, fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.45)
+        ax.errorbar(
+            rows[column], rows["PSNR"], up, along, fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.45
+        )
         ax.plot(rows[column], rows["PSNR"], line_of(kind), color=colour, lw=1.1)
         size = 9 if marker == "*" else 5
         for filled, points in rows.groupby(best):

@@ -1,7 +1,8 @@
 """Figures to touch: each computes in the page what its controls ask for, with no server and no other host.
 
-A function here turns numbers into HTML: the controls, the numbers as JSON, and one of the scripts in ``scripts``. What the
-scripts compute is held to the library's own results by ``tests/book/test_interactive.py``.
+A function here turns numbers into HTML: the controls, the numbers as JSON, and one of the scripts in
+``scripts``. What the scripts compute is held to the library's own results by
+``tests/book/test_interactive.py``.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ WAYS = {
     "queries kept": "#de8f05",
     "queries kept, groups weighted": "#cc3311",
 }
-"""The ways in which `merging` can merge, and the colour of each, in the order in which its script counts them."""
+"""The ways in which `merging` can merge, and the colour of each, in the order in which its script counts
+them."""
 
 
 GROUPS = {
@@ -77,7 +79,8 @@ def page_part(script: str, data: dict, **words: object) -> HTML:
 
 
 def quantised(values: torch.Tensor) -> dict:
-    """A matrix ``[N, C]`` as whole numbers of eight bits with a scale for each column: ``shape``, ``scale`` and ``values``."""
+    """A matrix ``[N, C]`` as whole numbers of eight bits with a scale for each column: ``shape``, ``scale``
+    and ``values``."""
     values = values.detach().float().cpu()
     scale = values.abs().amax(0).clamp_min(1e-12) / 127
     whole = (values / scale).round().to(torch.int8)
@@ -112,7 +115,9 @@ def picture(image: np.ndarray, edge: int | None = None, quality: int = 90) -> st
 
 def options(names, chosen: int = 0) -> str:
     """The entries of a list to choose from; the one at ``chosen`` is chosen first."""
-    return "".join(f'<option value="{name}"{" selected" * (i == chosen)}>{name}</option>' for i, name in enumerate(names))
+    return "".join(
+        f'<option value="{name}"{" selected" * (i == chosen)}>{name}</option>' for i, name in enumerate(names)
+    )
 
 
 def key(colours: dict[str, str]) -> str:
@@ -121,7 +126,8 @@ def key(colours: dict[str, str]) -> str:
 
 
 def animation(moment: int = 50) -> HTML:
-    """Animate a self-attention on merged tokens, in ToMe's way and with keys and values merged alone, to play and to stop.
+    """Animate a self-attention on merged tokens, in ToMe's way and with keys and values merged alone, to play
+    and to stop.
 
     Args:
         moment: percent of the way, at which it stands first: 0 to 100.
@@ -147,13 +153,16 @@ def merging(
     block: torch.nn.Module,
     threshold: float = 0.7,
 ) -> HTML:
-    """One self-attention to merge by hand: which groups there are, where a token looks, and what merging changes.
+    """One self-attention to merge by hand: which groups there are, where a token looks, and what merging
+    changes.
 
     Args:
-        frames: for each scene, the block's input ``[N, C]`` by the name of a step; the same steps for each scene.
+        frames: for each scene, the block's input ``[N, C]`` by the name of a step; the same steps for each
+            scene.
         images: for each scene, what its generation made, ``[H, W, 3]`` in [0, 1].
         grid: rows and columns of the tokens.
-        block: a transformer block of diffusers with ``norm1`` and ``attn1``, whose layers have no bias but the last.
+        block: a transformer block of diffusers with ``norm1`` and ``attn1``, whose layers have no bias but
+            the last.
         threshold: where the slider stands at first.
 
     Raises:
@@ -161,9 +170,17 @@ def merging(
     """
     some = next(iter(next(iter(frames.values())).values()))
     if some.numel() > MOST_NUMBERS:
-        raise ValueError(f"frames: {some.shape[0]} tokens of {some.shape[1]} channels must be at most {MOST_NUMBERS} numbers")
+        raise ValueError(
+            f"frames: {some.shape[0]} tokens of {some.shape[1]} channels must be at most {MOST_NUMBERS} "
+            "numbers"
+        )
     norm, attention = block.norm1, block.attn1
-    layers = {"query": attention.to_q, "key": attention.to_k, "value": attention.to_v, "output": attention.to_out[0]}
+    layers = {
+        "query": attention.to_q,
+        "key": attention.to_k,
+        "value": attention.to_v,
+        "output": attention.to_out[0],
+    }
     data = {
         "grid": list(grid),
         "heads": attention.heads,
@@ -186,7 +203,15 @@ def merging(
         for name, preset in PRESETS.items()
     )
     chosen = options(steps, len(steps) // 2)
-    return page_part("merge", data, scenes=options(frames), steps=chosen, threshold=threshold, presets=presets, key=key(WAYS))
+    return page_part(
+        "merge",
+        data,
+        scenes=options(frames),
+        steps=chosen,
+        threshold=threshold,
+        presets=presets,
+        key=key(WAYS),
+    )
 
 
 def scheduling(
@@ -199,10 +224,13 @@ def scheduling(
     """Checkpoints to place on a timeline: how stale the pairs become, and what quality and time to expect.
 
     Args:
-        staleness: for each amount of merging, ``[T, T]`` in [0, 1]: how stale pairs of one step are at another.
+        staleness: for each amount of merging, ``[T, T]`` in [0, 1]: how stale pairs of one step are at
+            another.
         schedules: for each amount, the steps of known schedules by name.
-        quality: for each amount, ``intercept`` and ``slope`` (dB) of PSNR over mean staleness, and the ``spread`` around them.
-        time: for each amount, the time of a generation over the unmerged one: ``fixed``, and ``each`` checkpoint's.
+        quality: for each amount, ``intercept`` and ``slope`` (dB) of PSNR over mean staleness, and the
+            ``spread`` around them.
+        time: for each amount, the time of a generation over the unmerged one: ``fixed``, and ``each``
+            checkpoint's.
         rival: the schedule to beat.
     """
     calls = len(next(iter(staleness.values())))
@@ -210,11 +238,15 @@ def scheduling(
     amounts = {}
     for amount, matrix in staleness.items():
         whole = np.clip(np.asarray(matrix, float) * 255, 0, 255).round().astype(np.uint8)
-        kept = {name: sorted({step for step in steps if step < calls}) for name, steps in schedules[amount].items()}
+        kept = {
+            name: sorted({step for step in steps if step < calls})
+            for name, steps in schedules[amount].items()
+        }
         amounts[amount] = {
             "staleness": base64.b64encode(whole.tobytes()).decode(),
             "schedules": [
-                {"name": name, "steps": steps, "staleness": mean_staleness(whole / 255, steps)} for name, steps in kept.items()
+                {"name": name, "steps": steps, "staleness": mean_staleness(whole / 255, steps)}
+                for name, steps in kept.items()
             ],
             "quality": quality[amount],
             "time": time[amount],
@@ -229,7 +261,8 @@ def where_time_goes(
     match_every: float = 51 / 13,
     rows: int = 2,
 ) -> HTML:
-    """The least time of a U-Net call by the roofline, over models, sizes, devices, kinds of attention and shares merged.
+    """The least time of a U-Net call by the roofline, over models, sizes, devices, kinds of attention and
+    shares merged.
 
     SD v1.5 is there in float32, too; the others in float16 alone.
 
@@ -279,11 +312,16 @@ def _grouped(table: pd.DataFrame) -> pd.DataFrame:
     """Operations with the place of each one's part in `GROUPS`, as the column ``group``."""
     names = list(GROUPS)
     grouped = ["merging itself" if part in accounting.MERGING else part for part in table.index]
-    return table.assign(group=[names.index(name if name in names else "other layers with products") for name in grouped])
+    return table.assign(
+        group=[names.index(name if name in names else "other layers with products") for name in grouped]
+    )
 
 
-def _least_seconds(table: pd.DataFrame, flops_per_s: float, bytes_per_s: float, attention: str) -> list[float]:
-    """`accounting.roofline_seconds` of each of `GROUPS`, to four digits; by NumPy, since it is asked thousands of times."""
+def _least_seconds(
+    table: pd.DataFrame, flops_per_s: float, bytes_per_s: float, attention: str
+) -> list[float]:
+    """`accounting.roofline_seconds` of each of `GROUPS`, to four digits; by NumPy, since it is asked
+    thousands of times."""
     computing = table["flops"].to_numpy() / flops_per_s
     moving = table[f"bytes_{attention}"].to_numpy() / bytes_per_s
     sums = np.bincount(table["group"], np.maximum(computing, moving), len(GROUPS))
@@ -306,7 +344,10 @@ def blind_test(plain: dict[str, np.ndarray], made: dict[str, dict[str, np.ndarra
                 "name": scene,
                 "plain": picture(image, quality=95),
                 "images": [picture(by_scene[scene], quality=95) for by_scene in made.values()],
-                "psnr": [float(psnr(to_uint8(by_scene[scene][None]), to_uint8(image[None]))[0]) for by_scene in made.values()],
+                "psnr": [
+                    float(psnr(to_uint8(by_scene[scene][None]), to_uint8(image[None]))[0])
+                    for by_scene in made.values()
+                ],
             }
             for scene, image in plain.items()
         ],

@@ -38,7 +38,8 @@ def closeness(image: np.ndarray, plain: np.ndarray, digits: int = 1) -> str:
 
 
 def best_similarity(image: np.ndarray, name: str, matches: Matches, row: int, ratio: float, threshold: float):
-    """An image, a map of the best similarity of its src tokens, and their distribution with what a threshold and a share merge.
+    """An image, a map of the best similarity of its src tokens, and their distribution with what a threshold
+    and a share merge.
 
     Args:
         image: ``[H, W, 3]`` in [0, 1], and its ``name``.
@@ -72,7 +73,9 @@ def pairs_and_distances(image: np.ndarray, matches: Matches, row: int, pairs: to
         pairs: ``[P, 2]``, src and dst of each merged pair of that image, found in these matches.
         most: how many are drawn over the image.
     """
-    similarity = matches.similarity[row].contiguous()[torch.searchsorted(matches.src, pairs[:, 0].contiguous())]
+    similarity = matches.similarity[row].contiguous()[
+        torch.searchsorted(matches.src, pairs[:, 0].contiguous())
+    ]
     shown = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[:most]
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.9))
     title = f"{len(shown)} of {len(pairs)} pairs"
@@ -93,7 +96,8 @@ def merging_by_hand(frames: Mapping, images: Mapping, grid: tuple[int, int], blo
 
 
 def growing_shares(images: Mapping[str, np.ndarray], gain: float = 8):
-    """Images ``[H, W, 3]`` in [0, 1] by name, and below each but the first, which nothing was merged in, what changed."""
+    """Images ``[H, W, 3]`` in [0, 1] by name, and below each but the first, which nothing was merged in, what
+    changed."""
     (name, plain), *merged = images.items()
     figure, axes = plt.subplots(2, len(images), figsize=(WIDTH, 4.6), squeeze=False)
     show_image(axes[0, 0], plain, name)
@@ -111,7 +115,8 @@ def least_and_most(images: np.ndarray, names: Sequence[str], shares: pd.Series, 
     Args:
         images: ``[images, H, W, 3]`` in [0, 1].
         names: the class of each.
-        shares: by the number of the image, as of `catome.study.measure.similarity.extremes`; others are not shown.
+        shares: by the number of the image, as of `catome.study.measure.similarity.extremes`; others are not
+            shown.
         threshold: a cosine.
     """
     size = WIDTH, WIDTH / max(len(shares), 3) + 0.3
@@ -122,7 +127,8 @@ def least_and_most(images: np.ndarray, names: Sequence[str], shares: pd.Series, 
 
 
 def rows_of_scenes(images: Mapping[str, Sequence[np.ndarray]], columns: int):
-    """Images ``[H, W, 3]`` of eight bits, a row for each class and two classes beside each other; ``columns`` in each row."""
+    """Images ``[H, W, 3]`` of eight bits, a row for each class and two classes beside each other; ``columns``
+    in each row."""
     rows = -(-len(images) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(WIDTH, WIDTH * rows / 2 / columns * 1.16), squeeze=False)
     for ax, (name, row) in zip(axes.T.flat, images.items(), strict=False):
@@ -136,10 +142,12 @@ def rows_of_scenes(images: Mapping[str, Sequence[np.ndarray]], columns: int):
 
 
 def cover(plain: np.ndarray, merged: np.ndarray, seen: Observation, times: Mapping[str, float]):
-    """The picture of the front page: an image, what a layer merges in it, the image that comes out, and the time that it takes.
+    """The picture of the front page: an image, what a layer merges in it, the image that comes out, and the
+    time that it takes.
 
     Args:
-        plain, merged: the image with every token in place and that of the same seed with merging, ``[H, W, 3]`` in [0, 1].
+        plain, merged: the image with every token in place and that of the same seed with merging, ``[H, W,
+            3]`` in [0, 1].
         seen: the layer at one step, with its plan; the image's prompted row is the last.
         times: of one image by name, relative to the first, in which nothing is merged.
     """
@@ -168,7 +176,8 @@ def _bars_of_time(ax, times: Mapping[str, float]) -> None:
 
 
 def unet(pipe, setting: Setting):
-    """Draw a U-Net with its levels, its skip connections and, in colour, the transformer blocks that merge: the topmost ones.
+    """Draw a U-Net with its levels, its skip connections and, in colour, the transformer blocks that merge:
+    the topmost ones.
 
     Args:
         pipe: a pipeline with a U-Net.
@@ -194,7 +203,12 @@ def unet(pipe, setting: Setting):
                 corner = (start + 1 + place * width, y + 0.8)
                 colour = BLOCK_COLOURS.get(short_name(name), PALETTE[1])
                 ax.add_patch(plt.Rectangle(corner, width - 1, 3.4, facecolor=colour, edgecolor="none"))
-        ax.annotate("", (59.5, y + 2.5), (36.5, y + 2.5), arrowprops=dict(arrowstyle="->", color="0.6", ls="--", lw=0.8))
+        ax.annotate(
+            "",
+            (59.5, y + 2.5),
+            (36.5, y + 2.5),
+            arrowprops=dict(arrowstyle="->", color="0.6", ls="--", lw=0.8),
+        )
         size = f"{rows} \u00d7 {columns} = {rows * columns:,} tokens"
         ax.text(48, y + 3.1, size, ha="center", va="bottom", fontsize="small")
         if level + 1 < levels:
@@ -202,8 +216,17 @@ def unet(pipe, setting: Setting):
             ax.annotate("", (left + 9, y - 3), (left + 9, y), arrowprops=flow)
             ax.annotate("", (right - 9, y), (right - 9, y - 3), arrowprops=flow)
     bottom = -8 * (levels - 1)
-    ax.annotate("", (60, bottom - 2.5), (36, bottom - 2.5), arrowprops=dict(arrowstyle="->", color="0.3", lw=1.2))
+    ax.annotate(
+        "", (60, bottom - 2.5), (36, bottom - 2.5), arrowprops=dict(arrowstyle="->", color="0.3", lw=1.2)
+    )
     ax.text(18, 6.2, "noisy latents in", ha="center", va="bottom", fontsize="small")
     ax.text(80, 6.2, "noise estimate out", ha="center", va="bottom", fontsize="small")
-    ax.text(48, bottom - 3.6, "dashed: skip connections; in colour: blocks that merge", ha="center", va="top", fontsize="small")
+    ax.text(
+        48,
+        bottom - 3.6,
+        "dashed: skip connections; in colour: blocks that merge",
+        ha="center",
+        va="top",
+        fontsize="small",
+    )
     return figure

@@ -1,8 +1,10 @@
-"""Divide work among processes that share a folder: on one machine or on many, started together or one after the other.
+"""Divide work among processes that share a folder: on one machine or on many, started together or one after
+the other.
 
-A piece of work is *claimed* by making a file that only one process can make. Whoever has a claim touches it while it lives; a
-claim of a process that is gone is anybody's. So nobody has to be told what the others do, a process that is killed loses the
-piece it was at and nothing else, and the others do that piece in the end. Two processes at the same piece, should a claim be
+A piece of work is *claimed* by making a file that only one process can make. Whoever has a claim touches it
+while it lives; a claim of a process that is gone is anybody's. So nobody has to be told what the others do, a
+process that is killed loses the piece it was at and nothing else, and the others do that piece in the end.
+Two processes at the same piece, should a claim be
 taken from one that was only asleep, do no harm: they compute the same rows.
 """
 
@@ -37,7 +39,8 @@ def here() -> str:
 
 
 def born(pid: int) -> str | None:
-    """The start of a process of this machine, in its own units; "" if that is not known, None if there is no such process."""
+    """The start of a process of this machine, in its own units; "" if that is not known, None if there is no
+    such process."""
     try:
         with suppress(PermissionError):  # there it is, and somebody else's
             os.kill(pid, 0)
@@ -80,7 +83,8 @@ class Claims:
                 self.folder.rmdir()
 
     def _clear(self, path: Path) -> bool:
-        """Remove a claim if its process is gone; False if it is held, or somebody else has just removed it."""
+        """Remove a claim if its process is gone; False if it is held, or somebody else has just removed
+        it."""
         seen = self._read(path)
         if not self._abandoned(path):
             return False
@@ -90,7 +94,8 @@ class Claims:
         except FileNotFoundError:
             return False
         taken_meanwhile = self._read(gone) != seen
-        if taken_meanwhile:  # between the look and the rename another process removed the old claim and made its own
+        # between the look and the rename another process removed the old claim and made its own
+        if taken_meanwhile:
             with suppress(OSError):
                 os.link(gone, path)
         gone.unlink()
@@ -102,7 +107,9 @@ class Claims:
         for path in sorted(self.folder.glob("*.claim")):
             if path not in self._held and not self._abandoned(path):
                 about = self._read(path)
-                lines.append(f"{about.get('name', '?')} by process {about.get('pid', '?')} on {about.get('host', '?')}")
+                lines.append(
+                    f"{about.get('name', '?')} by process {about.get('pid', '?')} on {about.get('host', '?')}"
+                )
         return lines
 
     def _path(self, name: str) -> Path:
@@ -168,7 +175,8 @@ def deal(
 ) -> Iterator[tuple[Piece, Need]]:
     """Yield the pieces of which something is missing, each while its claim is held, until nothing is missing.
 
-    Pieces that another process is at are waited for. Processes of one launch (see `place`) begin at different pieces.
+    Pieces that another process is at are waited for. Processes of one launch (see `place`) begin at different
+    pieces.
 
     Args:
         pieces: all there are.

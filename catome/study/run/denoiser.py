@@ -25,7 +25,10 @@ def check_has_unet(params, pipe) -> None:
         ValueError: if the pipeline's model is no U-Net.
     """
     if part_name(pipe) != "unet":
-        raise ValueError(f"model={params.model!r} must have a U-Net: some of the methods to compare are made for U-Nets alone")
+        raise ValueError(
+            f"model={params.model!r} must have a U-Net: some of the methods to compare are made for U-Nets "
+            "alone"
+        )
 
 
 def denoiser(pipe) -> torch.nn.Module:
@@ -37,7 +40,9 @@ def transformer_blocks(model: torch.nn.Module) -> dict[str, BasicTransformerBloc
     """The transformer blocks of a U-Net or a transformer by module name, in the order in which they run."""
     if hasattr(model, "down_blocks"):
         return unets.transformer_blocks(model)
-    return {name: module for name, module in model.named_modules() if isinstance(module, BasicTransformerBlock)}
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, BasicTransformerBlock)
+    }
 
 
 def topmost_downsample(model: torch.nn.Module) -> int:

@@ -1,7 +1,8 @@
 """Take over rows that were computed elsewhere: ``python -m catome.study.run.gather FOLDER``.
 
-A recording runs in a clean checkout of its own, so that its rows name the commit that computed them. This command puts them,
-with their provenance, beside the recorded ones. Rows with the same keys are replaced, so gathering twice changes nothing.
+A recording runs in a clean checkout of its own, so that its rows name the commit that computed them. This
+command puts them, with their provenance, beside the recorded ones. Rows with the same keys are replaced, so
+gathering twice changes nothing.
 """
 
 from __future__ import annotations
@@ -22,16 +23,33 @@ from catome.study.studies.allocation import LEFT
 from catome.study.studies.compose import COMPOSED
 from catome.study.studies.frontier import SCORES
 
-TABLES: tuple[Table, ...] = (QUALITY, COST, TURNS, DRIFT, STALENESS, SCORES, LEFT, COMPOSED, BENCH, PICTURES, SIMILARITY)
+TABLES: tuple[Table, ...] = (
+    QUALITY,
+    COST,
+    TURNS,
+    DRIFT,
+    STALENESS,
+    SCORES,
+    LEFT,
+    COMPOSED,
+    BENCH,
+    PICTURES,
+    SIMILARITY,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with ``arguments`` (by default the process's); 2 for a folder that is none, or holds something else."""
+    """Run the command with ``arguments`` (by default the process's); 2 for a folder that is none, or holds
+    something else."""
     parser = argparse.ArgumentParser("python -m catome.study.run.gather", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="in which parquet files of rows lie")
-    parser.add_argument("--into", type=Path, default=RECORDED, help="the folder that gets them (default: data/results)")
+    parser.add_argument(
+        "--into", type=Path, default=RECORDED, help="the folder that gets them (default: data/results)"
+    )
     names = [table.name for table in TABLES]
-    parser.add_argument("--table", nargs="+", choices=names, default=names, help="kinds of rows (default: all)")
+    parser.add_argument(
+        "--table", nargs="+", choices=names, default=names, help="kinds of rows (default: all)"
+    )
     given = parser.parse_args(arguments)
     if not given.folder.is_dir():
         parser.error(f"folder={str(given.folder)!r} must be a folder of rows")

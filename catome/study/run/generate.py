@@ -10,7 +10,12 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PixArtSigmaPipeline
+from diffusers import (
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PixArtSigmaPipeline,
+)
 from tqdm import tqdm
 
 from catome import tiny
@@ -35,14 +40,20 @@ def load(setting: Setting):
         OSError: if the model is neither a whole folder nor to be had from the Hub.
         ValueError: for a transformer and a ``guidance_rescale``, which its pipeline does not have.
     """
-    if setting.guidance_rescale and (setting.model == "tiny-pixart" or (not setting.embedded and is_pixart(setting.model))):
-        raise ValueError(f"guidance_rescale={setting.guidance_rescale!r} must be 0 with a transformer: its pipeline has none")
+    if setting.guidance_rescale and (
+        setting.model == "tiny-pixart" or (not setting.embedded and is_pixart(setting.model))
+    ):
+        raise ValueError(
+            f"guidance_rescale={setting.guidance_rescale!r} must be 0 with a transformer: its pipeline has "
+            "none"
+        )
     if setting.embedded:
         return _LOADERS[setting.model](dtype=DTYPES[setting.dtype], device=setting.device)
     from diffusers import PNDMScheduler
 
     given = (
-        f"model={setting.model!r} must be {', '.join(map(repr, EMBEDDED))}, a folder with a whole Stable Diffusion or "
+        f"model={setting.model!r} must be {', '.join(map(repr, EMBEDDED))}, a folder with a whole Stable "
+        "Diffusion or "
         "PixArt-Sigma in safetensors or a name on the Hub"
     )
     if is_pixart(setting.model):
@@ -56,7 +67,8 @@ def load(setting: Setting):
 
 
 def is_pixart(model: str) -> bool:
-    """Return True if a folder, or a name on the Hub, says that it is a PixArt-Sigma pipeline; False for what says nothing."""
+    """Return True if a folder, or a name on the Hub, says that it is a PixArt-Sigma pipeline; False for what
+    says nothing."""
     try:
         config = DiffusionPipeline.load_config(model)
     except (OSError, ValueError):
@@ -79,10 +91,15 @@ def with_sampler(pipe, name: str | None) -> Iterator:
 
 def batches(setting: Setting) -> list[range]:
     """The images of a study, cut into batches."""
-    return [range(at, min(at + setting.batch_size, setting.images)) for at in range(0, setting.images, setting.batch_size)]
+    return [
+        range(at, min(at + setting.batch_size, setting.images))
+        for at in range(0, setting.images, setting.batch_size)
+    ]
 
 
-def generate_batch(pipe, setting: Setting, images: range, progress: Callable[[], object] | None = None) -> np.ndarray:
+def generate_batch(
+    pipe, setting: Setting, images: range, progress: Callable[[], object] | None = None
+) -> np.ndarray:
     """Images ``images`` of the study, float ``[B, H, W, 3]`` in [0, 1].
 
     Each image has noise of its own, seeded with ``setting.seed`` and its number, whatever batch it is in."""
@@ -107,7 +124,8 @@ def generate_batch(pipe, setting: Setting, images: range, progress: Callable[[],
 
 
 def by_halves(make: Callable[[range], T], images: range) -> list[T]:
-    """Return what ``make`` gives for a batch, or, where the device lacks the memory, for its halves one by one, and so on.
+    """Return what ``make`` gives for a batch, or, where the device lacks the memory, for its halves one by
+    one, and so on.
 
     Raises:
         torch.OutOfMemoryError: if even a single image does not fit.
@@ -124,10 +142,14 @@ def by_halves(make: Callable[[range], T], images: range) -> list[T]:
 
 
 def generate(pipe, setting: Setting, label: str = "images") -> np.ndarray:
-    """All images of a study, float ``[images, H, W, 3]`` in [0, 1], with a progress bar over denoising steps."""
+    """All images of a study, float ``[images, H, W, 3]`` in [0, 1], with a progress bar over denoising
+    steps."""
     parts = batches(setting)
     with tqdm(total=len(parts) * setting.calls, desc=label, unit="step", leave=False) as bar:
-        made = [by_halves(lambda images: generate_batch(pipe, setting, images, bar.update), part) for part in parts]
+        made = [
+            by_halves(lambda images: generate_batch(pipe, setting, images, bar.update), part)
+            for part in parts
+        ]
         return np.concatenate([images for batch in made for images in batch])
 
 

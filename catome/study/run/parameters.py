@@ -1,8 +1,8 @@
 """The parameters of the studies: one class for each, checked before anything runs.
 
-A notebook's parameters cell, the command line, the presets and the tests all go through these classes. papermill injects
-whatever it is given and only warns about a name that a notebook does not declare, so each notebook begins with `Setting.of`,
-which refuses unknown names and values out of range.
+A notebook's parameters cell, the command line, the presets and the tests all go through these classes.
+papermill injects whatever it is given and only warns about a name that a notebook does not declare, so each
+notebook begins with `Setting.of`, which refuses unknown names and values out of range.
 """
 
 from __future__ import annotations
@@ -44,8 +44,14 @@ def names_or_none(name: str, value) -> list[str] | None:
         return None
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
-    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(v, str) and v.strip() for v in value):
-        raise ValueError(f"{name}={value!r} must be a list of names, or names with commas between them, none of them empty")
+    if (
+        not isinstance(value, (list, tuple))
+        or not value
+        or not all(isinstance(v, str) and v.strip() for v in value)
+    ):
+        raise ValueError(
+            f"{name}={value!r} must be a list of names, or names with commas between them, none of them empty"
+        )
     return list(value)
 
 
@@ -57,7 +63,8 @@ def names_among(known: Callable[[], Iterable[str]]) -> Callable:
         unknown = [one for one in asked or () if one not in there]
         if unknown:
             raise ValueError(
-                f"{name}={value!r}: there is no {unknown[0]!r}{near(unknown[0], there)}; there are {', '.join(there)}"
+                f"{name}={value!r}: there is no {unknown[0]!r}{near(unknown[0], there)}; there are "
+                f"{', '.join(there)}"
             )
         return asked
 
@@ -87,7 +94,10 @@ def usable_device(name: str, value) -> str:
     except (RuntimeError, NotImplementedError, AssertionError):
         usable = False
     if not usable:
-        raise ValueError(f"{name}={value!r}: this machine's torch has no such device; use 'cpu' or, where there is one, 'cuda'")
+        raise ValueError(
+            f"{name}={value!r}: this machine's torch has no such device; use 'cpu' or, where there is one, "
+            "'cuda'"
+        )
     return str(device)
 
 
@@ -100,7 +110,9 @@ def _text(name: str, value) -> str:
 def _template(name: str, value) -> str:
     braces = re.findall(r"{+[^{}]*}+|[{}]", _text(name, value))
     if braces != ["{}"]:
-        raise ValueError(f"{name}={value!r} must hold {{}} once, where the class name goes, and no other brace")
+        raise ValueError(
+            f"{name}={value!r} must hold {{}} once, where the class name goes, and no other brace"
+        )
     return value
 
 
@@ -110,9 +122,13 @@ def writable_folder(name: str, value) -> str:
     try:
         made = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     except OSError as error:  # such as a name that is too long
-        raise ValueError(f"{name}={value!r} must be a folder that can be written to, or made: {error.strerror}") from None
+        raise ValueError(
+            f"{name}={value!r} must be a folder that can be written to, or made: {error.strerror}"
+        ) from None
     if not made.is_dir() or not os.access(made, os.W_OK):
-        raise ValueError(f"{name}={value!r} must be a folder that can be written to, or made; {str(made)!r} is none")
+        raise ValueError(
+            f"{name}={value!r} must be a folder that can be written to, or made; {str(made)!r} is none"
+        )
     return value
 
 
@@ -168,10 +184,14 @@ Text = Annotated[str, checked_by(_text)]
 Folder = Annotated[str | None, checked_by(lambda name, value: None if value is None else _text(name, value))]
 Flag = Annotated[bool, checked_by(check_flag)]
 Count = Annotated[int, checked_by(_integer(1))]
-AllOr = Annotated[int | None, checked_by(lambda name, value: None if value is None else check_integer(name, value, 1))]
+AllOr = Annotated[
+    int | None, checked_by(lambda name, value: None if value is None else check_integer(name, value, 1))
+]
 Position = Annotated[int, checked_by(_integer(0))]
 Seed = Annotated[int, checked_by(_integer(0, 10**12))]
-Step = Annotated[int | None, checked_by(lambda name, value: None if value is None else check_integer(name, value, 0))]
+Step = Annotated[
+    int | None, checked_by(lambda name, value: None if value is None else check_integer(name, value, 0))
+]
 Cosine = Annotated[float, checked_by(_number(-1, 1))]
 Share = Annotated[float, checked_by(_number(0, 0.75))]
 Cosines = Annotated[tuple, checked_by(_numbers(-1, 1))]
@@ -194,7 +214,9 @@ ScheduleName = Annotated[object, checked_by(_schedule)]
 EMBEDDED = ("tiny", "tiny-pixart")
 """The models that come with the repository."""
 
-parameters = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+parameters = dataclass(
+    frozen=True, kw_only=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+)
 """Makes a class of parameters of a subclass of `Setting`."""
 
 
@@ -203,8 +225,8 @@ class Setting:
     """The parameters of every study: which model, which images, and where.
 
     Attributes:
-        model: "tiny" (the embedded model), "tiny-pixart" (the embedded transformer), a diffusers folder, or a name on the
-            Hugging Face Hub.
+        model: "tiny" (the embedded model), "tiny-pixart" (the embedded transformer), a diffusers folder, or a
+            name on the Hugging Face Hub.
         classes: names to put into the prompt, in turn; None for all classes of the model.
         prompt: with ``{}`` once, for the class.
         images: how many.
@@ -242,10 +264,13 @@ class Setting:
             if unknown:
                 hint = near(unknown[0], CLASSES)
                 raise ValueError(
-                    f"classes={self.classes!r}: the embedded model has no {unknown[0]!r}{hint}; it has {', '.join(CLASSES)}"
+                    f"classes={self.classes!r}: the embedded model has no {unknown[0]!r}{hint}; it has "
+                    f"{', '.join(CLASSES)}"
                 )
         if self.embedded and self.prompt != PROMPT:
-            raise ValueError(f"prompt={self.prompt!r}: the embedded model knows no other sentence than {PROMPT!r}")
+            raise ValueError(
+                f"prompt={self.prompt!r}: the embedded model knows no other sentence than {PROMPT!r}"
+            )
         return self
 
     @classmethod
@@ -273,7 +298,9 @@ class Setting:
         for name, value in given.items():
             if name not in known:
                 hint = near(name, known)
-                raise ValueError(f"{name}={value!r} is no parameter of this study{hint}; it has {', '.join(sorted(known))}")
+                raise ValueError(
+                    f"{name}={value!r} is no parameter of this study{hint}; it has {', '.join(sorted(known))}"
+                )
 
     @classmethod
     def of(cls, namespace: Mapping) -> Self:
@@ -289,7 +316,10 @@ class Setting:
         given = {
             name: value
             for name, value in namespace.items()
-            if name in known or not (name.startswith("_") or name in _SHELL or isinstance(value, ModuleType) or callable(value))
+            if name in known
+            or not (
+                name.startswith("_") or name in _SHELL or isinstance(value, ModuleType) or callable(value)
+            )
         }
         cls._refuse_unknown(given)
         missing = sorted(set(known) - set(given))

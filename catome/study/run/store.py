@@ -1,9 +1,11 @@
-"""Recorded results: rows in Parquet files that know how they were computed and are used again only where they fit.
+"""Recorded results: rows in Parquet files that know how they were computed and are used again only where they
+fit.
 
-A row is found again by its *keys*: the model's fingerprint, every parameter that its values depend on, and the version of
-the computation. Whatever changes one of them finds nothing and computes anew. What the values do not depend on (batch
-size, output folder) is no key; what they barely depend on (device, library versions) is provenance: one entry for each
-recording run, inside the Parquet file and, to be read by people, in a JSON file beside it.
+A row is found again by its *keys*: the model's fingerprint, every parameter that its values depend on, and
+the version of the computation. Whatever changes one of them finds nothing and computes anew. What the values
+do not depend on (batch size, output folder) is no key; what they barely depend on (device, library versions)
+is provenance: one entry for each recording run, inside the Parquet file and, to be read by people, in a JSON
+file beside it.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ SHARED_KEYS = {
     "width": pa.int32(),
     "dtype": pa.string(),
 }
-"""Keys of a row about one generated image. ``image`` is its number in the study, which with ``seed`` gives its noise."""
+"""Keys of a row about one generated image. ``image`` is its number in the study, which with ``seed`` gives
+its noise."""
 
 
 class Damaged(ValueError):
@@ -70,7 +73,8 @@ class Table:
 
     Attributes:
         name: of its file.
-        version: of the computation; raised whenever its values change, so that older rows are never used again.
+        version: of the computation; raised whenever its values change, so that older rows are never used
+            again.
         keys: columns that a row is found by, with their types.
         values: columns that were computed, with their types.
     """
@@ -88,21 +92,24 @@ class Table:
 def fingerprint(pipe) -> str:
     """A name for a pipeline's weights and configuration: equal exactly when both are.
 
-    SHA-256, 16 hexadecimal digits, over the configuration and every parameter and buffer of the denoising model, the VAE and
-    the text encoder (as float32, so that it does not depend on the precision in which half-precision weights are loaded), and
-    over the scheduler's configuration."""
+    SHA-256, 16 hexadecimal digits, over the configuration and every parameter and buffer of the denoising
+    model, the VAE and the text encoder (as float32, so that it does not depend on the precision in which
+    half-precision weights are loaded), and over the scheduler's configuration."""
     digest = hashlib.sha256()
     for part in (part_name(pipe), "vae", "text_encoder", "scheduler"):
         module = getattr(pipe, part)
         config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
-        # what says where and by whom a part was saved, and in which precision it was loaded, is no part of what it computes
+        # what says where and by whom a part was saved, and in which precision it was loaded, is no part of
+        # what it computes
         skip = ("transformers_version", "dtype", "torch_dtype", "architectures")
         config = {key: config[key] for key in config if not key.startswith("_") and key not in skip}
         digest.update(f"{part} {json.dumps(config, sort_keys=True, default=str)}".encode())
         if isinstance(module, torch.nn.Module):
             for name, tensor in sorted(module.state_dict().items()):
                 digest.update(name.encode())
-                digest.update(tensor.detach().to("cpu", torch.float32).contiguous().view(torch.uint8).numpy().data)
+                digest.update(
+                    tensor.detach().to("cpu", torch.float32).contiguous().view(torch.uint8).numpy().data
+                )
     return digest.hexdigest()[:16]
 
 
@@ -115,7 +122,9 @@ def provenance(setting: Setting, model: str) -> dict:
     cuda = setting.device.startswith("cuda")
     return {
         "id": uuid.uuid4().hex[:12],
-        "device": torch.cuda.get_device_name(setting.device) if cuda else f"{os.cpu_count()} CPU cores, {processor()}",
+        "device": torch.cuda.get_device_name(setting.device)
+        if cuda
+        else f"{os.cpu_count()} CPU cores, {processor()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
@@ -144,8 +153,8 @@ def _version(package: str) -> str | None:
 
 
 def sources(folder: Path = Path(catome.__file__).parent) -> str:
-    """A name for the sources in a folder, 16 hexadecimal digits over the names and contents of its Python files: it tells which
-    code ran, also where files were changed since the commit."""
+    """A name for the sources in a folder, 16 hexadecimal digits over the names and contents of its Python
+    files: it tells which code ran, also where files were changed since the commit."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         digest.update(f"{file.relative_to(folder).as_posix()}\0{_checksum(file.read_bytes())}\n".encode())
@@ -157,7 +166,9 @@ def _commit() -> str | None:
     try:
         run = dict(cwd=CHECKOUT, capture_output=True, text=True, check=True)
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno", "--", "catome"], **run).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno", "--", "catome"], **run
+        ).stdout.strip()
         return commit + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -166,9 +177,10 @@ def _commit() -> str | None:
 class Store:
     """Rows of one `Table`: read from the recorded ones and from this folder's own, written to the latter.
 
-    What is added is a file of its own in ``<folder>/<table.name>.parts``, whole or not there, with its checksum in its name, so
-    any number of processes may add at once. `finish` puts all into ``<folder>/<table.name>.parquet`` (and what is to be read by
-    people into ``.json``). A damaged file of the folder's own is set aside with a warning, and its rows are computed again.
+    What is added is a file of its own in ``<folder>/<table.name>.parts``, whole or not there, with its
+    checksum in its name, so any number of processes may add at once. `finish` puts all into
+    ``<folder>/<table.name>.parquet`` (and what is to be read by people into ``.json``). A damaged file of the
+    folder's own is set aside with a warning, and its rows are computed again.
 
     Args:
         table: their schema.
@@ -176,8 +188,8 @@ class Store:
         recorded: a folder of more rows, only read; None for none.
 
     Raises:
-        ValueError: if a file belongs to another study, lacks a key or its provenance, or a recorded one is damaged, or where a
-            file or folder of rows must be is something else; it names the file.
+        ValueError: if a file belongs to another study, lacks a key or its provenance, or a recorded one is
+            damaged, or where a file or folder of rows must be is something else; it names the file.
         TypeError: for arguments of another type.
     """
 
@@ -203,7 +215,8 @@ class Store:
     def refresh(self) -> None:
         """Take in what other processes have kept since."""
         while True:
-            names = sorted(path.name for path in self.parts.glob("*.parquet"))  # before the file that they may go into
+            # before the file that they may go into
+            names = sorted(path.name for path in self.parts.glob("*.parquet"))
             main = _state(self.file)
             try:
                 if main != self._main:
@@ -212,10 +225,13 @@ class Store:
                     self._take(self._read(self.file, own=True))
                 for name in names:
                     if name not in self._seen:
-                        part = self._read(self.parts / name, own=True, checksum=name.split(".")[0].rpartition("-")[2])
+                        part = self._read(
+                            self.parts / name, own=True, checksum=name.split(".")[0].rpartition("-")[2]
+                        )
                         if part is not None:
-                            # it may be in the file already: whoever put it there was killed before it could remove the part.
-                            # Its rows are taken all the same, for it may replace an older part; its hours count once
+                            # it may be in the file already: whoever put it there was killed before it could
+                            # remove the part. Its rows are taken all the same, for it may replace an older
+                            # part; its hours count once
                             self._take((part[0], {}) if self._holds(part[0]) else part)
                         self._seen.add(name)
                 return
@@ -258,20 +274,27 @@ class Store:
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             if not own:
-                raise Damaged(f"{file} is not a whole Parquet file ({reason}); get it from the repository again") from None
+                raise Damaged(
+                    f"{file} is not a whole Parquet file ({reason}); get it from the repository again"
+                ) from None
             aside = file.with_name(f"{file.name}.{_checksum(data)[:8]}.damaged")
             file.replace(aside)
             warnings.warn(
-                f"{file} is not a whole Parquet file ({reason}): set aside as {aside.name}; its rows are computed again",
+                f"{file} is not a whole Parquet file ({reason}): set aside as {aside.name}; its rows are "
+                "computed again",
                 stacklevel=2,
             )
             return None
         runs = _runs_of(file, found)
         if not found.schema.equals(self.table.schema):
             columns = set(found.column_names)
-            shuffled = found.column_names != self.table.schema.names and columns == set(self.table.schema.names)
+            shuffled = found.column_names != self.table.schema.names and columns == set(
+                self.table.schema.names
+            )
             if "version" not in columns or not columns & set(self.table.values) or shuffled:
-                raise Damaged(f"{file} holds other columns than {self.table.schema.names}: it belongs to another study")
+                raise Damaged(
+                    f"{file} holds other columns than {self.table.schema.names}: it belongs to another study"
+                )
             return None  # an earlier version's columns: never used again
         _check_keys(f"{file}: rows", found, self.table)
         return found.replace_schema_metadata(None), runs
@@ -287,7 +310,8 @@ class Store:
         return {name: run for name, run in self.runs.items() if name in wanted}
 
     def find(self, **keys) -> pd.DataFrame:
-        """The rows whose keys have these values (or one of them, where a list is given); own rows before recorded ones.
+        """The rows whose keys have these values (or one of them, where a list is given); own rows before
+        recorded ones.
 
         Raises:
             KeyError: for a name that is no key.
@@ -297,16 +321,24 @@ class Store:
         for name, value in wanted.items():
             if name not in self.table.keys:
                 known = f"the keys are {', '.join(self.table.keys)}"
-                raise KeyError(f"{name!r} is no key of {self.table.name}{near(name, self.table.keys)}; {known}")
+                raise KeyError(
+                    f"{name!r} is no key of {self.table.name}{near(name, self.table.keys)}; {known}"
+                )
             if not (pd.api.types.is_scalar(value) or isinstance(value, _MANY)):
-                raise TypeError(f"{name}={shown(value)} must be a value or a list of values, not {type(value).__name__}")
+                raise TypeError(
+                    f"{name}={shown(value)} must be a value or a list of values, not {type(value).__name__}"
+                )
         parts = []
         for held in (self._recorded, self._own):
             if held is None:
                 continue
             parts.append(held.filter(self._matches(wanted)))
         # of rows with the same keys the last that was written counts
-        return pa.concat_tables(parts).to_pandas().drop_duplicates(list(self.table.keys), keep="last", ignore_index=True)
+        return (
+            pa.concat_tables(parts)
+            .to_pandas()
+            .drop_duplicates(list(self.table.keys), keep="last", ignore_index=True)
+        )
 
     def _matches(self, wanted: Mapping) -> pc.Expression:
         keep = pc.scalar(True)
@@ -319,13 +351,14 @@ class Store:
         return keep
 
     def add(self, rows: Sequence[Mapping], run: dict, seconds: float) -> None:
-        """Keep rows, computed in ``run`` (see `provenance`) in ``seconds``; a row with the same keys is replaced.
+        """Keep rows, computed in ``run`` (see `provenance`) in ``seconds``; a row with the same keys is
+        replaced.
 
         Whoever is killed has kept all of them or none.
 
         Raises:
-            ValueError, TypeError, KeyError: for rows or a run that do not fit, naming the column, and the row or the value;
-                nothing is written then.
+            ValueError, TypeError, KeyError: for rows or a run that do not fit, naming the column, and the row
+                or the value; nothing is written then.
             OSError: naming the file that could not be written, and why.
         """
         rows = check_collection("rows", rows, "a list of rows")
@@ -336,7 +369,8 @@ class Store:
         new = self._table_of(rows, run["id"])
         runs = {run["id"]: run | {"rows": len(new), "wall_seconds": round(seconds, 1)}}
         data = _packed(new, runs)
-        name = f"{time.time_ns():020d}-{run['id']}-{_checksum(data)}.parquet"  # in the order in which they were written
+        # in the order in which they were written
+        name = f"{time.time_ns():020d}-{run['id']}-{_checksum(data)}.parquet"
         write_whole(self.parts / name, data)
         self._seen.add(name)
         self._take((new, runs))
@@ -349,13 +383,17 @@ class Store:
             unknown = [name for name in row if name not in columns]
             if unknown:
                 hint, known = near(str(unknown[0]), columns), ", ".join(columns)
-                raise KeyError(f"rows[{i}]: {unknown[0]!r} is no column of {self.table.name}{hint}; it has {known}")
+                raise KeyError(
+                    f"rows[{i}]: {unknown[0]!r} is no column of {self.table.name}{hint}; it has {known}"
+                )
             missing = [name for name in columns if name not in (*row, "version", "run")]
             if missing:
                 raise KeyError(f"rows[{i}] lacks {missing[0]!r}, a column of {self.table.name}")
         frame = pd.DataFrame([{"version": self.table.version, **row, "run": run} for row in rows])
         try:
-            new = pa.Table.from_pandas(frame, self.table.schema, preserve_index=False).replace_schema_metadata(None)
+            new = pa.Table.from_pandas(
+                frame, self.table.schema, preserve_index=False
+            ).replace_schema_metadata(None)
         except (pa.ArrowException, OverflowError) as error:
             reason = "; ".join(" ".join(str(part).split()) for part in error.args)
             raise ValueError(f"rows do not fit the columns of {self.table.name}: {reason}") from None
@@ -363,7 +401,8 @@ class Store:
         return new
 
     def gather(self, folder: Path) -> int:
-        """Take over the rows that other processes kept in ``folder``, with their provenance; how many there were.
+        """Take over the rows that other processes kept in ``folder``, with their provenance; how many there
+        were.
 
         Rows with the same keys are replaced, so gathering twice changes nothing.
 
@@ -378,7 +417,8 @@ class Store:
         return len(other.find())
 
     def finish(self) -> None:
-        """Put what was added into one file, unless other processes are at work in this folder: then the last of them does."""
+        """Put what was added into one file, unless other processes are at work in this folder: then the last
+        of them does."""
         claims = Claims(self.file.parent)
         name = f"the file {self.file.name}"
         if not self.parts.is_dir() or claims.others() or not claims.take(name):
@@ -390,7 +430,8 @@ class Store:
             claims.release(name)
 
     def _write(self) -> None:
-        """The file of all rows, then no parts: whoever is killed between the two has some rows twice, which are one."""
+        """The file of all rows, then no parts: whoever is killed between the two has some rows twice, which
+        are one."""
         merged = [self.parts / name for name in self._seen]
         keys = self._own.select(list(self.table.keys)).to_pandas()
         self._own = self._own.filter(pa.array(~keys.duplicated(keep="last").to_numpy(bool))).combine_chunks()
@@ -401,7 +442,8 @@ class Store:
         beside = {
             "study": self.table.name,
             "version": self.table.version,
-            "sha256": [_checksum(data), *_sums_beside(self.file)[:1]],  # of this file, and of the one it is about to replace
+            # of this file, and of the one it is about to replace
+            "sha256": [_checksum(data), *_sums_beside(self.file)[:1]],
             "columns": {field.name: str(field.type) for field in self.table.schema},
             "runs": list(self._runs.values()),
         }
@@ -415,7 +457,8 @@ class Store:
 
 
 def _check_place(path: Path, right: Callable[[int], bool], kind: str) -> None:
-    """Refuse what is at ``path`` if it is not of a kind; it looks once, for other processes may take it away."""
+    """Refuse what is at ``path`` if it is not of a kind; it looks once, for other processes may take it
+    away."""
     with suppress(FileNotFoundError):
         if not right(path.stat().st_mode):
             raise Damaged(f"{path} must be a {kind}, or not be there, and is something else: move it away")
@@ -426,11 +469,15 @@ def _check_keys(name: str, rows: pa.Table, table: Table) -> None:
     for key in table.keys:
         if rows[key].null_count:
             at = rows[key].is_null().to_pylist().index(True)
-            raise ValueError(f"{name}[{at}] has no {key} (None or NaN), a key of {table.name}: each row needs all of its keys")
+            raise ValueError(
+                f"{name}[{at}] has no {key} (None or NaN), a key of {table.name}: each row needs all of its "
+                "keys"
+            )
 
 
 def _check_run(run) -> None:
-    """Provenance must be something that can be written as JSON, with an id that can be part of a file's name."""
+    """Provenance must be something that can be written as JSON, with an id that can be part of a file's
+    name."""
     check_kind("run", run, Mapping, "a dict, as catome.study.run.store.provenance makes it")
     if not isinstance(run.get("id"), str) or not re.fullmatch(r"[\w-]+", run["id"]):
         raise ValueError(f"run['id']={shown(run.get('id'))} must be a text of letters, digits, _ and -")
@@ -438,8 +485,13 @@ def _check_run(run) -> None:
         try:
             json.dumps({name: value}, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
-            allowed = "text, finite numbers, True, False, None, or lists and dicts of them, under names that are text"
-            raise TypeError(f"run[{name!r}]={shown(value)} cannot be written as JSON: it must be {allowed}") from None
+            allowed = (
+                "text, finite numbers, True, False, None, or lists and dicts of them, under names that are "
+                "text"
+            )
+            raise TypeError(
+                f"run[{name!r}]={shown(value)} cannot be written as JSON: it must be {allowed}"
+            ) from None
 
 
 def _runs_of(file: Path, rows: pa.Table) -> dict[str, dict]:
@@ -450,13 +502,20 @@ def _runs_of(file: Path, rows: pa.Table) -> dict[str, dict]:
     except (ValueError, AttributeError, TypeError):
         good = False
     if not good:
-        raise Damaged(f"{file} does not say how its rows were computed: its metadata 'runs' must be a JSON object of runs")
+        raise Damaged(
+            f"{file} does not say how its rows were computed: its metadata 'runs' must be a JSON object of "
+            "runs"
+        )
     return runs
 
 
 def _left_behind(folder: Path) -> list[Path]:
-    """The files that dead processes of this machine had not written to the end; of other machines nobody can ask."""
-    found = [(path, re.fullmatch(r"\..*\.[0-9a-f]{8}\.(\w+)\.(\d+)\.partial", path.name)) for path in folder.glob(".*.partial")]
+    """The files that dead processes of this machine had not written to the end; of other machines nobody can
+    ask."""
+    found = [
+        (path, re.fullmatch(r"\..*\.[0-9a-f]{8}\.(\w+)\.(\d+)\.partial", path.name))
+        for path in folder.glob(".*.partial")
+    ]
     return [path for path, about in found if about and about[1] == _machine() and born(int(about[2])) is None]
 
 
@@ -512,7 +571,9 @@ def write_whole(file: Path, data: bytes) -> None:
         with suppress(OSError):
             partial.unlink()
         why = error.strerror or str(error)
-        raise OSError(error.errno, f"{file} could not be written ({why}); what was kept before is still there") from None
+        raise OSError(
+            error.errno, f"{file} could not be written ({why}); what was kept before is still there"
+        ) from None
 
 
 def shared_keys(pipe, setting: Setting) -> dict:
@@ -536,7 +597,8 @@ def image_keys(setting: Setting, image: int) -> dict:
 
 
 def prompts_of(setting: Setting, images: int) -> dict:
-    """The keys of a row about the first ``images`` images together: how many, and their prompts with newlines between."""
+    """The keys of a row about the first ``images`` images together: how many, and their prompts with newlines
+    between."""
     return {"images": images, "prompt": "\n".join(setting.prompts[:images])}
 
 
@@ -550,7 +612,9 @@ def of_these_images(rows: pd.DataFrame, setting: Setting) -> pd.DataFrame:
     """The rows of images ``0 ... setting.images - 1`` with the prompts that the setting gives them."""
     prompts = pd.Series(setting.prompts)
     rows = rows[rows["image"] < setting.images]
-    return rows[rows["prompt"] == rows["image"].map(prompts)].sort_values("image", kind="stable", ignore_index=True)
+    return rows[rows["prompt"] == rows["image"].map(prompts)].sort_values(
+        "image", kind="stable", ignore_index=True
+    )
 
 
 def computed_on(runs: Mapping[str, dict]) -> str:
@@ -559,7 +623,9 @@ def computed_on(runs: Mapping[str, dict]) -> str:
     for device in dict.fromkeys(run["device"] for run in runs.values()):
         here = [run for run in runs.values() if run["device"] == device]
         days = sorted({run["date"][:10] for run in here})
-        versions = ", ".join(dict.fromkeys(f"torch {run['torch']}, diffusers {run['diffusers']}" for run in here))
+        versions = ", ".join(
+            dict.fromkeys(f"torch {run['torch']}, diffusers {run['diffusers']}" for run in here)
+        )
         minutes = sum(run["wall_seconds"] for run in here) / 60
         took = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes"
         span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"

@@ -1,15 +1,18 @@
-"""The studies behind the chapters: each a class of parameters, what there is to generate, and a function that does it.
+"""The studies behind the chapters: each a class of parameters, what there is to generate, and a function that
+does it.
 
 A study is a module with
 
 - ``NOTEBOOK``, the name of the chapter's notebook, or None;
-- ``Parameters``, a class of `catome.study.run.parameters.Setting`, whose defaults are those of the chapter's notebook;
+- ``Parameters``, a class of `catome.study.run.parameters.Setting`, whose defaults are those of the chapter's
+    notebook;
 - ``jobs(parameters)``, which lists the generations that it needs, and computes nothing;
-- ``check(parameters, pipe)``, if there are models that it cannot take, which refuses them before anything is computed;
+- ``check(parameters, pipe)``, if there are models that it cannot take, which refuses them before anything is
+    computed;
 - ``run(parameters, pipe)``, which makes what is missing and returns a result;
 
-and a result has its tables, its comparisons and its intervals as methods, and ``report()`` where no notebook shows it. The
-notebook, the command line and the tests all call these.
+and a result has its tables, its comparisons and its intervals as methods, and ``report()`` where no notebook
+shows it. The notebook, the command line and the tests all call these.
 """
 
 from __future__ import annotations

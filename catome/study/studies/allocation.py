@@ -1,9 +1,12 @@
 """Does the image decide how many tokens are merged, or the step and the block?
 
-A threshold merges another share of each image, at each step, in each block. Is all of this needed? Here a threshold is compared
-with fixed shares that are ever freer: one for the whole generation, one for each block, one for each step, and one for each
-step and block. What the last of them lacks is the image alone. All leave as many attention scores as the threshold does on
-average: shares are measured on images of another seed, and set so that ``(1 - share) ** 2`` has the mean that was measured.
+A threshold merges another share of each image, at each step, in each block. Is all of this needed? Here a
+threshold is compared
+with fixed shares that are ever freer: one for the whole generation, one for each block, one for each step,
+and one for each step and block. What the last of them lacks is the image alone. All leave as many attention
+scores as the threshold does on
+average: shares are measured on images of another seed, and set so that ``(1 - share) ** 2`` has the mean that
+    was measured.
 
 ``python -m catome.study allocation`` prints the table; chapter 3 shows it.
 """
@@ -24,7 +27,16 @@ from catome.study.measure.comparison import Comparison, compare
 from catome.study.methods import Method
 from catome.study.run.generate import batches, generate_batch
 from catome.study.run.parameters import Cosines, Count, Flag, Setting, parameters
-from catome.study.run.store import RECORDED, SHARED_KEYS, Stopwatch, Store, Table, prompts_of, provenance, shared_keys
+from catome.study.run.store import (
+    RECORDED,
+    SHARED_KEYS,
+    Stopwatch,
+    Store,
+    Table,
+    prompts_of,
+    provenance,
+    shared_keys,
+)
 from catome.study.studies.frontier import scores_left
 from catome.study.studies.jobs import Job, of_images
 
@@ -70,12 +82,16 @@ LEFT = Table(
     | {"threshold": pa.float64(), "images": pa.int32(), "block": pa.int32()},
     {"left": pa.list_(pa.float32())},
 )
-"""One row for each threshold and block: the share of attention scores that it leaves at each step, ``(1 - merged share) ** 2``,
-mean over the first ``images`` images, with and without their prompts. ``prompt`` holds these, with newlines between."""
+"""One row for each threshold and block: the share of attention scores that it leaves at each step, ``(1 -
+merged share) ** 2``, mean over the first ``images`` images, with and without their prompts. ``prompt`` holds
+these, with newlines between."""
 
 
-def measured_left(pipe, setting: Setting, threshold: float, folder=None, recorded=RECORDED, recompute=False) -> np.ndarray:
-    """The share of attention scores that CA-ToMe leaves at each step in each block, ``[calls, blocks]``, mean over images.
+def measured_left(
+    pipe, setting: Setting, threshold: float, folder=None, recorded=RECORDED, recompute=False
+) -> np.ndarray:
+    """The share of attention scores that CA-ToMe leaves at each step in each block, ``[calls, blocks]``, mean
+    over images.
 
     Args:
         pipe: an unpatched pipeline.
@@ -101,7 +117,9 @@ def measured_left(pipe, setting: Setting, threshold: float, folder=None, recorde
             generate_batch(pipe, setting, part, note)
         total = total + len(part) * np.array(seen)
     left = total / setting.images
-    rows = [keys | {"block": block, "left": left[:, block].astype(np.float32)} for block in range(left.shape[1])]
+    rows = [
+        keys | {"block": block, "left": left[:, block].astype(np.float32)} for block in range(left.shape[1])
+    ]
     store.add(rows, run, watch.lap())
     store.finish()
     return left.astype(np.float32).astype(float)
@@ -122,7 +140,9 @@ def shares_by(left: np.ndarray, freedom: str) -> np.ndarray:
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations; the shares are known only when they have been measured."""
     for t in params.thresholds:
-        yield Job(1, "images", methods.ca_tome(t, None).label, params.measured, params.batch_size, params.calls)
+        yield Job(
+            1, "images", methods.ca_tome(t, None).label, params.measured, params.batch_size, params.calls
+        )
     fixed = [f"fixed shares by {freedom}, as t = {t:g}" for t in params.thresholds for freedom in FREEDOMS]
     yield from of_images(2, params, [*(methods.ca_tome(t, None).label for t in params.thresholds), *fixed])
 
@@ -150,7 +170,10 @@ def run(params: Parameters, pipe, **kept) -> Result:
         ways[t, "image"] = methods.ca_tome(t, None)
     made = compare(pipe, params, list(ways.values()), recompute=params.recompute, **kept)
     few = replace(params, images=min(params.images, params.batch_size))
-    scores = {key: scores_left(pipe, few, method, recompute=params.recompute, **kept) for key, method in ways.items()}
+    scores = {
+        key: scores_left(pipe, few, method, recompute=params.recompute, **kept)
+        for key, method in ways.items()
+    }
     return Result(params, left, ways, scores, made)
 
 
@@ -173,7 +196,8 @@ class Result:
     made: Comparison
 
     def table(self, t: float) -> pd.DataFrame:
-        """A row for each freedom: ``PSNR`` with its interval, the share of images below `quality.POOR_DB`, the scores left."""
+        """A row for each freedom: ``PSNR`` with its interval, the share of images below `quality.POOR_DB`,
+        the scores left."""
         summary = self.made.summary()
         rows = {}
         for freedom, name in {**FREEDOMS, "image": BY_IMAGE}.items():
@@ -189,28 +213,37 @@ class Result:
         return self.made.paired("psnr", self.ways[t, freedom], self.ways[t, over])
 
     def steps_of_freedom(self, t: float) -> pd.DataFrame:
-        """The gain of each freedom, seed by seed, to be read: over one share for all, and the image's over all others."""
+        """The gain of each freedom, seed by seed, to be read: over one share for all, and the image's over
+        all others."""
         pairs = {
             "each block": ("block", "generation"),
             "each step": ("step", "generation"),
             "each step and block": ("step and block", "generation"),
             "and each image": ("image", "step and block"),
         }
-        found = {name: self.made.differences("psnr", *(self.ways[t, one] for one in pair)) for name, pair in pairs.items()}
+        found = {
+            name: self.made.differences("psnr", *(self.ways[t, one] for one in pair))
+            for name, pair in pairs.items()
+        }
         return quality.difference_table(found)
 
     def decides(self, t: float) -> str:
         """Say in two sentences what the intervals tell of who decides how much is merged."""
         freer = self.gain(t, "step and block", "generation")
         own = self.gain(t, "image", "step and block")
-        first = f"Letting the share depend on the step and the block changes PSNR by {quality.spoken(freer)} dB."
+        first = (
+            f"Letting the share depend on the step and the block changes PSNR by {quality.spoken(freer)} dB."
+        )
         second = f"Letting the image decide as well changes it by {quality.spoken(own)} dB"
         _, low, high = own
         if low > 0:
             return f"{first} {second}: the image decides, too."
         if high < 0:
             return f"{first} {second}: the images are closer if the image does not decide."
-        return f"{first} {second}: this may be chance. At 95 % confidence, the image gains no more than {high:.1f} dB."
+        return (
+            f"{first} {second}: this may be chance. At 95 % confidence, the image gains no more than "
+            f"{high:.1f} dB."
+        )
 
     def shown(self, t: float) -> pd.DataFrame:
         """`table` to be read, with a column for the difference from the threshold."""

@@ -42,7 +42,9 @@ class Review(Setting):
     @model_validator(mode="after")
     def _has_the_step(self) -> Self:
         if self.step is not None and self.step >= self.calls:
-            raise ValueError(f"step={self.step!r} must be below {self.calls}, the U-Net calls of steps={self.steps}")
+            raise ValueError(
+                f"step={self.step!r} must be below {self.calls}, the U-Net calls of steps={self.steps}"
+            )
         return self
 
     @property

@@ -1,13 +1,15 @@
 """The fastest generation at a given quality: merged keys, feature caching and forecasts, alone and together.
 
-``python -m catome.study compose`` searches and prints the frontier. Four kinds of methods save different things: merged keys
-save attention within a call of the model, DeepCache the deep part of some calls, a forecast whole calls, and so do fewer
-denoising steps, which is what all others have to be better than. The search has three stages.
+``python -m catome.study compose`` searches and prints the frontier. Four kinds of methods save different
+things: merged keys save attention within a call of the model, DeepCache the deep part of some calls, a
+forecast whole calls, and so do fewer denoising steps, which is what all others have to be better than. The
+search has three stages.
 
 1. Every single setting is tried on a few images. Its quality is a mean squared error, its cost a time.
-2. Settings of different kinds are put together. Their errors nearly add up and their times nearly multiply, which tells the
-   combinations that are worth trying; these are tried on the same images.
-3. What then lies on the frontier, and the best of each kind alone, is generated again for other seeds and timed in turns.
+2. Settings of different kinds are put together. Their errors nearly add up and their times nearly multiply,
+   which tells the combinations that are worth trying; these are tried on the same images.
+3. What then lies on the frontier, and the best of each kind alone, is generated again for other seeds and
+    timed in turns.
 
 All that was generated is kept, and the search goes on from there.
 """
@@ -82,13 +84,15 @@ COMPOSED = Table(
     | {"method": pa.string(), "images": pa.int32(), "device": pa.string(), "threads": pa.int16()},
     {name: pa.float64() for name in ("psnr", "low", "high", "poor", "speedup", "least", "most")},
 )
-"""One row for each method that was judged: mean ``psnr`` (dB) over images with its 95 % interval, the share of images below
-`catome.study.measure.quality.POOR_DB` (``poor``), and the median ``speedup`` over unmerged with the least and the most of the
-turns. ``prompt`` holds the prompts of all images, with newlines between."""
+"""One row for each method that was judged: mean ``psnr`` (dB) over images with its 95 % interval, the share
+of images below `catome.study.measure.quality.POOR_DB` (``poor``), and the median ``speedup`` over unmerged
+with the least and the most of the turns. ``prompt`` holds the prompts of all images, with newlines
+between."""
 
 
 def kinds(steps: int = 50) -> dict[str, list[Method]]:
-    """The single settings that are searched for generations of so many steps, by the kind of what they save."""
+    """The single settings that are searched for generations of so many steps, by the kind of what they
+    save."""
     fewer = dict.fromkeys(methods.kept_steps(share, steps) for share in KEPT_STEPS)
     return {
         "merged keys": [methods.named_configuration(config, "EVEN_13") for config in (RECOMMENDED, FAST)],
@@ -126,7 +130,9 @@ class Tried:
 def frontier(tried: Iterable[Tried]) -> list[Tried]:
     """Those that no other is both faster and closer than, the slowest first."""
     slowest_first = sorted(tried, key=lambda one: -one.seconds)
-    best = quality.is_best(np.array([one.psnr for one in slowest_first]), -np.array([one.seconds for one in slowest_first]))
+    best = quality.is_best(
+        np.array([one.psnr for one in slowest_first]), -np.array([one.seconds for one in slowest_first])
+    )
     return [one for one, kept in zip(slowest_first, best, strict=True) if kept]
 
 
@@ -137,8 +143,11 @@ def predicted(parts: Sequence[Tried], unmerged_s: float) -> tuple[float, float]:
     return (-10 * math.log10(error) if error else math.inf), seconds
 
 
-def promising(singles: dict[str, list[Tried]], unmerged_s: float, floors: Sequence[float] = FLOORS) -> list[tuple[Tried, ...]]:
-    """The combinations of two or three kinds that may be the fastest above a floor, those with the best prospects first."""
+def promising(
+    singles: dict[str, list[Tried]], unmerged_s: float, floors: Sequence[float] = FLOORS
+) -> list[tuple[Tried, ...]]:
+    """The combinations of two or three kinds that may be the fastest above a floor, those with the best
+    prospects first."""
     found = []
     for parts in product(*([None, *of_kind] for of_kind in singles.values())):
         chosen = tuple(part for part in parts if part is not None)
@@ -162,7 +171,9 @@ def search(pipe, setting: Setting, **kept) -> list[Tried]:
         made = compare(pipe, setting, some, plain=plain, **kept)
         singles[kind] = [_tried(made, method, seconds[method.label]) for method in some]
     tried = [one for some in singles.values() for one in some]
-    combined = {together(*(one.method for one in parts)): parts for parts in promising(singles, unmerged_s, FLOORS)}
+    combined = {
+        together(*(one.method for one in parts)): parts for parts in promising(singles, unmerged_s, FLOORS)
+    }
     if combined:
         made = compare(pipe, setting, list(combined), plain=plain, **kept)
         tried += [_tried(made, method, predicted(parts, unmerged_s)[1]) for method, parts in combined.items()]
@@ -180,7 +191,8 @@ def _seconds(pipe, setting: Setting, some: Sequence[Method], repetitions: int, *
 
 
 def chosen(tried: Sequence[Tried], floors: Sequence[float] = FLOORS) -> list[Method]:
-    """The methods to be judged: for each floor the fastest of each kind alone and the fastest three of all."""
+    """The methods to be judged: for each floor the fastest of each kind alone and the fastest three of
+    all."""
     found = []
     for floor in floors:
         above = sorted((one for one in tried if one.psnr >= floor), key=lambda one: one.seconds)
@@ -206,7 +218,9 @@ def judged(
     """
     made = compare(pipe, setting, some, folder=folder, **kept)
     watch = Stopwatch()
-    rows = cost(pipe, replace(setting, batch_size=1), [methods.unmerged(), *some], repetitions, folder=folder, **kept)
+    rows = cost(
+        pipe, replace(setting, batch_size=1), [methods.unmerged(), *some], repetitions, folder=folder, **kept
+    )
     seconds = rows.pivot_table(index="repetition", columns="method", values="seconds")
     keys = shared_keys(pipe, setting) | prompts_of(setting, setting.images)
     keys |= {"device": rows["device"].iloc[0], "threads": int(rows["threads"].iloc[0])}
@@ -242,20 +256,28 @@ def report(table: pd.DataFrame, floors: Sequence[float] = FLOORS) -> str:
         speed = f"{row['speedup']:.2f} [{row['least']:.2f}, {row['most']:.2f}]"
         near = f"{row['psnr']:.1f} dB [{row['low']:.1f}, {row['high']:.1f}]"
         lines.append(f"{row['method']:{width}}  {speed:19}  {near:24}  {row['poor']:10.0%}")
-    lines += ["", f"Timed on {table['device'].iloc[0]}, {table['threads'].iloc[0]} threads, one image at a time."]
+    lines += [
+        "",
+        f"Timed on {table['device'].iloc[0]}, {table['threads'].iloc[0]} threads, one image at a time.",
+    ]
     for floor in floors:
         above = table[table["psnr"] >= floor]
         if len(above):
             best = above.sort_values("speedup").iloc[-1]
-            lines.append(f"Fastest above {floor:g} dB: {best['method']}, {best['speedup']:.2f} times as fast.")
+            lines.append(
+                f"Fastest above {floor:g} dB: {best['method']}, {best['speedup']:.2f} times as fast."
+            )
     return "\n".join(lines)
 
 
 def jobs(params: Parameters) -> Iterator[Job]:
-    """All generations; which combinations are tried and judged is known only when the single settings have run."""
+    """All generations; which combinations are tried and judged is known only when the single settings have
+    run."""
     singles = [method.label for some in kinds(params.steps).values() for method in some]
     yield from of_images(1, params.searched, singles)
-    yield from of_images(2, params.searched, [f"combination {i}" for i in range(1, MOST_TRIED * len(FLOORS) + 1)])
+    yield from of_images(
+        2, params.searched, [f"combination {i}" for i in range(1, MOST_TRIED * len(FLOORS) + 1)]
+    )
     yield from of_images(3, params, [f"of the frontier, {i}" for i in range(1, 3 * len(FLOORS) + 1)])
 
 
@@ -281,5 +303,7 @@ class Result:
     def report(self) -> str:
         """The frontier of the search, and what became of it on other seeds."""
         lines = ["On the images of the search:"]
-        lines += [f"  {one.psnr:5.1f} dB  {one.seconds:6.2f} s  {one.method.label}" for one in frontier(self.tried)]
+        lines += [
+            f"  {one.psnr:5.1f} dB  {one.seconds:6.2f} s  {one.method.label}" for one in frontier(self.tried)
+        ]
         return "\n".join([*lines, "", report(self.table)])

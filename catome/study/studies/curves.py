@@ -1,6 +1,7 @@
 """The frontier, not points: every method over its own knob, quality over measured time and over counted work.
 
-``python -m catome.study curves --timed`` records it; chapter 6 shows it. The images have a seed by which no setting was chosen.
+``python -m catome.study curves --timed`` records it; chapter 6 shows it. The images have a seed by which no
+setting was chosen.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from catome.study.measure.turns import faster, turns, turns_on
 from catome.study.methods import Method, together
 from catome.study.run.denoiser import check_has_unet
 from catome.study.run.generate import with_sampler
-from catome.study.run.parameters import Count, Flag, OwnSampler, Seed, Setting, checked_by, names_among, parameters
+from catome.study.run.parameters import (
+    Count,
+    Flag,
+    OwnSampler,
+    Seed,
+    Setting,
+    checked_by,
+    names_among,
+    parameters,
+)
 from catome.study.studies.compose import HELD_OUT
 from catome.study.studies.jobs import Job, of_images
 
@@ -42,7 +52,8 @@ class Parameters(Setting):
 
     Attributes:
         seed: of the images, by which no setting was chosen.
-        sampler: "DPM++" or "Euler", as diffusers has them, for generations of few steps; None for the pipeline's own.
+        sampler: "DPM++" or "Euler", as diffusers has them, for generations of few steps; None for the
+            pipeline's own.
         only: kinds of methods, by their names in `kinds`; None for all.
         timed_images: that the methods are timed on: of the embedded model, one of each class.
         recompute: generate everything again, whatever is kept.
@@ -63,12 +74,16 @@ class Parameters(Setting):
     def kinds(self) -> dict[str, dict[str, Method]]:
         """`kinds`, as far as they are asked for."""
         every = kinds(self.steps, few=self.sampler is not None)
-        return {name: some for name, some in every.items() if self.only is None or name.split(" (")[0] in self.only}
+        return {
+            name: some
+            for name, some in every.items()
+            if self.only is None or name.split(" (")[0] in self.only
+        }
 
 
 def beside(setting: Setting, images: int, **own) -> Parameters:
-    """The parameters for as many images, at most, as another study has, under the seed that is held out; ``own`` are others of
-    `Parameters`."""
+    """The parameters for as many images, at most, as another study has, under the seed that is held out;
+    ``own`` are others of `Parameters`."""
     common = setting.common(images=min(images, setting.images), seed=HELD_OUT)
     return Parameters(**asdict(common), **own)
 
@@ -78,20 +93,23 @@ SHARES = (0.25, 0.5, 0.75)
 
 
 GROWING = ((6, 1.15), (5, 1.3), (5, 1.4))
-"""Forecasts: the calls that are computed at first in 50 steps, and by what each interval is longer than the one before."""
+"""Forecasts: the calls that are computed at first in 50 steps, and by what each interval is longer than the
+one before."""
 
 KEPT_STEPS = (0.75, 0.6, 0.5, 0.4)
 """Shares of the steps, for generations of fewer steps."""
 
 
 def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
-    """The settings of each kind of method for a generation of so many steps, gentle ones first, by what a table calls them.
+    """The settings of each kind of method for a generation of so many steps, gentle ones first, by what a
+    table calls them.
 
     Args:
         steps: of the generation.
-        few: for a sampler that makes images in few steps. Then the checkpoints of the library's configurations are at nearly
-            every call, so merged keys are tried with pairs kept for four calls, too; and forecasts begin as much earlier as the
-            generation is shorter, and at equal intervals, too.
+        few: for a sampler that makes images in few steps. Then the checkpoints of the library's
+            configurations are at nearly every call, so merged keys are tried with pairs kept for four calls,
+            too; and forecasts begin as much earlier as the generation is shorter, and at equal intervals,
+            too.
     """
     keys = methods.merged_keys
     best, fast = (methods.named_configuration(config, "EVEN_13") for config in (RECOMMENDED, FAST))
@@ -118,16 +136,23 @@ def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
         "forecast": skipped,
     }
     if few:
-        found["forecast (equal gaps)"] = {f"every {interval}": methods.forecast(interval, 1, 2) for interval in (2, 3)}
+        found["forecast (equal gaps)"] = {
+            f"every {interval}": methods.forecast(interval, 1, 2) for interval in (2, 3)
+        }
     return found | {
         "fewer steps": {f"{kept} steps": methods.fewer_steps(kept) for kept in fewer},
-        "merged keys + DeepCache": {f"every {interval}": together(best, deep[interval]) for interval in (2, 3)},
-        "merged keys + forecast": {name: together(best, skipped[name]) for name in ("growing by 1.15", "growing by 1.3")},
+        "merged keys + DeepCache": {
+            f"every {interval}": together(best, deep[interval]) for interval in (2, 3)
+        },
+        "merged keys + forecast": {
+            name: together(best, skipped[name]) for name in ("growing by 1.15", "growing by 1.3")
+        },
     }
 
 
 def first_calls(first: int, steps: int, few: bool) -> int:
-    """Calls that a forecast computes at first: of a sampler for few steps, as many fewer as the generation is shorter."""
+    """Calls that a forecast computes at first: of a sampler for few steps, as many fewer as the generation is
+    shorter."""
     return max(2, round(first * steps / 50)) if few else first
 
 
@@ -208,10 +233,10 @@ class Result:
             clock: rows of `timed`.
 
         Returns:
-            ``kind``, ``setting``, ``PSNR`` (dB), ``speed-up`` and ``flops`` (the share of the unmerged generation's that is
-            left), each with ``low`` and ``high`` of its 95 % interval over images; ``poor``, the share of images below
-            `catome.study.measure.quality.POOR_DB`; and ``best in time`` and ``best in work``, whether no other setting beats
-            it.
+            ``kind``, ``setting``, ``PSNR`` (dB), ``speed-up`` and ``flops`` (the share of the unmerged
+            generation's that is left), each with ``low`` and ``high`` of its 95 % interval over images;
+            ``poor``, the share of images below `catome.study.measure.quality.POOR_DB`; and ``best in time``
+            and ``best in work``, whether no other setting beats it.
         """
         summary, speed = self.made.summary(), faster(clock)
         rows = []
@@ -227,7 +252,8 @@ class Result:
         return table
 
     def gain(self, a: tuple[str, str], b: tuple[str, str]) -> tuple[float, float, float]:
-        """PSNR of one ``(kind, setting)`` minus another's on the same seeds, in dB, with its 95 % interval."""
+        """PSNR of one ``(kind, setting)`` minus another's on the same seeds, in dB, with its 95 %
+        interval."""
         return self.made.paired("psnr", self.kinds[a[0]][a[1]], self.kinds[b[0]][b[1]])
 
     def shown(self, records: pd.DataFrame) -> pd.DataFrame:
@@ -247,8 +273,8 @@ class Result:
     def rivals(self, records: pd.DataFrame, kind: str) -> pd.DataFrame:
         """For each setting of one kind, the closest setting of another kind that costs no more, to be read.
 
-        Combinations with the kind itself are no rivals of it. The rival is chosen by the images that it is then compared on, so
-        its lead is a little too large.
+        Combinations with the kind itself are no rivals of it. The rival is chosen by the images that it is
+        then compared on, so its lead is a little too large.
 
         Args:
             records: of `records`.
@@ -274,10 +300,11 @@ class Result:
         return pd.DataFrame(rows).T
 
     def forecasts(self) -> dict[str, np.ndarray]:
-        """PSNR of each forecast that grows minus that of fewer steps that call the model at least as often, in dB, by image.
+        """PSNR of each forecast that grows minus that of fewer steps that call the model at least as often,
+        in dB, by image.
 
-        Of several such numbers of steps it is the least. A forecast that calls the model more often than all of them is left
-        out."""
+        Of several such numbers of steps it is the least. A forecast that calls the model more often than all
+        of them is left out."""
         few = self.params.sampler is not None
         more = 0 if few else 1  # PLMS calls the model once more than it has steps
         steps = self.params.steps
@@ -288,14 +315,19 @@ class Result:
             made = Forecast(first_calls(first, steps, few), 1.0, growth, 1)
             calls = sum(map(made.runs, range(steps + more)))
             enough = [count for count in kept if count + more >= calls]
-            if name in self.kinds.get("forecast", {}) and enough and f"{enough[0]} steps" in self.kinds.get("fewer steps", {}):
+            if (
+                name in self.kinds.get("forecast", {})
+                and enough
+                and f"{enough[0]} steps" in self.kinds.get("fewer steps", {})
+            ):
                 pair = self.kinds["forecast"][name], self.kinds["fewer steps"][f"{enough[0]} steps"]
                 label = f"{name} ({calls} calls) - {enough[0]} steps ({enough[0] + more} calls)"
                 found[label] = self.made.differences("psnr", *pair)
         return found
 
     def best(self, records: pd.DataFrame, column: str) -> str:
-        """The settings that no other one beats, kind by kind: ``ToDo (1x2); merged keys (t = 0.8 and t = 0.7)``.
+        """The settings that no other one beats, kind by kind: ``ToDo (1x2); merged keys (t = 0.8 and t =
+        0.7)``.
 
         Args:
             records: of `records`.
@@ -319,7 +351,8 @@ class Result:
         return f"Settings of {kind} are among them: {'; '.join(found)}."
 
     def words(self, records: pd.DataFrame) -> dict[str, str]:
-        """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of `records`."""
+        """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of
+        `records`."""
         return {
             "curve_images": str(self.params.images),
             "curve_settings": str(len(records)),
@@ -342,7 +375,8 @@ class Result:
 
 
 def of_lengths(params: Mapping[int, Parameters], pipe, **kept) -> Lengths:
-    """Generate and time by every setting of every method, for several numbers of steps; ``params`` by that number."""
+    """Generate and time by every setting of every method, for several numbers of steps; ``params`` by that
+    number."""
     results = {steps: run(own, pipe, **kept) for steps, own in params.items()}
     clocks = {steps: timed(result, pipe, **kept) for steps, result in results.items()}
     return Lengths(results, clocks)
@@ -372,7 +406,8 @@ class Lengths:
         """The settings that no other one beats, for each number of steps, to be read."""
         rows = {
             f"{steps} steps": {
-                f"unbeaten in {kind}": self.results[steps].best(records, f"best in {kind}") for kind in ("time", "work")
+                f"unbeaten in {kind}": self.results[steps].best(records, f"best in {kind}")
+                for kind in ("time", "work")
             }
             for steps, records in self.records.items()
         }
@@ -390,11 +425,15 @@ class Lengths:
 
     def rivals(self, kind: str) -> pd.DataFrame:
         """`Result.rivals` of a kind, for each number of steps."""
-        return self._joined({steps: self.results[steps].rivals(records, kind) for steps, records in self.records.items()})
+        return self._joined(
+            {steps: self.results[steps].rivals(records, kind) for steps, records in self.records.items()}
+        )
 
     def shown(self) -> pd.DataFrame:
         """`Result.shown` for each number of steps."""
-        return self._joined({steps: self.results[steps].shown(records) for steps, records in self.records.items()})
+        return self._joined(
+            {steps: self.results[steps].shown(records) for steps, records in self.records.items()}
+        )
 
     def settings(self) -> str:
         """A sentence on how many settings each number of steps has."""
@@ -405,7 +444,9 @@ class Lengths:
         """A sentence on the first forecast of `forecasts` for a number of steps."""
         for name, values in self.results[steps].forecasts().items():
             mean, low, high = quality.mean_interval(values)
-            verdict = quality.verdict(low, high, "are closer to unmerged than", "are farther from unmerged than")
+            verdict = quality.verdict(
+                low, high, "are closer to unmerged than", "are farther from unmerged than"
+            )
             verdict = "differ in no detectable way from" if verdict == quality.UNTOLD else verdict
             forecast, fewer = name.split(" - ")
             return (

@@ -1,4 +1,5 @@
-"""Chapter 4: how fast the pairs drift, at several amounts of merging, guidance scales and numbers of steps."""
+"""Chapter 4: how fast the pairs drift, at several amounts of merging, guidance scales and numbers of
+steps."""
 
 from __future__ import annotations
 
@@ -11,7 +12,16 @@ import pandas as pd
 
 from catome.policy.schedule import SCHEDULES, derive, parse_schedule
 from catome.study.measure.drift import Drift, amount_name, drift_study, lag_curves
-from catome.study.run.parameters import Cosines, Count, Flag, Guidances, OtherStepCounts, Setting, Share, parameters
+from catome.study.run.parameters import (
+    Cosines,
+    Count,
+    Flag,
+    Guidances,
+    OtherStepCounts,
+    Setting,
+    Share,
+    parameters,
+)
 from catome.study.studies.jobs import Job, of_drift
 from catome.study.studies.schedules import BASE
 
@@ -47,8 +57,13 @@ def variations(params: Parameters) -> dict[str, dict[str, Parameters]]:
     """The settings that are compared, by "guidance" and "steps", and by the value that is varied."""
     few = params.few
     return {
-        "guidance": {f"{scale:g}": replace(few, guidance=scale) for scale in sorted({*params.guidances, params.guidance})},
-        "steps": {str(count): replace(few, steps=count) for count in sorted({*params.step_counts, params.steps})},
+        "guidance": {
+            f"{scale:g}": replace(few, guidance=scale)
+            for scale in sorted({*params.guidances, params.guidance})
+        },
+        "steps": {
+            str(count): replace(few, steps=count) for count in sorted({*params.step_counts, params.steps})
+        },
     }
 
 
@@ -90,7 +105,8 @@ class Result:
     Attributes:
         params: the parameters.
         drift: distances at the parameters' own guidance and steps.
-        guided, counted: mean distance of steps k apart, ``[images, T - 1]``, by guidance scale and by number of steps.
+        guided, counted: mean distance of steps k apart, ``[images, T - 1]``, by guidance scale and by number
+            of steps.
     """
 
     params: Parameters
@@ -112,7 +128,8 @@ class Result:
         return self.drift.rows[self.drift.rows["amount"] == amount]
 
     def neighbours(self) -> np.ndarray:
-        """The distance ``[T - 1]`` of each step's pairs from the next's at the fixed share, mean over images and blocks."""
+        """The distance ``[T - 1]`` of each step's pairs from the next's at the fixed share, mean over images
+        and blocks."""
         return np.stack(self._at(self.amount)["neighbour"].to_numpy()).astype(float).mean(0)
 
     def by_amount(self) -> dict[str, float]:
@@ -127,8 +144,9 @@ class Result:
         return pd.DataFrame(self.drift.ages(self.amount), index=["Jaccard distance"])
 
     def curves_by_class(self, most: int = 12) -> dict[str, np.ndarray]:
-        """The mean distance of steps k apart, ``[images, T - 1]``, at the fixed share by class, from the slowest drift to the
-        fastest. Where there are more classes than ``most``, the four slowest and the four fastest."""
+        """The mean distance of steps k apart, ``[images, T - 1]``, at the fixed share by class, from the
+        slowest drift to the fastest. Where there are more classes than ``most``, the four slowest and the
+        four fastest."""
         curves = {name: lag_curves(part) for name, part in self._at(self.amount).groupby("class")}
         order = sorted(curves, key=lambda name: curves[name].mean())
         return {name: curves[name] for name in (order if len(order) <= most else [*order[:4], *order[-4:]])}
@@ -139,7 +157,10 @@ class Result:
 
     def schedules(self) -> dict[str, tuple[int, ...]]:
         """The paper's schedules, fitted to the generation's length, and pairs that are found once."""
-        return {**{name: parse_schedule(name).at(self.drift.steps) for name in SCHEDULES}, "step 0 only": (0,)}
+        return {
+            **{name: parse_schedule(name).at(self.drift.steps) for name in SCHEDULES},
+            "step 0 only": (0,),
+        }
 
     def paid(self, schedule) -> np.ndarray:
         """The staleness ``[T]`` that a schedule of checkpoints pays at each step."""
@@ -164,15 +185,19 @@ class Result:
         leaves = f"a distance of {curve[at]:.2f} leaves {_common(curve[at]):.0%} of the pairs in common."
         if at == len(curve) - 1:
             return f"The last two steps differ most: {leaves}"
-        return f"Steps {at} and {at + 1} differ most: {leaves} Between the last two steps it is {curve[-1]:.2f}."
+        return (
+            f"Steps {at} and {at + 1} differ most: {leaves} Between the last two steps it is {curve[-1]:.2f}."
+        )
 
     def second_timestep(self) -> str:
-        """Say in a sentence how far apart the two calls of PLMS at its second timestep are; empty if no step follows them."""
+        """Say in a sentence how far apart the two calls of PLMS at its second timestep are; empty if no step
+        follows them."""
         if self.params.steps < 3:
             return ""
         before, within, after = self.neighbours()[:3]
         return (
-            f"PLMS calls the U-Net twice at its second timestep, as steps 1 and 2. Their distance is {within:.2f}, compared "
+            "PLMS calls the U-Net twice at its second timestep, as steps 1 and 2. Their distance is "
+            f"{within:.2f}, compared "
             f"with {before:.2f} from step 0 to 1 and {after:.2f} from step 2 to 3."
         )
 
@@ -206,7 +231,8 @@ class Result:
 
 
 def _common(distance: float) -> float:
-    """The share of each step's pairs that two steps with equally many have in common at a Jaccard distance."""
+    """The share of each step's pairs that two steps with equally many have in common at a Jaccard
+    distance."""
     return 2 * (1 - distance) / (2 - distance)
 
 

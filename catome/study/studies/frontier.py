@@ -1,7 +1,8 @@
-"""Images against scores: the library's configurations beside settings of ToMe and ToDo that compute at least as many scores.
+"""Images against scores: the library's configurations beside settings of ToMe and ToDo that compute at least
+as many scores.
 
-``python -m catome.study frontier`` prints the table of the README. Its images have seeds of their own, which no choice of the
-configurations was made by. What was generated is kept, and read again the next time.
+``python -m catome.study frontier`` prints the table of the README. Its images have seeds of their own, which
+no choice of the configurations was made by. What was generated is kept, and read again the next time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from catome.study.measure.comparison import Comparison, compare
 from catome.study.methods import Method
 from catome.study.run.generate import generate_batch
 from catome.study.run.parameters import Flag, Seed, Setting, parameters
-from catome.study.run.store import RECORDED, SHARED_KEYS, Stopwatch, Store, Table, prompts_of, provenance, shared_keys
+from catome.study.run.store import (
+    RECORDED,
+    SHARED_KEYS,
+    Stopwatch,
+    Store,
+    Table,
+    prompts_of,
+    provenance,
+    shared_keys,
+)
 from catome.study.studies.jobs import Job, of_images
 from catome.summary import summary
 
@@ -41,11 +51,13 @@ class Parameters(Setting):
 SCORES = Table(
     "scores",
     1,
-    {name: kind for name, kind in SHARED_KEYS.items() if name != "image"} | {"method": pa.string(), "images": pa.int32()},
+    {name: kind for name, kind in SHARED_KEYS.items() if name != "image"}
+    | {"method": pa.string(), "images": pa.int32()},
     {"scores_left": pa.float64(), "merged_share": pa.float64()},
 )
-"""One row for each method: what `catome.summary` says after a generation of the first ``images`` images, over all rows of their
-batch, also those without a prompt. ``prompt`` holds the prompts of all of them, with newlines between."""
+"""One row for each method: what `catome.summary` says after a generation of the first ``images`` images, over
+all rows of their batch, also those without a prompt. ``prompt`` holds the prompts of all of them, with
+newlines between."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,8 @@ class Frontier:
         made: the comparison.
         names: how each method is called, by its label.
         scores: the share of attention scores that each method leaves, by its label.
-        rivals: pairs of labels: one of the library's configurations, and a peer that computes at least as many scores.
+        rivals: pairs of labels: one of the library's configurations, and a peer that computes at least as
+            many scores.
     """
 
     made: Comparison
@@ -65,7 +78,8 @@ class Frontier:
     rivals: list[tuple[str, str]]
 
     def table(self) -> str:
-        """Each method's scores, PSNR with a 95 % interval over images, and share of images that changed visibly."""
+        """Each method's scores, PSNR with a 95 % interval over images, and share of images that changed
+        visibly."""
         summary = self.made.summary()
         width = max(map(len, self.names.values()))
         lines = [f"{'':{width}}  scores left  PSNR (95 % interval)   below {quality.POOR_DB} dB"]
@@ -85,14 +99,19 @@ class Frontier:
         lines = ["On the same seeds, where the peer computes at least as many scores:"]
         for own, rival in self.rivals:
             mean, low, high = self.made.paired("psnr", own, rival)
-            better = int((self.made.of(own)["psnr"].to_numpy() > self.made.of(rival)["psnr"].to_numpy()).sum())
+            better = int(
+                (self.made.of(own)["psnr"].to_numpy() > self.made.of(rival)["psnr"].to_numpy()).sum()
+            )
             line = f"{self.names[own]} - {self.names[rival]}: {mean:+.1f} dB [{low:+.1f}, {high:+.1f}]"
             lines.append(f"{line}, closer in {better} of {len(self.made.of(own))} images")
         return "\n".join(lines)
 
 
-def scores_left(pipe, setting: Setting, method: Method, folder=None, recorded=RECORDED, recompute: bool = False) -> float:
-    """The share of the scores of the patched self-attentions that a method of the library leaves, over the first batch.
+def scores_left(
+    pipe, setting: Setting, method: Method, folder=None, recorded=RECORDED, recompute: bool = False
+) -> float:
+    """The share of the scores of the patched self-attentions that a method of the library leaves, over the
+    first batch.
 
     Args:
         pipe: an unpatched pipeline.
@@ -111,7 +130,9 @@ def scores_left(pipe, setting: Setting, method: Method, folder=None, recorded=RE
     with method.applied(pipe):
         generate_batch(pipe, setting, range(images))
         found = summary(pipe)
-    store.add([keys | {"scores_left": found.scores_left, "merged_share": found.merged_share}], run, watch.lap())
+    store.add(
+        [keys | {"scores_left": found.scores_left, "merged_share": found.merged_share}], run, watch.lap()
+    )
     store.finish()
     return found.scores_left
 
@@ -123,7 +144,8 @@ def _with_a_prompt(made: Comparison, method: Method) -> float:
 
 
 def frontier(pipe, setting: Setting, **kept) -> Frontier:
-    """Generate by all methods; ToMe's shares are such that it computes more scores than the library's configurations.
+    """Generate by all methods; ToMe's shares are such that it computes more scores than the library's
+    configurations.
 
     Args:
         pipe: an unpatched pipeline.
@@ -147,11 +169,20 @@ def frontier(pipe, setting: Setting, **kept) -> Frontier:
     }
     compare(pipe, setting, list(peers), **kept)
     made = compare(pipe, setting, [best, fast, paper, *peers], **(kept | {"recompute": False}))
-    names = {best.label: "catome.RECOMMENDED", fast.label: "catome.FAST", paper.label: "catome.PAPER (CA-ToMe)"}
+    names = {
+        best.label: "catome.RECOMMENDED",
+        fast.label: "catome.FAST",
+        paper.label: "catome.PAPER (CA-ToMe)",
+    }
     for method, (name, left) in peers.items():
         names[method.label] = name
         scores[method.label] = left
-    rivals = [(best.label, as_best.label), (best.label, half.label), (fast.label, as_fast.label), (fast.label, quarter.label)]
+    rivals = [
+        (best.label, as_best.label),
+        (best.label, half.label),
+        (fast.label, as_fast.label),
+        (fast.label, quarter.label),
+    ]
     return Frontier(made, dict(sorted(names.items(), key=lambda item: -scores[item[0]])), scores, rivals)
 
 
@@ -166,7 +197,9 @@ def jobs(params: Parameters) -> Iterator[Job]:
     labels = [*(method.label for method in own), methods.ca_tome(PAPER.threshold, "CONFIG_3").label]
     yield from of_images(1, params, labels)
     twins = [f"ToMe, as many scores as {method.label}" for method in own]
-    yield from of_images(2, params, [*twins, methods.todo(factor=2, rows=1).label, methods.todo(factor=2).label])
+    yield from of_images(
+        2, params, [*twins, methods.todo(factor=2, rows=1).label, methods.todo(factor=2).label]
+    )
 
 
 def run(params: Parameters, pipe, **kept) -> Frontier:

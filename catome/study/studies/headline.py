@@ -65,7 +65,9 @@ def peers_of(params: Parameters) -> dict[str, Method]:
         f"ToMe, r = {params.ratio:g}": methods.tome(params.ratio),
         f"CA-ToMe, t = {params.threshold:g}": methods.ca_tome(params.threshold, params.schedule),
         f"CA-ToMe, t = {params.gentle:g}": gentle,
-        f"batch maximum, t = {params.gentle:g}": methods.batch_maximum(params.gentle, params.schedule, params.batch_size),
+        f"batch maximum, t = {params.gentle:g}": methods.batch_maximum(
+            params.gentle, params.schedule, params.batch_size
+        ),
         "ToDo": methods.todo(2),
         f"DeepCache, every {params.interval}": cache,
         f"CA-ToMe, t = {params.gentle:g}, with DeepCache": methods.together(gentle, cache),
@@ -93,7 +95,12 @@ def run(params: Parameters, pipe, **kept) -> Result:
     check(params, pipe)
     real = real_images.beside(pipe, params, params.reference)
     peers = peers_of(params)
-    return Result(params, real, peers, compare(pipe, params, list(peers.values()), real, recompute=params.recompute, **kept))
+    return Result(
+        params,
+        real,
+        peers,
+        compare(pipe, params, list(peers.values()), real, recompute=params.recompute, **kept),
+    )
 
 
 def timed(result: Result, pipe, **kept) -> pd.DataFrame:
@@ -124,11 +131,21 @@ class Result:
     def records(self, clock: pd.DataFrame) -> pd.DataFrame:
         """One row for each method by its name: what changed, and what it costs by ``clock``, rows of `timed`.
 
-        The speed-up is that of `catome.study.measure.comparison.speed_ups`. What a method costs is NaN where its images depend
-        on their batch and ``clock`` has another one: what was timed is not what made them."""
+        The speed-up is that of `catome.study.measure.comparison.speed_ups`. What a method costs is NaN where
+        its images depend on their batch and ``clock`` has another one: what was timed is not what made
+        them."""
         summary = self.summary()
         faster = speed_ups(clock)
-        shown = ["PSNR", "PSNR low", "PSNR high", "SSIM", "share", "FID change", "FID change low", "FID change high"]
+        shown = [
+            "PSNR",
+            "PSNR low",
+            "PSNR high",
+            "SSIM",
+            "share",
+            "FID change",
+            "FID change low",
+            "FID change high",
+        ]
         rows = {}
         for name, method in self.peers.items():
             turns = clock[clock["method"] == method.label]
@@ -165,20 +182,26 @@ class Result:
 
     def differences(self) -> dict[str, np.ndarray]:
         """PSNR of methods against each other, seed by seed, in dB."""
-        return {f"{a} - {b}": self.made.differences("psnr", self.peers[a], self.peers[b]) for a, b in self._pairs()}
+        return {
+            f"{a} - {b}": self.made.differences("psnr", self.peers[a], self.peers[b])
+            for a, b in self._pairs()
+        }
 
     def comparisons(self, records: pd.DataFrame) -> pd.DataFrame:
-        """`differences` to be read, with how fast each of the two methods is and what share of the tokens it merges: a dash
-        where that is not known, or nothing is merged."""
+        """`differences` to be read, with how fast each of the two methods is and what share of the tokens it
+        merges: a dash where that is not known, or nothing is merged."""
         pairs = self._pairs()
         table = quality.difference_table(self.differences())
-        for place, (title, column) in enumerate({"times as fast": "speed-up", "merged share": "share"}.items()):
+        for place, (title, column) in enumerate(
+            {"times as fast": "speed-up", "merged share": "share"}.items()
+        ):
             shown = records[column].astype(float).map("{:.2f}".format).replace("nan", "\u2013")
             table.insert(place, title, [f"{shown[a]} / {shown[b]}" for a, b in pairs])
         return table
 
     def frontier(self, records: pd.DataFrame) -> list[str]:
-        """The methods of known speed that no other one beats: none is at least as fast and as close, and better in one."""
+        """The methods of known speed that no other one beats: none is at least as fast and as close, and
+        better in one."""
         points = records.drop(index="unmerged")[["speed-up", "PSNR"]].astype(float).dropna()
         return list(points.index[quality.is_best(points["PSNR"].to_numpy(), points["speed-up"].to_numpy())])
 
@@ -199,7 +222,8 @@ class Result:
         ).rename_axis(None)
 
     def words(self, records: pd.DataFrame) -> dict[str, str]:
-        """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of `records`."""
+        """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of
+        `records`."""
         headline = f"CA-ToMe, t = {self.params.threshold:g}"
         fast, seconds = records["speed-up"].astype(float).drop("unmerged"), paper.METHODS["seconds"]
         return {
@@ -222,11 +246,13 @@ class Result:
         }
 
     def both_together(self, records: pd.DataFrame) -> dict[str, str]:
-        """The speed-up of CA-ToMe and DeepCache together, beside what two rules of thumb expect of their single speed-ups.
+        """The speed-up of CA-ToMe and DeepCache together, beside what two rules of thumb expect of their
+        single speed-ups.
 
         Returns:
-            ``both_apart`` (the two shorten different parts of the work), ``both_product`` (each takes its share of what the
-            other leaves), ``both`` with its lowest and highest repetition, and ``both_verdict``, which rules these allow.
+            ``both_apart`` (the two shorten different parts of the work), ``both_product`` (each takes its
+            share of what the other leaves), ``both`` with its lowest and highest repetition, and
+            ``both_verdict``, which rules these allow.
         """
         merging = f"CA-ToMe, t = {self.params.gentle:g}"
         caching = f"DeepCache, every {self.params.interval}"
@@ -235,7 +261,9 @@ class Result:
         both, low, high = records.loc[f"{merging}, with DeepCache", columns].astype(float)
         left = 1 / a + 1 / b - 1
         apart = 1 / left if left > 0 else np.inf
-        allowed = [name for name, value in (("the sum", apart), ("the product", a * b)) if low <= value <= high]
+        allowed = [
+            name for name, value in (("the sum", apart), ("the product", a * b)) if low <= value <= high
+        ]
         verdicts = {
             0: "The repetitions agree with neither rule.",
             1: f"The repetitions agree with {quality.listed(allowed)} alone.",
@@ -249,7 +277,8 @@ class Result:
         }
 
     def _merged(self) -> str:
-        """The share of the tokens that each CA-ToMe merges in the first image, which was timed, and over all images."""
+        """The share of the tokens that each CA-ToMe merges in the first image, which was timed, and over all
+        images."""
         said = []
         for t in dict.fromkeys((self.params.threshold, self.params.gentle)):
             one, mean = self.made.share_of_image(self.peers[f"CA-ToMe, t = {t:g}"])
@@ -257,21 +286,27 @@ class Result:
         return " and ".join(said)
 
     def closest(self, records: pd.DataFrame) -> str:
-        """Say in a sentence which of the methods that are faster at every repetition is closest to the unmerged images."""
-        psnr = records.loc[(records["speed-up low"] > 1) & (records.index != "unmerged"), "PSNR"].astype(float)
+        """Say in a sentence which of the methods that are faster at every repetition is closest to the
+        unmerged images."""
+        psnr = records.loc[(records["speed-up low"] > 1) & (records.index != "unmerged"), "PSNR"].astype(
+            float
+        )
         if not len(psnr):
             return "No method is faster than doing nothing here at every repetition."
         best = psnr.idxmax()
         near = f"with {psnr[best]:.1f} dB" if np.isfinite(psnr[best]) else "which it does not change"
         return (
-            "Of those in the first table that are faster than doing nothing here at every repetition, the closest to the "
+            "Of those in the first table that are faster than doing nothing here at every repetition, the "
+            "closest to the "
             f"unmerged images is {best}, {near}."
         )
 
     def papers_place(self, records: pd.DataFrame) -> str:
         """Say as the end of a sentence whether the paper's own setting is on the frontier."""
         there = f"CA-ToMe, t = {self.params.threshold:g}" in self.frontier(records)
-        return "is among them" if there else "is not among them: another method is at least as fast and as close"
+        return (
+            "is among them" if there else "is not among them: another method is at least as fast and as close"
+        )
 
     def told_by_fid(self, records: pd.DataFrame) -> str:
         """Say in a sentence which methods the interval of their FID's change tells from unmerged."""

@@ -33,7 +33,8 @@ class Job:
 
 
 def of_images(phase: int, setting: Setting, labels: Iterable[str], calls: int | None = None) -> Iterator[Job]:
-    """Images by several methods, and the unmerged ones that they are compared with; ``calls`` where the sampler is not PLMS."""
+    """Images by several methods, and the unmerged ones that they are compared with; ``calls`` where the
+    sampler is not PLMS."""
     for label in ["unmerged", *(label for label in labels if label != "unmerged")]:
         yield Job(phase, "images", label, setting, setting.batch_size, calls or setting.calls)
 
@@ -50,8 +51,9 @@ def table(jobs: Iterable[Job]) -> pd.DataFrame:
     """A row for each job.
 
     Returns:
-        ``phase``, ``what``, ``method`` and ``piece`` as in `Job`, ``images``, ``calls`` of the U-Net by one generation,
-        ``rows`` of its batch for one image (2 with guidance), ``height`` and ``width`` (pixels; None for the model's own).
+        ``phase``, ``what``, ``method`` and ``piece`` as in `Job`, ``images``, ``calls`` of the U-Net by one
+        generation, ``rows`` of its batch for one image (2 with guidance), ``height`` and ``width`` (pixels;
+        None for the model's own).
     """
     rows = [
         {

@@ -2,12 +2,15 @@
 
 The two differ in four ways (version 0.1.3 on PyPI). Each is tried alone, and all together:
 
-- Steps are counted from 1. The checkpoint 0 never comes, and every other one comes a call earlier than its number says.
-- The cache is never emptied. Until the first checkpoint, a generation uses the pairs of the generation before.
+- Steps are counted from 1. The checkpoint 0 never comes, and every other one comes a call earlier than its
+    number says.
+- The cache is never emptied. Until the first checkpoint, a generation uses the pairs of the generation
+    before.
 - The dst token of each window is a random one, not the top-left one.
 - Every row of a batch merges as many tokens as the row with the most pairs above the threshold.
 
-Whether the paper's images were made by that code is not known. ``python -m catome.study released`` prints the tables.
+Whether the paper's images were made by that code is not known. ``python -m catome.study released`` prints the
+tables.
 """
 
 from __future__ import annotations
@@ -59,7 +62,8 @@ class Parameters(Setting):
 
     @property
     def before(self) -> Setting:
-        """The batch whose pairs a generation finds in the cache: of the next seed, each image of the class before."""
+        """The batch whose pairs a generation finds in the cache: of the next seed, each image of the class
+        before."""
         names = self.names[: min(self.batch_size, self.images)]
         return self.common(images=len(names), seed=self.seed + 1, classes=[names[-1], *names[:-1]])
 
@@ -106,7 +110,8 @@ A cache that is never emptied changes something only where checkpoint 0 never co
 
 
 def counted_from_one(schedule) -> Schedule:
-    """A schedule whose steps are counted from 1, in calls counted from 0. Where nothing is kept, pairs are found at call 0."""
+    """A schedule whose steps are counted from 1, in calls counted from 0. Where nothing is kept, pairs are
+    found at call 0."""
     parsed = parse_schedule(schedule)
     earlier = {step - 1 for step in parsed.at(LENGTH) if step > 0}
     return Schedule(tuple(sorted({0} | earlier)), None if parsed.length is None else LENGTH)
@@ -161,12 +166,15 @@ def variant(threshold: float, params: Parameters, details: Details) -> Method:
 def ways_of(params: Parameters) -> dict[tuple[float, str], Method]:
     """The method of each threshold and variant."""
     return {
-        (t, name): variant(t, params, details) for t in dict.fromkeys(params.thresholds) for name, details in VARIANTS.items()
+        (t, name): variant(t, params, details)
+        for t in dict.fromkeys(params.thresholds)
+        for name, details in VARIANTS.items()
     }
 
 
 def jobs(params: Parameters) -> Iterator[Job]:
-    """All generations, with those that leave their pairs in the cache: one for each batch and variant that keeps them."""
+    """All generations, with those that leave their pairs in the cache: one for each batch and variant that
+    keeps them."""
     ways = ways_of(params)
     yield from of_images(1, params, [way.label for way in ways.values()])
     batches = -(-params.images // params.batch_size)
@@ -185,7 +193,9 @@ def run(params: Parameters, pipe, **kept) -> Result:
         kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
     """
     ways = ways_of(params)
-    return Result(params, ways, compare(pipe, params, list(ways.values()), recompute=params.recompute, **kept))
+    return Result(
+        params, ways, compare(pipe, params, list(ways.values()), recompute=params.recompute, **kept)
+    )
 
 
 @dataclass(frozen=True)
@@ -203,11 +213,13 @@ class Result:
     made: Comparison
 
     def change(self, t: float, name: str) -> tuple[float, float, float]:
-        """PSNR of a variant minus that of the paper's text on the same seeds, in dB, with its 95 % interval."""
+        """PSNR of a variant minus that of the paper's text on the same seeds, in dB, with its 95 %
+        interval."""
         return self.made.paired("psnr", self.ways[t, name], self.ways[t, TEXT])
 
     def told(self) -> set[tuple[float, str]]:
-        """The thresholds and variants whose change is told from zero when all of them are tested at once, by Holm's method."""
+        """The thresholds and variants whose change is told from zero when all of them are tested at once, by
+        Holm's method."""
         changes = {
             (t, name): self.made.differences("psnr", self.ways[t, name], self.ways[t, TEXT])
             for t, name in self.ways
@@ -221,7 +233,9 @@ class Result:
         summary, told = self.made.summary(), self.told()
         rows = {}
         for name in VARIANTS:
-            mean, low, high, share = summary.loc[self.ways[t, name].label, ["PSNR", "PSNR low", "PSNR high", "share"]]
+            mean, low, high, share = summary.loc[
+                self.ways[t, name].label, ["PSNR", "PSNR low", "PSNR high", "share"]
+            ]
             rows[name] = {
                 "PSNR (dB)": f"{mean:.1f} [{low:.1f}, {high:.1f}]",
                 "minus the text (dB)": "" if name == TEXT else quality.spoken(self.change(t, name)),

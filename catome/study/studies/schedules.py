@@ -1,5 +1,5 @@
-"""Chapter 5: when to look again. The paper's schedules, bounds, schedules derived from measured staleness, and the online
-one."""
+"""Chapter 5: when to look again. The paper's schedules, bounds, schedules derived from measured staleness,
+and the online one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,28 @@ from catome.policy.schedule import SCHEDULES, Auto, derive, evenly, parse_schedu
 from catome.study import methods, paper
 from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, timed_alone
-from catome.study.measure.drift import SHARD, amount_name, checkpoints_made, drift_study, held_out, mean_staleness
+from catome.study.measure.drift import (
+    SHARD,
+    amount_name,
+    checkpoints_made,
+    drift_study,
+    held_out,
+    mean_staleness,
+)
 from catome.study.measure.quality import listed
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
-from catome.study.run.parameters import AllOr, Cosines, Count, Counts, Distances, Flag, Folder, Setting, parameters
+from catome.study.run.parameters import (
+    AllOr,
+    Cosines,
+    Count,
+    Counts,
+    Distances,
+    Flag,
+    Folder,
+    Setting,
+    parameters,
+)
 from catome.study.studies.jobs import Job, of_drift, of_images
 
 NOTEBOOK = "05_checkpoint_schedules"
@@ -40,11 +57,13 @@ class Parameters(Setting):
 
     Attributes:
         thresholds: to merge by.
-        tolerances: of the online schedule: the share of cached pairs that may have fallen below the threshold.
+        tolerances: of the online schedule: the share of cached pairs that may have fallen below the
+            threshold.
         budgets: checkpoints of the derived schedules.
-        base_images: over which pairs found at every step are compared with CONFIG_3; None for as many as of all others.
-        drift_images: derived schedules are made from the staleness of images ``images`` to ``drift_images`` and tried on the
-            others.
+        base_images: over which pairs found at every step are compared with CONFIG_3; None for as many as of
+            all others.
+        drift_images: derived schedules are made from the staleness of images ``images`` to ``drift_images``
+            and tried on the others.
         repetitions: timed generations of each schedule.
         reference: a folder of real images; None for held-out scenes (embedded model only).
         recompute: compute again what was recorded or kept.
@@ -99,7 +118,9 @@ class Asked:
     checkpoints: tuple[int, ...] | None
 
 
-def asked_of(params: Parameters, derived: dict[tuple[float, int], tuple[int, ...]]) -> dict[tuple[float, str], Asked]:
+def asked_of(
+    params: Parameters, derived: dict[tuple[float, int], tuple[int, ...]]
+) -> dict[tuple[float, str], Asked]:
     """Every schedule by threshold and name; ``derived`` by threshold and number of checkpoints."""
     found = {}
 
@@ -121,9 +142,12 @@ def asked_of(params: Parameters, derived: dict[tuple[float, int], tuple[int, ...
 
 
 def jobs(params: Parameters) -> Iterator[Job]:
-    """All generations; which steps the derived schedules have is known only when staleness has been measured."""
+    """All generations; which steps the derived schedules have is known only when staleness has been
+    measured."""
     yield of_drift(1, params.watched)
-    derived = {(t, k): tuple(range(k)) for t in params.thresholds for k in params.budgets if k <= params.calls}
+    derived = {
+        (t, k): tuple(range(k)) for t in params.thresholds for k in params.budgets if k <= params.calls
+    }
     labels = [
         f"CA-ToMe, t = {one.threshold:g}, {one.name}" if one.kind == "derived" else one.method.label
         for one in asked_of(params, derived).values()
@@ -155,7 +179,9 @@ def run(params: Parameters, pipe, **kept) -> Result:
     asked = asked_of(params, derived)
     made = compare(pipe, params, _distinct(asked), real, recompute=params.recompute, **kept)
     again = params.recompute and params.of_base.images > params.images  # the others have just been computed
-    more = compare(pipe, params.of_base, [one.method for one in of_base(asked)], real, recompute=again, **kept)
+    more = compare(
+        pipe, params.of_base, [one.method for one in of_base(asked)], real, recompute=again, **kept
+    )
     return Result(params, real, staleness, derived, asked, made, more)
 
 
@@ -167,11 +193,14 @@ def of_base(asked: dict[tuple[float, str], Asked]) -> list[Asked]:
 def _distinct(asked: dict) -> list[Method]:
     """All methods, each once, the unmerged one first."""
     plain = methods.unmerged()
-    return list({method.label: method for method in (plain, *(one.method for one in asked.values()))}.values())
+    return list(
+        {method.label: method for method in (plain, *(one.method for one in asked.values()))}.values()
+    )
 
 
 def timed(result: Result, pipe, **kept) -> pd.DataFrame:
-    """Rows of `catome.study.measure.comparison.COST`: every schedule of a result, one image at a time, in turns."""
+    """Rows of `catome.study.measure.comparison.COST`: every schedule of a result, one image at a time, in
+    turns."""
     return timed_alone(pipe, result.params, _distinct(result.asked), **kept)
 
 
@@ -211,8 +240,8 @@ class Result:
         return rows.differences("psnr", self.asked[t, name].method, self.asked[t, base].method)
 
     def differences(self) -> dict[tuple[str, str], np.ndarray]:
-        """PSNR of schedules against CONFIG_3, and of the derived ones against pairs found at every step and CONFIG_FIVE, in dB,
-        seed by seed."""
+        """PSNR of schedules against CONFIG_3, and of the derived ones against pairs found at every step and
+        CONFIG_FIVE, in dB, seed by seed."""
         pairs = []
         for t in self.params.thresholds:
             rivals = [EVERY, "step 0 only", *(f"best {k}" for k in sorted(self.params.budgets, reverse=True))]
@@ -238,34 +267,41 @@ class Result:
         return table
 
     def relation(self, bounds: bool = False) -> dict[float, float]:
-        """By threshold the rank correlation of mean staleness and PSNR over the fixed schedules. NaN for fewer than two.
+        """By threshold the rank correlation of mean staleness and PSNR over the fixed schedules. NaN for
+        fewer than two.
 
         Args:
-            bounds: take in the two bounds, pairs found at every step and pairs found once. They lie so far from the others that
-                they may decide it.
+            bounds: take in the two bounds, pairs found at every step and pairs found once. They lie so far
+                from the others that they may decide it.
         """
         kinds = ("bounds", "paper", "derived") if bounds else ("paper", "derived")
         psnr = self.made.summary()["PSNR"]
         found = {}
         for t in self.params.thresholds:
             tried = [one for (at, _), one in self.asked.items() if at == t and one.kind in kinds]
-            bills = pd.Series([mean_staleness(self.staleness[t], one.checkpoints) for one in tried], dtype=float)
+            bills = pd.Series(
+                [mean_staleness(self.staleness[t], one.checkpoints) for one in tried], dtype=float
+            )
             close = pd.Series([psnr[one.method.label] for one in tried], dtype=float)
             found[t] = _rank_correlation(bills, close)
         return found
 
     def derived_steps(self) -> pd.DataFrame:
-        """The checkpoints of the derived schedules, with the images that they were derived on and tried on, to be read."""
+        """The checkpoints of the derived schedules, with the images that they were derived on and tried on,
+        to be read."""
         unseen, _ = self.params.shards
         images = f"{unseen[0] * SHARD} to {self.params.drift_images - 1}", f"0 to {self.params.images - 1}"
         columns = ["derived on images", "tried on images", "checkpoints at the steps"]
-        rows = {(t, f"best {k}"): [*images, ", ".join(map(str, steps))] for (t, k), steps in self.derived.items()}
+        rows = {
+            (t, f"best {k}"): [*images, ", ".join(map(str, steps))] for (t, k), steps in self.derived.items()
+        }
         index = pd.MultiIndex.from_tuples(list(rows), names=["threshold", "schedule"])
         return pd.DataFrame(list(rows.values()), index, columns)
 
     def even(self) -> pd.DataFrame:
-        """Mean staleness of each derived schedule, ``derived``, and of as many checkpoints at equal distances, ``even``, by
-        threshold and number of checkpoints; on the images that schedules are tried on."""
+        """Mean staleness of each derived schedule, ``derived``, and of as many checkpoints at equal
+        distances, ``even``, by threshold and number of checkpoints; on the images that schedules are tried
+        on."""
         calls = self.params.calls
         rows = {
             (t, k): {
@@ -278,14 +314,19 @@ class Result:
         return pd.DataFrame(list(rows.values()), index, ["even", "derived"])
 
     def even_staler(self) -> str:
-        """By how much checkpoints at equal distances are staler than the least stale ones, at most: the end of a sentence."""
+        """By how much checkpoints at equal distances are staler than the least stale ones, at most: the end
+        of a sentence."""
         both = self.even()
         more = (both["even"] / both["derived"] - 1).replace(np.inf, np.nan).max() if len(both) else np.nan
-        return f"are at most {more:.0%} staler than the least stale ones" if np.isfinite(more) else "were not compared here"
+        return (
+            f"are at most {more:.0%} staler than the least stale ones"
+            if np.isfinite(more)
+            else "were not compared here"
+        )
 
     def derived_staleness(self) -> pd.DataFrame:
-        """The mean staleness of each derived schedule, of CONFIG_3, and of as many checkpoints at equal distances, to be read;
-        on the images that schedules are tried on."""
+        """The mean staleness of each derived schedule, of CONFIG_3, and of as many checkpoints at equal
+        distances, to be read; on the images that schedules are tried on."""
         columns = ["mean staleness", f"that of {BASE}", "difference", "as many at equal distances"]
         rows = {}
         for (t, k), row in self.even().iterrows():
@@ -297,19 +338,30 @@ class Result:
 
     def fixed_schedules(self, t: float) -> dict[str, tuple[int, ...]]:
         """The steps of every fixed schedule at a threshold, by its name; without the bounds."""
-        return {name: one.checkpoints for (at, name), one in self.asked.items() if at == t and one.kind in ("paper", "derived")}
+        return {
+            name: one.checkpoints
+            for (at, name), one in self.asked.items()
+            if at == t and one.kind in ("paper", "derived")
+        }
 
-    def expected(self, records: pd.DataFrame) -> tuple[dict[float, dict[str, float]], dict[float, dict[str, float]]]:
-        """Straight lines through the fixed schedules of ``records``, by threshold: what a schedule of one's own may give.
+    def expected(
+        self, records: pd.DataFrame
+    ) -> tuple[dict[float, dict[str, float]], dict[float, dict[str, float]]]:
+        """Straight lines through the fixed schedules of ``records``, by threshold: what a schedule of one's
+        own may give.
 
         Returns:
-            ``intercept`` and ``slope`` (dB) of PSNR over mean staleness, with the standard deviation around it, ``spread``; and
-            time over the unmerged one, ``fixed`` and for ``each`` checkpoint. Pairs found once are left out: nothing else is as
-            stale.
+            ``intercept`` and ``slope`` (dB) of PSNR over mean staleness, with the standard deviation around
+            it, ``spread``; and time over the unmerged one, ``fixed`` and for ``each`` checkpoint. Pairs found
+            once are left out: nothing else is as stale.
         """
         quality_of, time_of = {}, {}
         for t in self.params.thresholds:
-            rows = records[(records["threshold"] == t) & (records["kind"] != "online") & (records["schedule"] != "step 0 only")]
+            rows = records[
+                (records["threshold"] == t)
+                & (records["kind"] != "online")
+                & (records["schedule"] != "step 0 only")
+            ]
             stale, count = rows["staleness"].astype(float), rows["checkpoints"].astype(float)
             intercept, slope, spread = _line(stale, rows["PSNR"].astype(float))
             fixed, each, _ = _line(count, rows["time"].astype(float))
@@ -325,8 +377,9 @@ class Result:
             clock: of `timed`.
 
         Returns:
-            ``threshold``, ``kind``, ``schedule``, ``checkpoints``, ``staleness``, the columns of `summary` that the chapter
-            shows, ``seconds``, ``time`` (over unmerged) and ``gain`` over CONFIG_3 with its interval.
+            ``threshold``, ``kind``, ``schedule``, ``checkpoints``, ``staleness``, the columns of `summary`
+            that the chapter shows, ``seconds``, ``time`` (over unmerged) and ``gain`` over CONFIG_3 with its
+            interval.
         """
         two = min(2, self.params.images)
         few = replace(self.params, images=two, batch_size=min(two, self.params.batch_size))
@@ -341,7 +394,13 @@ class Result:
             else:
                 count = sum(step < self.params.calls for step in one.checkpoints)
                 bill = mean_staleness(self.staleness[t], one.checkpoints)
-            row = {"threshold": t, "kind": one.kind, "schedule": name, "checkpoints": count, "staleness": bill}
+            row = {
+                "threshold": t,
+                "kind": one.kind,
+                "schedule": name,
+                "checkpoints": count,
+                "staleness": bill,
+            }
             row |= {column: summary.loc[label, column] for column in shown}
             row |= {"seconds": seconds[label], "time": seconds[label] / seconds["unmerged"]}
             row |= dict(zip(("gain", "gain low", "gain high"), self.gain(t, name), strict=True))
@@ -364,20 +423,36 @@ class Result:
         return pd.DataFrame(table).set_index(["threshold", "schedule"])
 
     def beside_base(self, kind: str) -> str:
-        """A sentence on all schedules of a kind, "derived" or "online", beside CONFIG_3: the verdicts of `comparisons` after
-        Holm."""
+        """A sentence on all schedules of a kind, "derived" or "online", beside CONFIG_3: the verdicts of
+        `comparisons` after Holm."""
         said = {
             "closer": (f"is closer to unmerged than {BASE}", f"are closer to unmerged than {BASE}", []),
-            "farther": (f"is farther from unmerged than {BASE}", f"are farther from unmerged than {BASE}", []),
-            quality.UNTOLD: (f"does not differ detectably from {BASE}", f"do not differ detectably from {BASE}", []),
+            "farther": (
+                f"is farther from unmerged than {BASE}",
+                f"are farther from unmerged than {BASE}",
+                [],
+            ),
+            quality.UNTOLD: (
+                f"does not differ detectably from {BASE}",
+                f"do not differ detectably from {BASE}",
+                [],
+            ),
         }
         verdicts = self._compared["after Holm"]
         for (t, name), one in self.asked.items():
             if one.kind == kind:
                 verdict = verdicts[f"t = {t:g}", f"{name} - {BASE}"]
                 said[verdict][2].append(f"{name} at t = {t:g}")
-        parts = [f"{listed(names)} {one if len(names) == 1 else many}" for one, many, names in said.values() if names]
-        return f"By PSNR, all rows tested at once, {'; '.join(parts)}." if parts else f"No {kind} schedule was tried."
+        parts = [
+            f"{listed(names)} {one if len(names) == 1 else many}"
+            for one, many, names in said.values()
+            if names
+        ]
+        return (
+            f"By PSNR, all rows tested at once, {'; '.join(parts)}."
+            if parts
+            else f"No {kind} schedule was tried."
+        )
 
     def against_every_step(self) -> pd.DataFrame:
         """`quality.difference_table` of every schedule but the bounds against pairs found at every step."""
@@ -389,58 +464,88 @@ class Result:
         return quality.difference_table(differences)
 
     def no_upper_bound(self) -> str:
-        """Say in sentences what the intervals tell of schedules that may be closer than pairs found at every step."""
+        """Say in sentences what the intervals tell of schedules that may be closer than pairs found at every
+        step."""
         table = self.against_every_step()
-        beats, stay = (table.index[table[column] == "closer"].tolist() for column in ("verdict", "after Holm"))
+        beats, stay = (
+            table.index[table[column] == "closer"].tolist() for column in ("verdict", "after Holm")
+        )
         if not beats:
             return (
-                f"By the paired intervals, none of the {len(table)} schedules tried is closer than pairs found at every step."
+                f"By the paired intervals, none of the {len(table)} schedules tried is closer than pairs "
+                "found at every step."
             )
         return (
-            f"Finding pairs at every step {'does' if stay else 'may'} not give the closest images: with {listed(beats)} "
-            f"the images are closer to unmerged. The paired interval excludes zero for {len(beats)} of {len(table)} schedules "
+            f"Finding pairs at every step {'does' if stay else 'may'} not give the closest images: with "
+            f"{listed(beats)} "
+            f"the images are closer to unmerged. The paired interval excludes zero for {len(beats)} of "
+            f"{len(table)} schedules "
             f"tried. With all of them tested at once, {listed(stay) or 'none'} stay{'s' * (len(stay) < 2)}."
         )
 
     def of_paper(self, records: pd.DataFrame) -> pd.DataFrame:
         """Rows of ``records`` for the paper's schedules at the first threshold, by name."""
-        return records[records["threshold"] == self.params.thresholds[0]].set_index("schedule").loc[list(SCHEDULES)]
+        return (
+            records[records["threshold"] == self.params.thresholds[0]]
+            .set_index("schedule")
+            .loc[list(SCHEDULES)]
+        )
 
     def beside_paper(self, records: pd.DataFrame) -> pd.DataFrame:
-        """The paper's Table III beside the first threshold here, to be read: time relative to no merging, FID and PSNR to the
-        best of the six."""
+        """The paper's Table III beside the first threshold here, to be read: time relative to no merging, FID
+        and PSNR to the best of the six."""
         ours, theirs = self.of_paper(records), paper.SCHEDULES.loc[list(SCHEDULES)]
         columns = {
             ("checkpoints", ""): ours["checkpoints"].map("{:.0f}".format),
-            ("time / unmerged", "paper"): (theirs["seconds"] / paper.METHODS["seconds"].iloc[0]).map("{:.3f}".format),
+            ("time / unmerged", "paper"): (theirs["seconds"] / paper.METHODS["seconds"].iloc[0]).map(
+                "{:.3f}".format
+            ),
             ("time / unmerged", "here"): ours["time"].map("{:.3f}".format),
             ("FID - best", "paper (Inception)"): (theirs["FID"] - theirs["FID"].min()).map("{:.2f}".format),
-            ("FID - best", f"here ({self.made.label})"): (ours["FID change"] - ours["FID change"].min()).map("{:.2f}".format),
+            ("FID - best", f"here ({self.made.label})"): (ours["FID change"] - ours["FID change"].min()).map(
+                "{:.2f}".format
+            ),
             ("PSNR - best (dB)", "here"): (ours["PSNR"] - ours["PSNR"].max()).map("{:.2f}".format),
         }
         return pd.DataFrame(columns).rename_axis(None).replace("nan", "")
 
     def words(self, records: pd.DataFrame) -> dict[str, str]:
-        """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of `records`."""
-        at = {t: records[records["threshold"] == t].set_index("schedule")["time"] for t in self.params.thresholds}
+        """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of
+        `records`."""
+        at = {
+            t: records[records["threshold"] == t].set_index("schedule")["time"]
+            for t in self.params.thresholds
+        }
         cached = {t: times.drop(EVERY) for t, times in at.items()}
         merged = {t: self.made.share_of_image(self.asked[t, BASE].method) for t in at}
         words = {
             "images": str(self.made.rows["image"].nunique()),
             "ways": str(len(self.asked)),
-            "merged": listed([f"{one:.0%} at t = {t:g} ({mean:.0%} over all images)" for t, (one, mean) in merged.items()]),
+            "merged": listed(
+                [f"{one:.0%} at t = {t:g} ({mean:.0%} over all images)" for t, (one, mean) in merged.items()]
+            ),
             "online": self.beside_base("online"),
             "derived": self.beside_base("derived"),
             "no_upper_bound": self.no_upper_bound(),
-            "searching": _by_threshold({t: f"{quality.spoken(self.gain(t, 'every step', 'step 0 only'), 2)} dB" for t in at}),
-            "every_base": _by_threshold({t: f"{quality.spoken(self.gain(t, 'every step', BASE), 2)} dB" for t in at}),
+            "searching": _by_threshold(
+                {t: f"{quality.spoken(self.gain(t, 'every step', 'step 0 only'), 2)} dB" for t in at}
+            ),
+            "every_base": _by_threshold(
+                {t: f"{quality.spoken(self.gain(t, 'every step', BASE), 2)} dB" for t in at}
+            ),
             "even_staler": self.even_staler(),
-            "relation": _by_threshold({t: _correlation(value) for t, value in self.relation(bounds=True).items()}),
-            "relation_within": _by_threshold({t: _correlation(value) for t, value in self.relation().items()}),
+            "relation": _by_threshold(
+                {t: _correlation(value) for t, value in self.relation(bounds=True).items()}
+            ),
+            "relation_within": _by_threshold(
+                {t: _correlation(value) for t, value in self.relation().items()}
+            ),
             "staleness_tells": self.staleness_tells(),
             "needed": quality.power_words(self.differences().values()),
             "time_searching": _by_threshold({t: f"{times['every step']:.2f}" for t, times in at.items()}),
-            "time_cached": _by_threshold({t: f"{times.min():.2f} to {times.max():.2f}" for t, times in cached.items()}),
+            "time_cached": _by_threshold(
+                {t: f"{times.min():.2f} to {times.max():.2f}" for t, times in cached.items()}
+            ),
         }
         return words | self._words_on_the_paper(records)
 
@@ -474,7 +579,10 @@ class Result:
 
     @staticmethod
     def _fid_apart(ours: pd.DataFrame) -> str:
-        spread, halves = np.ptp(ours["FID change"]), (ours["FID change high"] - ours["FID change low"]).median() / 2
+        spread, halves = (
+            np.ptp(ours["FID change"]),
+            (ours["FID change high"] - ours["FID change low"]).median() / 2,
+        )
         if np.isnan(spread):
             return "So few images have no FID."
         known = "" if np.isnan(halves) else f", where each is known to ±{halves:.2f}"
@@ -482,8 +590,8 @@ class Result:
 
 
 def _line(x: pd.Series, y: pd.Series) -> tuple[float, float, float]:
-    """A straight line of least squares: where it begins, its slope, and the standard deviation around it; level where all ``x``
-    are equal. Infinite ``y``, of unchanged images, are left out."""
+    """A straight line of least squares: where it begins, its slope, and the standard deviation around it;
+    level where all ``x`` are equal. Infinite ``y``, of unchanged images, are left out."""
     kept = np.isfinite(y)
     x, y = x[kept], y[kept]
     if x.nunique() < 2:

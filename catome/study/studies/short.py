@@ -103,7 +103,8 @@ class Parameters(Setting):
         return self.calls if steps == self.steps else steps
 
     def paper_checkpoints(self, steps: int) -> int:
-        """The number of calls at which CA-ToMe finds pairs: all where its schedule names none, or decides while it runs."""
+        """The number of calls at which CA-ToMe finds pairs: all where its schedule names none, or decides
+        while it runs."""
         parsed, calls = parse_schedule(self.schedule), self.calls_with(steps)
         return len(parsed.at(calls)) if isinstance(parsed, Schedule) else calls
 
@@ -156,12 +157,15 @@ def run(params: Parameters, pipe, **kept) -> Result:
     for steps, setting in params.settings.items():
         by_steps[steps] = methods_of(params, steps)
         with sampled(pipe, params, steps):
-            made[steps] = compare(pipe, setting, list(by_steps[steps].values()), real, recompute=params.recompute, **kept)
+            made[steps] = compare(
+                pipe, setting, list(by_steps[steps].values()), real, recompute=params.recompute, **kept
+            )
     return Result(params, real, by_steps, made)
 
 
 def timed(result: Result, pipe, **kept) -> dict[int, pd.DataFrame]:
-    """Rows of `catome.study.measure.comparison.COST` for each number of steps: every method, one image at a time, in turns."""
+    """Rows of `catome.study.measure.comparison.COST` for each number of steps: every method, one image at a
+    time, in turns."""
     found = {}
     for steps, setting in result.params.settings.items():
         with sampled(pipe, result.params, steps):
@@ -186,9 +190,9 @@ class Result:
     made: dict[int, Comparison]
 
     def records(self, clocks: dict[int, pd.DataFrame]) -> pd.DataFrame:
-        """One row for each number of steps and method: ``steps``, ``method``, ``family``, ``PSNR`` with its 95 % interval (dB),
-        ``poor`` (the share of images below `catome.study.measure.quality.POOR_DB`), ``scores left`` (NaN where all are) and
-        ``speed-up`` with the lowest and the highest turn."""
+        """One row for each number of steps and method: ``steps``, ``method``, ``family``, ``PSNR`` with its
+        95 % interval (dB), ``poor`` (the share of images below `catome.study.measure.quality.POOR_DB`),
+        ``scores left`` (NaN where all are) and ``speed-up`` with the lowest and the highest turn."""
         rows = []
         for steps, named in self.methods.items():
             faster = speed_ups(clocks[steps])
@@ -207,7 +211,9 @@ class Result:
         found = {}
         for steps, named in self.methods.items():
             for a, b in pairs:
-                found[f"{steps} steps", f"{a} - {b}"] = self.made[steps].differences("psnr", named[a], named[b])
+                found[f"{steps} steps", f"{a} - {b}"] = self.made[steps].differences(
+                    "psnr", named[a], named[b]
+                )
         return found
 
     def cost_of_a_cache(self) -> pd.DataFrame:
@@ -236,7 +242,9 @@ class Result:
             words[f"cache_paper_{place}"] = quality.spoken(self.gain(steps, PAPER_CACHED, PAPER_AFRESH))
             words[f"paper_{place}"] = quality.spoken(self.gain(steps, CACHED, PAPER_CACHED))
             words[f"fewer_{place}"] = quality.spoken(self.gain(steps, CACHED, FEWER))
-            words[f"todo_{place}"] = quality.spoken(self.gain(steps, CACHED, f"ToDo, factor {self.params.factor}"))
+            words[f"todo_{place}"] = quality.spoken(
+                self.gain(steps, CACHED, f"ToDo, factor {self.params.factor}")
+            )
             words[f"checkpoints_{place}"] = str(checkpoints_of(self.params, steps))
             words[f"checkpoints_paper_{place}"] = str(papers[steps])
         return words

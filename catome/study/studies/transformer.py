@@ -45,7 +45,8 @@ TOPMOST_OF_UNETS = 5
 """Blocks around the topmost self-attentions of Stable Diffusion 1 and 2, and of the embedded U-Net."""
 
 KINDS = tuple(kind for kind in curves.kinds() if kind not in curves.OF_UNETS)
-"""The methods of `catome.study.studies.curves.kinds` that a transformer can have: those that need no U-Net."""
+"""The methods of `catome.study.studies.curves.kinds` that a transformer can have: those that need no
+U-Net."""
 
 
 Kinds = Annotated[list[str] | None, checked_by(names_among(lambda: KINDS))]
@@ -63,16 +64,20 @@ class Parameters(Setting):
     """The parameters of this study: which models, which images, and what is merged.
 
     Attributes:
-        model: "tiny-pixart" (the embedded transformer), a folder with a PixArt-Sigma pipeline, or a name on the Hub.
+        model: "tiny-pixart" (the embedded transformer), a folder with a PixArt-Sigma pipeline, or a name on
+            the Hub.
         beside: the model with a U-Net that it is compared with.
         thresholds: cosines whose merged shares are watched.
         ratio: the fixed share whose pairs are watched.
-        curve_images: images for the comparison of methods, at most; they have a seed by which no setting was chosen.
+        curve_images: images for the comparison of methods, at most; they have a seed by which no setting was
+            chosen.
         curve_kinds: methods to compare, by their names in `KINDS`; None for all of them.
         timed_images: that the methods are timed on, on each model.
-        noises: controls: shares of the standard deviation of what the model gives, as `catome.study.methods.noise`.
+        noises: controls: shares of the standard deviation of what the model gives, as
+            `catome.study.methods.noise`.
         gentle: thresholds of merged keys beyond those that the comparison has.
-        single_layers: how many layers of each model, evenly spaced, have their keys merged while no other one has.
+        single_layers: how many layers of each model, evenly spaced, have their keys merged while no other one
+            has.
         recompute: compute again what was recorded or kept.
     """
 
@@ -92,12 +97,14 @@ class Parameters(Setting):
     def _are_of_two_kinds(self) -> Self:
         if self.model == "tiny" or (Path(self.model).is_dir() and not is_pixart(self.model)):
             raise ValueError(
-                f"model={self.model!r} must have a transformer: 'tiny-pixart', a folder with a PixArt-Sigma pipeline, "
+                f"model={self.model!r} must have a transformer: 'tiny-pixart', a folder with a PixArt-Sigma "
+                "pipeline, "
                 "or the name of one on the Hub"
             )
         if self.beside == "tiny-pixart" or (Path(self.beside).is_dir() and is_pixart(self.beside)):
             raise ValueError(
-                f"beside={self.beside!r} must have a U-Net: 'tiny', a folder with a Stable Diffusion pipeline, "
+                f"beside={self.beside!r} must have a U-Net: 'tiny', a folder with a Stable Diffusion "
+                "pipeline, "
                 "or the name of one on the Hub"
             )
         _ = self.of_unet  # what is wrong for the other model is said before the first one is loaded
@@ -111,25 +118,32 @@ class Parameters(Setting):
     def knobs(self, of: Setting) -> curves.Parameters:
         """The parameters of the comparison of methods on one of the two models; ``of`` says on which."""
         asked = list(KINDS if self.curve_kinds is None else self.curve_kinds)
-        return curves.beside(of, self.curve_images, only=asked, recompute=self.recompute, timed_images=self.timed_images)
+        return curves.beside(
+            of, self.curve_images, only=asked, recompute=self.recompute, timed_images=self.timed_images
+        )
 
 
 def controls(params: Parameters) -> dict[str, Method]:
-    """The controls of merging on both models, by their names in a table: noise, and merged keys that merge less."""
+    """The controls of merging on both models, by their names in a table: noise, and merged keys that merge
+    less."""
     found = {f"noise of {share:.1%}": methods.noise(share) for share in params.noises}
     for threshold in params.gentle:
-        found[f"merged keys, t = {threshold:g}"] = methods.merged_keys(threshold, schedule="EVEN_13", compare="keys")
+        found[f"merged keys, t = {threshold:g}"] = methods.merged_keys(
+            threshold, schedule="EVEN_13", compare="keys"
+        )
     return found
 
 
 def one_by_one(params: Parameters, layers: int) -> dict[int, Method]:
-    """Keys merged in one layer alone, by the layer: a few of so many, evenly spaced; the share is that of the watched pairs."""
+    """Keys merged in one layer alone, by the layer: a few of so many, evenly spaced; the share is that of the
+    watched pairs."""
     places = np.linspace(0, layers - 1, min(layers, params.single_layers)).round().astype(int)
     return {int(layer): methods.keys_in_layer(int(layer), params.ratio) for layer in places}
 
 
 def selectivity(model: str) -> list[float] | None:
-    """exp(entropy)/N of each self-attention of an embedded model, as its card has it; None for other models."""
+    """exp(entropy)/N of each self-attention of an embedded model, as its card has it; None for other
+    models."""
     folders = {"tiny": tiny.find_model, "tiny-pixart": tiny.find_transformer}
     if model not in folders:
         return None
@@ -139,7 +153,9 @@ def selectivity(model: str) -> list[float] | None:
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations of both models; those of the U-Net are in other chapters, too."""
     most = params.single_layers
-    for place, (setting, layers) in enumerate(((params, most), (params.of_unet, min(most, TOPMOST_OF_UNETS)))):
+    for place, (setting, layers) in enumerate(
+        ((params, most), (params.of_unet, min(most, TOPMOST_OF_UNETS)))
+    ):
         first, knobs = 4 * place + 1, params.knobs(setting)
         yield Job(first, "similarity", "unmerged, watched", setting, setting.batch_size, setting.calls)
         yield of_drift(first + 1, setting)
@@ -167,11 +183,14 @@ def _of_model(params: Parameters, setting: Setting, pipe, **kept) -> OfModel:
     knobs = params.knobs(setting)
     turned = curves.run(knobs, pipe, **kept)
     others = [*controls(params).values(), *one_by_one(params, len(seen.blocks)).values()]
-    return OfModel(pipe, seen, pairs, turned, compare(pipe, knobs, others, recompute=params.recompute, **kept))
+    return OfModel(
+        pipe, seen, pairs, turned, compare(pipe, knobs, others, recompute=params.recompute, **kept)
+    )
 
 
 def timed(result: Result, pipe, **kept) -> dict[str, pd.DataFrame]:
-    """Rows of `catome.study.measure.turns.TURNS`, by model; the pipelines are those that ``result`` was made with."""
+    """Rows of `catome.study.measure.turns.TURNS`, by model; the pipelines are those that ``result`` was made
+    with."""
     return {name: curves.timed(of.curves, of.pipe, **kept) for name, of in result.models.items()}
 
 
@@ -207,14 +226,17 @@ class Result:
     models: dict[str, OfModel]
 
     def shares(self) -> pd.DataFrame:
-        """The share of all tokens that are as similar as a threshold to their best partner, by model: the mean, and the least
-        and the largest of a layer.
+        """The share of all tokens that are as similar as a threshold to their best partner, by model: the
+        mean, and the least and the largest of a layer.
 
-        Similarity is that of what enters a layer. A U-Net merges by it with `catome.PAPER`; a transformer, by its keys."""
+        Similarity is that of what enters a layer. A U-Net merges by it with `catome.PAPER`; a transformer, by
+        its keys."""
         columns = {}
         for name in self.models:
             by_layer = self._shares_of_layers(name)
-            columns[name] = [f"{row.mean():.0%} ({row.min():.0%} to {row.max():.0%})" for _, row in by_layer.iterrows()]
+            columns[name] = [
+                f"{row.mean():.0%} ({row.min():.0%} to {row.max():.0%})" for _, row in by_layer.iterrows()
+            ]
         return pd.DataFrame(columns, index=[f"t = {t:g}" for t in self.merged_at])
 
     def _shares_of_layers(self, model: str) -> pd.DataFrame:
@@ -228,12 +250,15 @@ class Result:
         return sorted(set(self.params.thresholds), reverse=True)
 
     def variance(self) -> pd.DataFrame:
-        """Of the variance of the merged share, the parts that go by the step and by the image, for each threshold and model."""
+        """Of the variance of the merged share, the parts that go by the step and by the image, for each
+        threshold and model."""
         columns = {}
         for name, of in self.models.items():
             parts = variance_of_share(shares_above(of.seen, self.params.thresholds)).loc[self.merged_at]
             for part in ("step", "image"):
-                columns[name, part] = [f"{value:.0%}" if np.isfinite(value) else "nothing varies" for value in parts[part]]
+                columns[name, part] = [
+                    f"{value:.0%}" if np.isfinite(value) else "nothing varies" for value in parts[part]
+                ]
         return pd.DataFrame(columns, index=[f"t = {t:g}" for t in self.merged_at])
 
     @property
@@ -251,19 +276,26 @@ class Result:
 
     def drifts(self) -> str:
         """On which model neighbouring steps differ more in their pairs, as a sentence."""
-        own, other = (np.stack(self.models[name].drift.rows["neighbour"].to_numpy()).astype(float).mean() for name in BOTH)
+        own, other = (
+            np.stack(self.models[name].drift.rows["neighbour"].to_numpy()).astype(float).mean()
+            for name in BOTH
+        )
         if np.isclose(own, other, rtol=0.1):
             return "So pairs can be reused for about as long on both."
         longer, shorter = (TRANSFORMER, UNET) if own < other else (UNET, TRANSFORMER)
         return f"So pairs can be reused for longer on the {longer} than on the {shorter}."
 
     def expected(self) -> str:
-        """On which model merging should cost less, by what the paper argues with: similar tokens, and pairs that last."""
+        """On which model merging should cost less, by what the paper argues with: similar tokens, and pairs
+        that last."""
         similar = {name: float(self._shares_of_layers(name).to_numpy().mean()) for name in BOTH}
         lasting = {name: self.models[name].drift.by_lag(self.amount)[1] for name in BOTH}
         by_similarity, by_drift = max(similar, key=similar.get), min(lasting, key=lasting.get)
         if by_similarity != by_drift:
-            return f"By the first measure merging should cost less on the {by_similarity}, by the second on the {by_drift}."
+            return (
+                f"By the first measure merging should cost less on the {by_similarity}, by the second on the "
+                f"{by_drift}."
+            )
         return f"By both measures, merging should cost less on the {by_similarity}."
 
     def records(self, clocks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -278,7 +310,9 @@ class Result:
             columns[name, "work left"] = [f"{value:.2f}" for value in rows["flops"]]
             columns[name, "speed-up"] = [f"{value:.2f}" for value in rows["speed-up"]]
         first = next(iter(records.values()))
-        return pd.DataFrame(columns, index=pd.MultiIndex.from_frame(first[["kind", "setting"]], names=[None, None]))
+        return pd.DataFrame(
+            columns, index=pd.MultiIndex.from_frame(first[["kind", "setting"]], names=[None, None])
+        )
 
     def held_against(self) -> pd.DataFrame:
         """PSNR of the controls on both models, and the share of the tokens that was merged, to be read."""
@@ -290,12 +324,15 @@ class Result:
         return pd.DataFrame(columns, index=list(controls(self.params)))
 
     def layers(self) -> dict[str, pd.DataFrame]:
-        """By model, PSNR where keys are merged in one layer alone, beside how selective its self-attention is, to be read."""
+        """By model, PSNR where keys are merged in one layer alone, beside how selective its self-attention
+        is, to be read."""
         found = {}
         for name, of in self.models.items():
             alone = one_by_one(self.params, len(of.seen.blocks))
             summary = of.controls.summary().loc[[method.label for method in alone.values()]]
-            columns = {"PSNR (dB), merged in this layer alone": quality.with_interval(summary, "PSNR", 1).to_list()}
+            columns = {
+                "PSNR (dB), merged in this layer alone": quality.with_interval(summary, "PSNR", 1).to_list()
+            }
             spread = selectivity(of.curves.params.model)
             if spread is not None:
                 columns["exp(entropy)/N of its attention"] = [f"{spread[layer]:.2f}" for layer in alone]
@@ -309,21 +346,28 @@ class Result:
         return {layer: float(of.controls.of(method)["psnr"].mean()) for layer, method in alone.items()}
 
     def by_selectivity(self) -> str:
-        """Say in a sentence whether the transformer's layers lose more the fewer tokens their attention rests on."""
+        """Say in a sentence whether the transformer's layers lose more the fewer tokens their attention rests
+        on."""
         found, spread = self.psnr_of_layers(TRANSFORMER), selectivity(self.params.model)
         if spread is None or len(found) < 3:
             return "How selective these layers are is not known here."
         agreement, chance = spearmanr([spread[layer] for layer in found], list(found.values()))
-        verdict = "Layers that attend to fewer tokens lose more" if agreement > 0.5 else "It is not these layers that lose most"
+        verdict = (
+            "Layers that attend to fewer tokens lose more"
+            if agreement > 0.5
+            else "It is not these layers that lose most"
+        )
         return (
-            f"{verdict}: over the {len(found)} layers, the rank correlation of PSNR and exp(entropy)/N is {agreement:.2f} "
+            f"{verdict}: over the {len(found)} layers, the rank correlation of PSNR and exp(entropy)/N is "
+            f"{agreement:.2f} "
             f"(p = {chance:.2f})."
         )
 
     def sensitivity(self, records: dict[str, pd.DataFrame]) -> str:
         """Say in sentences how much of the transformer's larger loss by merging comes with noise as well.
 
-        The loss by merging is the median, over all settings that merge, of the U-Net's PSNR minus the transformer's."""
+        The loss by merging is the median, over all settings that merge, of the U-Net's PSNR minus the
+        transformer's."""
         gap = records[UNET]["PSNR"].to_numpy(float) - records[TRANSFORMER]["PSNR"].to_numpy(float)
         merges = ~records[TRANSFORMER]["kind"].isin(["forecast", "fewer steps"]).to_numpy()
         if not merges.any() or not self.params.noises:
@@ -333,50 +377,65 @@ class Result:
         by_image = [self.models[name].controls.of(noise)["psnr"].to_numpy(float) for name in BOTH]
         own, other = (float(psnr.mean()) for psnr in by_image)
         said = (
-            f"Noise of {max(self.params.noises):.1%} leaves {own:.1f} dB on the transformer and {other:.1f} dB on the U-Net, "
+            f"Noise of {max(self.params.noises):.1%} leaves {own:.1f} dB on the transformer and {other:.1f} "
+            "dB on the U-Net, "
         )
         gap_of_noise = quality.spoken(quality.mean_interval(by_image[1] - by_image[0]))
-        said += f"a gap of {gap_of_noise} dB. The median gap of the settings that merge is {by_merging:.1f} dB. "
+        said += (
+            f"a gap of {gap_of_noise} dB. The median gap of the settings that merge is {by_merging:.1f} dB. "
+        )
         if by_merging <= 0:
             return said + "So there is no loss to explain."
         if other - own < by_merging / 3:
             return said + "So it is the merging, not the model."
         return said + (
-            "So both have a part in it." if other - own < 2 * by_merging / 3 else "So it is the model, not the merging."
+            "So both have a part in it."
+            if other - own < 2 * by_merging / 3
+            else "So it is the model, not the merging."
         )
 
     def agreement(self, records: dict[str, pd.DataFrame]) -> float:
-        """Spearman's rank correlation of the settings' PSNR on the two models; NaN for fewer than three settings."""
+        """Spearman's rank correlation of the settings' PSNR on the two models; NaN for fewer than three
+        settings."""
         both = [rows["PSNR"].to_numpy(float) for rows in records.values()]
         return float(spearmanr(*both).statistic) if len(both[0]) > 2 else float("nan")
 
     def farther(self, records: dict[str, pd.DataFrame]) -> str:
-        """In how many settings the transformer's images are farther from the unmerged ones than the U-Net's: ``20 of 24``."""
+        """In how many settings the transformer's images are farther from the unmerged ones than the U-Net's:
+        ``20 of 24``."""
         own, other = (records[name]["PSNR"].to_numpy(float) for name in BOTH)
         return f"{(own < other).sum()} of {len(own)}"
 
     def gaps(self) -> dict[str, np.ndarray]:
-        """PSNR on the U-Net minus that on the transformer for every setting that both have, in dB, by image. Both have the same
-        seeds and prompts."""
+        """PSNR on the U-Net minus that on the transformer for every setting that both have, in dB, by image.
+        Both have the same seeds and prompts."""
         found = {}
         own, other = (self.models[name].curves for name in BOTH)
         for kind, some in own.kinds.items():
             for setting in some:
                 if setting in other.kinds.get(kind, {}):
-                    both = (of.made.of(of.kinds[kind][setting])["psnr"].to_numpy(float) for of in (other, own))
+                    both = (
+                        of.made.of(of.kinds[kind][setting])["psnr"].to_numpy(float) for of in (other, own)
+                    )
                     x, y = both
-                    with np.errstate(invalid="ignore"):  # an image that is unchanged on both models is no difference
+                    # an image that is unchanged on both models is no difference
+                    with np.errstate(invalid="ignore"):
                         found[f"{kind}, {setting}"] = np.where(np.isinf(x) & np.isinf(y), 0.0, x - y)
         return found
 
     def farther_told(self) -> str:
-        """In how many of the settings of `gaps` the interval and Holm's method tell the two models apart, as a sentence."""
+        """In how many of the settings of `gaps` the interval and Holm's method tell the two models apart, as
+        a sentence."""
         verdicts = quality.difference_table(self.gaps())["after Holm"]
         count = int((verdicts == "closer").sum())
-        return f"With all {len(verdicts)} settings tested at once (Holm's method), this is detectable in {count} of them."
+        return (
+            f"With all {len(verdicts)} settings tested at once (Holm's method), this is detectable in "
+            f"{count} of them."
+        )
 
     def psnr_of(self, records: dict[str, pd.DataFrame], kind: str, setting: str) -> dict[str, str]:
-        """PSNR (dB) of one setting on each model, with its interval; "not tried" where the parameters left it out."""
+        """PSNR (dB) of one setting on each model, with its interval; "not tried" where the parameters left it
+        out."""
         found = {}
         for name, rows in records.items():
             row = rows[(rows["kind"] == kind) & (rows["setting"] == setting)]
@@ -384,13 +443,18 @@ class Result:
         return found
 
     def words(self, records: dict[str, pd.DataFrame]) -> dict[str, str]:
-        """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of `records`."""
+        """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of
+        `records`."""
         own = records[TRANSFORMER]
         curve = self.models[TRANSFORMER].curves
         at = self.merged_at[min(1, len(self.merged_at) - 1)]
         agreement = self.agreement(records)
         fewer = f"{methods.kept_steps(0.75, self.params.steps)} steps"
-        named = {"paper": ("CA-ToMe", "t = 0.9"), "keys": ("merged keys", "t = 0.8"), "fewer": ("fewer steps", fewer)}
+        named = {
+            "paper": ("CA-ToMe", "t = 0.9"),
+            "keys": ("merged keys", "t = 0.8"),
+            "fewer": ("fewer steps", fewer),
+        }
         psnr = {}
         for name, (kind, setting) in named.items():
             found = self.psnr_of(records, kind, setting)
@@ -414,7 +478,9 @@ class Result:
             "layers": str(len(self.models[TRANSFORMER].seen.blocks)),
             "next_transformer": f"{self.models[TRANSFORMER].drift.by_lag(self.amount)[1]:.2f}",
             "next_unet": f"{self.models[UNET].drift.by_lag(self.amount)[1]:.2f}",
-            "agreement": "none to speak of with so few settings" if np.isnan(agreement) else f"{agreement:.2f}",
+            "agreement": "none to speak of with so few settings"
+            if np.isnan(agreement)
+            else f"{agreement:.2f}",
             "best_in_time": curve.best(own, "best in time"),
             "best_in_work": curve.best(own, "best in work"),
             "papers_place": curve.place_of(own, "CA-ToMe"),

@@ -1,4 +1,5 @@
-"""Chapter 8: the threshold sweep again, with queries merged or kept and with merged keys counted once or by their members."""
+"""Chapter 8: the threshold sweep again, with queries merged or kept and with merged keys counted once or by
+their members."""
 
 from __future__ import annotations
 
@@ -12,7 +13,17 @@ from catome.study import methods
 from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare
 from catome.study.methods import Method
-from catome.study.run.parameters import AllOr, Cosine, Cosines, Factor, Flag, Folder, ScheduleName, Setting, parameters
+from catome.study.run.parameters import (
+    AllOr,
+    Cosine,
+    Cosines,
+    Factor,
+    Flag,
+    Folder,
+    ScheduleName,
+    Setting,
+    parameters,
+)
 from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = "08_weigh_the_keys"
@@ -27,11 +38,14 @@ class Parameters(Setting):
 
     Attributes:
         thresholds: of the sweep, cosines; pairs are found afresh at every step.
-        threshold: of the second comparison, which goes from the paper's configuration to the library's, change by change.
+        threshold: of the second comparison, which goes from the paper's configuration to the library's,
+            change by change.
         schedule: the paper's checkpoints there.
         even: the library's.
-        dip_images: over which the dip is judged, as ToMe merges and with groups weighted; None for as many as of all others.
-        factor: ToDo keeps every so many-th key each way, 2 to 4; ToMe's share is such that it leaves as many scores.
+        dip_images: over which the dip is judged, as ToMe merges and with groups weighted; None for as many as
+            of all others.
+        factor: ToDo keeps every so many-th key each way, 2 to 4; ToMe's share is such that it leaves as many
+            scores.
         reference: a folder of real images; None for held-out scenes (embedded model only).
         recompute: compute again what was recorded or kept.
     """
@@ -64,7 +78,8 @@ def sweep_of(params: Parameters) -> dict[tuple[str, float], Method]:
 
 
 def changes_of(params: Parameters) -> dict[str, Method]:
-    """From the paper's configuration to the library's, one change after the other, and the last without its weights."""
+    """From the paper's configuration to the library's, one change after the other, and the last without its
+    weights."""
     t, theirs, ours = params.threshold, params.schedule, params.even
     return {
         "CA-ToMe": methods.ca_tome(t, theirs),
@@ -78,9 +93,13 @@ def changes_of(params: Parameters) -> dict[str, Method]:
 
 
 def peers_of(params: Parameters) -> dict[str, Method]:
-    """Two methods that leave equally many scores, a quarter with factor 2, by the names that the chapter gives them."""
+    """Two methods that leave equally many scores, a quarter with factor 2, by the names that the chapter
+    gives them."""
     share = 1 - 1 / params.factor
-    return {f"ToMe, r = {share:g}": methods.tome(share), f"ToDo, factor {params.factor}": methods.todo(params.factor)}
+    return {
+        f"ToMe, r = {share:g}": methods.tome(share),
+        f"ToDo, factor {params.factor}": methods.todo(params.factor),
+    }
 
 
 def _all_of(params: Parameters) -> list[Method]:
@@ -93,10 +112,8 @@ def jobs(params: Parameters) -> Iterator[Job]:
     yield from of_images(1, params, [method.label for method in _all_of(params)])
     if params.of_dip.images > params.images:
         sweep = sweep_of(params)
-        lowest, highest = (
-            min(params.thresholds),
-            max(params.thresholds),
-        )  # the latter stands for the worst, which is not known yet
+        # the highest stands for the worst, which is not known yet
+        lowest, highest = min(params.thresholds), max(params.thresholds)
         labels = [sweep[way, t].label for way in (MERGED, WEIGHTED) for t in dict.fromkeys((lowest, highest))]
         yield from of_images(2, params.of_dip, labels)
 
@@ -128,8 +145,9 @@ def dip_at(made: Comparison, sweep: dict[tuple[str, float], Method]) -> tuple[fl
 def scores_left(made: Comparison, method: Method, factor: int) -> float:
     """The share of attention scores that a method leaves in the topmost blocks, mean over images and steps.
 
-    Of merged queries and keys ``(1 - m)^2`` with the mean merged share ``m`` over blocks, which is a little too low where
-    blocks differ. With queries kept ``1 - m``, which is exact. NaN for methods that merge nothing.
+    Of merged queries and keys ``(1 - m)^2`` with the mean merged share ``m`` over blocks, which is a little
+    too low where blocks differ. With queries kept ``1 - m``, which is exact. NaN for methods that merge
+    nothing.
 
     Args:
         made: rows of the method.
@@ -146,8 +164,8 @@ def scores_left(made: Comparison, method: Method, factor: int) -> float:
 
 
 def closeness(made: Comparison, method: Method, factor: int) -> dict[str, float]:
-    """``PSNR`` with its 95 % interval (dB), ``poor``, the share of images below `catome.study.measure.quality.POOR_DB`, and
-    ``scores left``; arguments as in `scores_left`."""
+    """``PSNR`` with its 95 % interval (dB), ``poor``, the share of images below
+    `catome.study.measure.quality.POOR_DB`, and ``scores left``; arguments as in `scores_left`."""
     psnr = made.of(method)["psnr"].to_numpy(float)
     mean, low, high = quality.mean_interval(psnr)
     row = {"PSNR": mean, "PSNR low": low, "PSNR high": high, "poor": float((psnr < quality.POOR_DB).mean())}
@@ -164,7 +182,8 @@ class Result:
         changes: the methods from the paper's configuration to the library's, by what each changes.
         peers: what they are compared with, by name.
         made: the rows of all of them.
-        more: the rows of the two thresholds of `dip_at`, as ToMe does it and with groups weighted, over more images.
+        more: the rows of the two thresholds of `dip_at`, as ToMe does it and with groups weighted, over more
+            images.
     """
 
     params: Parameters
@@ -182,20 +201,25 @@ class Result:
         return closeness(self.made, method, self.params.factor)
 
     def curve(self) -> pd.DataFrame:
-        """One row for each way to merge and each threshold: ``way``, ``threshold``, ``PSNR`` with ``low`` and ``high`` (95 %),
-        ``poor`` (the share of images below `catome.study.measure.quality.POOR_DB`) and ``scores left``."""
-        return pd.DataFrame([{"way": way, "threshold": t} | self._row(method) for (way, t), method in self.sweep.items()])
+        """One row for each way to merge and each threshold: ``way``, ``threshold``, ``PSNR`` with ``low`` and
+        ``high`` (95 %), ``poor`` (the share of images below `catome.study.measure.quality.POOR_DB`) and
+        ``scores left``."""
+        return pd.DataFrame(
+            [{"way": way, "threshold": t} | self._row(method) for (way, t), method in self.sweep.items()]
+        )
 
     def peer_rows(self) -> pd.DataFrame:
         """The same columns for the peers, by name."""
         return pd.DataFrame({name: self._row(method) for name, method in self.peers.items()}).T
 
     def gain(self, way: str, threshold: float, other: str = MERGED) -> tuple[float, float, float]:
-        """PSNR of one way to merge minus that of another on the same seeds, in dB: ``(mean, low, high)``, 95 %."""
+        """PSNR of one way to merge minus that of another on the same seeds, in dB: ``(mean, low, high)``, 95
+        %."""
         return self.made.paired("psnr", self.sweep[way, threshold], self.sweep[other, threshold])
 
     def gains(self) -> pd.DataFrame:
-        """The gain of each way over the paper's at each threshold, paired over seeds, as a table to be read."""
+        """The gain of each way over the paper's at each threshold, paired over seeds, as a table to be
+        read."""
         thresholds = sorted({t for _, t in self.sweep})
         columns = {}
         for way in (WEIGHTED, KEPT, BOTH):
@@ -204,9 +228,11 @@ class Result:
         return pd.DataFrame(columns)
 
     def dip(self, way: str) -> np.ndarray:
-        """By how much the lowest threshold is closer than the one at which merging as ToMe does it is worst, in dB, by image.
+        """By how much the lowest threshold is closer than the one at which merging as ToMe does it is worst,
+        in dB, by image.
 
-        A sweep that only gets closer to the unmerged images as less is merged has no dip: the mean is below zero. A sweep of
+        A sweep that only gets closer to the unmerged images as less is merged has no dip: the mean is below
+        zero. A sweep of
         one threshold has none, either: all are zero."""
         lowest, worst = dip_at(self.made, self.sweep)
         rows = self.more if way in (MERGED, WEIGHTED) else self.made
@@ -248,9 +274,13 @@ class Result:
         }
 
     def filling(self) -> np.ndarray:
-        """By how much more weights raise the PSNR where ToMe's way is worst than at the lowest threshold, in dB, by image."""
+        """By how much more weights raise the PSNR where ToMe's way is worst than at the lowest threshold, in
+        dB, by image."""
         lowest, worst = dip_at(self.made, self.sweep)
-        at = {t: self.more.differences("psnr", self.sweep[WEIGHTED, t], self.sweep[MERGED, t]) for t in (lowest, worst)}
+        at = {
+            t: self.more.differences("psnr", self.sweep[WEIGHTED, t], self.sweep[MERGED, t])
+            for t in (lowest, worst)
+        }
         return at[worst] - at[lowest]
 
     def filled(self) -> str:
@@ -263,21 +293,30 @@ class Result:
             return "Weights do not remove the dip."
         mean, low, high = quality.mean_interval(self.filling())
         if low <= 0:
-            return "With weights no dip is detectable, but whether weights change it is not detectable, either."
+            return (
+                "With weights no dip is detectable, but whether weights change it is not detectable, either."
+            )
         more = f"{mean:.1f} dB [{low:.1f}, {high:.1f}]"
-        return f"Weights remove the dip: they bring {more} more at its lowest point than at the lowest threshold."
+        return (
+            f"Weights remove the dip: they bring {more} more at its lowest point than at the lowest "
+            "threshold."
+        )
 
     def dips(self) -> pd.DataFrame:
         """`dip` of every way to merge, and over how many images, as a table to be read."""
         lowest, worst = dip_at(self.made, self.sweep)
-        found = {f"{way}: t = {lowest:g} - t = {worst:g}": self.dip(way) for way in (MERGED, WEIGHTED, KEPT, BOTH)}
-        table = quality.difference_table(found, "PSNR (dB)", better="merging more is closer", worse="merging less is closer")
+        found = {
+            f"{way}: t = {lowest:g} - t = {worst:g}": self.dip(way) for way in (MERGED, WEIGHTED, KEPT, BOTH)
+        }
+        table = quality.difference_table(
+            found, "PSNR (dB)", better="merging more is closer", worse="merging less is closer"
+        )
         table.insert(0, "images", [len(one) for one in found.values()])
         return table
 
     def _known(self, way: str) -> tuple[np.ndarray, np.ndarray]:
-        """The scores left at the thresholds of a way to merge ``[thresholds]``, in rising order, and the PSNR ``[thresholds,
-        images]``, in dB; without thresholds that leave some image unchanged."""
+        """The scores left at the thresholds of a way to merge ``[thresholds]``, in rising order, and the PSNR
+        ``[thresholds, images]``, in dB; without thresholds that leave some image unchanged."""
         rows = []
         for (own, _), method in self.sweep.items():
             psnr = self.made.of(method)["psnr"].to_numpy(float)
@@ -287,12 +326,14 @@ class Result:
         return np.array([left for left, _ in rows]), np.array([psnr for _, psnr in rows])
 
     def _at_scores(self, way: str, scores: Sequence[float]) -> np.ndarray:
-        """PSNR of a way by image, at shares of scores left between those of its thresholds: ``[scores, images]``, in dB."""
+        """PSNR of a way by image, at shares of scores left between those of its thresholds: ``[scores,
+        images]``, in dB."""
         left, psnr = self._known(way)
         return np.stack([np.interp(scores, left, image) for image in psnr.T], axis=1)
 
     def scores_of_all(self, count: int = 5) -> np.ndarray:
-        """Shares of scores left, evenly spaced, that every way to merge has between its thresholds; empty if there are none."""
+        """Shares of scores left, evenly spaced, that every way to merge has between its thresholds; empty if
+        there are none."""
         known = [self._known(way)[0] for way in (MERGED, WEIGHTED, KEPT, BOTH)]
         if not all(map(len, known)):
             return np.zeros(0)
@@ -300,12 +341,15 @@ class Result:
         return np.linspace(low, high, count) if low < high else np.zeros(0)
 
     def at_equal_scores(self) -> dict[tuple[str, str], np.ndarray]:
-        """PSNR of kept queries minus that of merged ones where both leave equally many scores, in dB, by image: without weights
-        on either side, and with weights on both. PSNR between two thresholds is interpolated."""
+        """PSNR of kept queries minus that of merged ones where both leave equally many scores, in dB, by
+        image: without weights on either side, and with weights on both. PSNR between two thresholds is
+        interpolated."""
         scores = self.scores_of_all()
         found = {}
         for kept, merged in ((KEPT, MERGED), (BOTH, WEIGHTED)):
-            differences = self._at_scores(kept, scores) - self._at_scores(merged, scores) if len(scores) else []
+            differences = (
+                self._at_scores(kept, scores) - self._at_scores(merged, scores) if len(scores) else []
+            )
             for share, values in zip(scores, differences, strict=True):
                 found[f"{kept} - {merged}", f"{share:.2f} of the scores"] = values
         return found
@@ -315,7 +359,8 @@ class Result:
         return quality.difference_table(self.at_equal_scores())
 
     def queries_told(self) -> str:
-        """A sentence on the points of `at_equal_scores` at which kept queries are closer, with all points tested at once."""
+        """A sentence on the points of `at_equal_scores` at which kept queries are closer, with all points
+        tested at once."""
         differences = self.at_equal_scores()
         if not differences:
             return "The four ways leave no share of scores in common here."
@@ -326,13 +371,20 @@ class Result:
         ):
             means = [float(values.mean()) for (own, _), values in differences.items() if own == pair]
             found = list(verdicts[pair])
-            counts = f"closer at {found.count('closer')} of {len(found)} points and farther at {found.count('farther')}"
+            counts = (
+                f"closer at {found.count('closer')} of {len(found)} points and farther at "
+                f"{found.count('farther')}"
+            )
             span = f"{min(means):+.1f} to {max(means):+.1f} dB"
-            said.append(f"{weights}, kept queries are detectably {counts} (Holm's method); the differences are {span}.")
+            said.append(
+                f"{weights}, kept queries are detectably {counts} (Holm's method); the differences are "
+                f"{span}."
+            )
         return " ".join(said)
 
     def steps(self) -> pd.DataFrame:
-        """From the paper's configuration to the library's: the scores left, the PSNR, and what each change adds to it."""
+        """From the paper's configuration to the library's: the scores left, the PSNR, and what each change
+        adds to it."""
         names = list(self.changes)
         table = {}
         for name, before in zip(names, [None, *names], strict=False):
@@ -351,13 +403,17 @@ class Result:
         return pd.DataFrame(table).T
 
     def against_peers(self) -> pd.DataFrame:
-        """For each peer, the highest threshold of each weighted way that leaves no more scores than it, to two decimals; paired
-        over seeds."""
+        """For each peer, the highest threshold of each weighted way that leaves no more scores than it, to
+        two decimals; paired over seeds."""
         pairs, columns = {}, {}
         for name, peer in self.peers.items():
             most = round(self.scores_left(peer), 2)
             for way in (WEIGHTED, BOTH):
-                fitting = [t for w, t in self.sweep if w == way and round(self.scores_left(self.sweep[way, t]), 2) <= most]
+                fitting = [
+                    t
+                    for w, t in self.sweep
+                    if w == way and round(self.scores_left(self.sweep[way, t]), 2) <= most
+                ]
                 if not fitting:
                     continue
                 own = self.sweep[way, max(fitting)]

@@ -1,4 +1,5 @@
-"""Cached steps as one compiled program: what they give is what the hooks give, and nothing breaks the graph."""
+"""Cached steps as one compiled program: what they give is what the hooks give, and nothing breaks the
+graph."""
 
 import copy
 import warnings
@@ -46,7 +47,10 @@ def plan(*thresholds: float, tokens: int = 64):
     """A plan of an image for each threshold, which keep different numbers of tokens."""
     torch.manual_seed(1)
     x = torch.randn(len(thresholds), tokens, 8) + 1
-    plans = [catome.match(x[i : i + 1], (8, tokens // 8), threshold=threshold) for i, threshold in enumerate(thresholds)]
+    plans = [
+        catome.match(x[i : i + 1], (8, tokens // 8), threshold=threshold)
+        for i, threshold in enumerate(thresholds)
+    ]
     return catome.tensors.plan.pack(torch.cat([one.target for one in plans])), x
 
 
@@ -58,7 +62,9 @@ def test_padded_groups_have_the_means_and_the_weights_of_the_plan(slots):
     groups = padded_groups(merging, slots)
     means = merge_padded(x, groups)
     assert means.shape == (3, slots, 8)
-    for image, (kept, length) in enumerate(zip(merging.split(merging.merge(x)), merging.lengths, strict=True)):
+    for image, (kept, length) in enumerate(
+        zip(merging.split(merging.merge(x)), merging.lengths, strict=True)
+    ):
         torch.testing.assert_close(means[image, :length], kept)
         assert not means[image, length:].any()
         torch.testing.assert_close(groups.log_weights[image, :length].exp(), merging.sizes[image, :length])
@@ -175,7 +181,9 @@ def test_a_forward_of_somebody_else_is_respected(compiled):
     calls = []
     inner = model.mid_block.forward
     model.mid_block.forward = lambda *args, **kwargs: calls.append(1) or inner(*args, **kwargs)
-    with pytest.warns(UserWarning, match="a hook of another package runs in place of a UNetMidBlock2DCrossAttn's forward"):
+    with pytest.warns(
+        UserWarning, match="a hook of another package runs in place of a UNetMidBlock2DCrossAttn's forward"
+    ):
         generation(model)
     assert len(calls) == STEPS
     assert not handed

@@ -34,7 +34,9 @@ class Polynomial:
 def run(model, times=TIMES, rows: int = 1):
     sample = torch.ones(rows, 4, SIZE, SIZE, dtype=torch.float64)
     with torch.no_grad():
-        return [model(sample, time, prompt(0, rows), return_dict=False)[0][0, 0, 0, 0].item() for time in times]
+        return [
+            model(sample, time, prompt(0, rows), return_dict=False)[0][0, 0, 0, 0].item() for time in times
+        ]
 
 
 def forecast(model, *settings) -> None:
@@ -149,7 +151,8 @@ def test_forecasts_stand_in_front_of_compiled_steps_and_both_come_off():
         for output, other in zip(run_real(model), expected, strict=True):
             torch.testing.assert_close(output, other, atol=2e-5, rtol=1e-4)
         assert isinstance(model.forward.__self__, ForecastSteps)
-        assert CompiledSteps.on(model).steps == 5  # of the ten steps, six run, and one of them is the checkpoint
+        # of the ten steps, six run, and one of them is the checkpoint
+        assert CompiledSteps.on(model).steps == 5
     finally:
         torch._dynamo.reset()
     catome.remove_patch(model)
@@ -197,10 +200,14 @@ def test_outputs_of_any_form_are_combined():
     a, b = torch.tensor([1.0]), torch.tensor([3.0])
     shares = [-1.0, 2.0]
     assert combined([a, b], shares).item() == 5
-    assert combined([UNet2DConditionOutput(sample=a), UNet2DConditionOutput(sample=b)], shares).sample.item() == 5
+    assert (
+        combined([UNet2DConditionOutput(sample=a), UNet2DConditionOutput(sample=b)], shares).sample.item()
+        == 5
+    )
     first, (second, third), fourth = combined([(a, [a, None], 7), (b, [b, None], 8)], shares)
     assert (first.item(), second.item(), third, fourth) == (5, 5, None, 8)
-    assert combined([torch.tensor([1]), torch.tensor([4])], shares).item() == 4  # whole numbers are not extrapolated
+    # whole numbers are not extrapolated
+    assert combined([torch.tensor([1]), torch.tensor([4])], shares).item() == 4
 
 
 @pytest.mark.parametrize(

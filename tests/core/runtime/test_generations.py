@@ -1,4 +1,5 @@
-"""Tests of whose pairs serve a call of a patched model: its own where they must be, earlier steps' where they may."""
+"""Tests of whose pairs serve a call of a patched model: its own where they must be, earlier steps' where they
+may."""
 
 import gc
 import threading
@@ -33,13 +34,28 @@ from catome.runtime.hooks import Hook
 from catome.runtime.state import Cached, Kept, Rule, Running
 from catome.runtime.steps import Condition, Generation
 from catome.tensors.plan import make_plan
-from helpers.pipelines import ATTENTIONS, CONFIGS, SIZE, call, ddim, draw, noise, prompt, sd, sdxl, searches, unet, vae
+from helpers.pipelines import (
+    ATTENTIONS,
+    CONFIGS,
+    SIZE,
+    call,
+    ddim,
+    draw,
+    noise,
+    prompt,
+    sd,
+    sdxl,
+    searches,
+    unet,
+    vae,
+)
 
 by_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
 def loop(model, seed=0, steps=6, text=0, first=0, until=None, scheduler=None, start=None):
-    """A denoising loop of a user's own on a bare U-Net; a generator that gives the latents after each step."""
+    """A denoising loop of a user's own on a bare U-Net; a generator that gives the latents after each
+    step."""
     scheduler = ddim() if scheduler is None else scheduler
     scheduler.set_timesteps(steps)
     x = noise(seed) if start is None else start
@@ -138,7 +154,10 @@ def test_each_view_of_a_panorama_has_its_own(config):
 def plans_by_call(record):
     """The plans that served, by step, call and block, and those that the call's own tokens would give."""
     seen = record.generations[0]
-    return {(it.step, it.call, it.block): (it.plan.target, make_plan(it.matches, threshold=0.3).target) for it in seen}
+    return {
+        (it.step, it.call, it.block): (it.plan.target, make_plan(it.matches, threshold=0.3).target)
+        for it in seen
+    }
 
 
 def test_each_view_keeps_what_was_its_own():
@@ -147,7 +166,9 @@ def test_each_view_keeps_what_was_its_own():
     with catome.patched(pipe, CONFIGS["PAPER"], schedule=[0, 6]), catome.probe(pipe) as record:
         draw(pipe, 12, height=8 * SIZE, width=16 * SIZE, guidance_scale=1.0)
     plans = plans_by_call(record)
-    assert {(step, view) for step, view, _ in plans} == {(step, view) for step in range(12) for view in range(3)}
+    assert {(step, view) for step, view, _ in plans} == {
+        (step, view) for step in range(12) for view in range(3)
+    }
     for (step, view, block), (used, own) in plans.items():
         checkpoint = 0 if step < 6 else 6
         assert torch.equal(used, plans[checkpoint, view, block][1])
@@ -242,7 +263,12 @@ def test_a_row_that_was_exchanged_while_its_attention_did_not_run():
     condition = Condition(None, (3, 4, 8, 8), since=torch.tensor([0, 2, 4]))
     running = Running(None, generation, condition)
     plan = catome.match(torch.randn(3, 16, 4), (4, 4), ratio=0.5)
-    for made, rows in ((1, [False, True, True]), (2, [False, False, True]), (3, [False, False, True]), (4, [False] * 3)):
+    for made, rows in (
+        (1, [False, True, True]),
+        (2, [False, False, True]),
+        (3, [False, False, True]),
+        (4, [False] * 3),
+    ):
         assert running._of_other_images(Cached(plan, (), made)).tolist() == rows
     frames = catome.match(torch.randn(6, 16, 4), (4, 4), ratio=0.5)
     assert running._of_other_images(Cached(frames, (), 2)).tolist() == [False] * 4 + [True] * 2
@@ -308,7 +334,9 @@ def test_a_modular_pipeline():
 
     def image(steps, seed=0):
         generator = torch.Generator().manual_seed(seed)
-        arguments = dict(num_inference_steps=steps, height=64, width=64, generator=generator, output_type="latent")
+        arguments = dict(
+            num_inference_steps=steps, height=64, width=64, generator=generator, output_type="latent"
+        )
         return pipe(prompt="a", **arguments).get("images")
 
     plain = image(4)
@@ -461,7 +489,8 @@ def test_merging_does_not_end_where_nobody_told_the_length():
 
 
 def test_new_generation():
-    """For a loop that shows other images, which resemble each other, at each place of the scheduler's own timetable."""
+    """For a loop that shows other images, which resemble each other, at each place of the scheduler's own
+    timetable."""
     pipe = sd()
     pipe.scheduler.set_timesteps(10)
     shared = noise(0)
@@ -561,7 +590,9 @@ def test_a_generation_that_changes_threads_is_merged_by_its_own(config):
             assert torch.equal(third(lambda: next(again)), moved)
         with searches() as seen:
             last(steps)
-            assert seen.count in (0, ATTENTIONS), "back again: the pairs that were left here, if the latents are still alike"
+            assert seen.count in (0, ATTENTIONS), (
+                "back again: the pairs that were left here, if the latents are still alike"
+            )
 
 
 @by_config
@@ -607,7 +638,9 @@ def test_a_patch_removed_while_another_thread_generates_goes_when_that_has_ended
     merged = draw(pipe, 4)
     with Other() as other:
         found = []
-        thread = threading.Thread(target=lambda: found.append(other(lambda: draw(pipe, 4, callback_on_step_end=wait))))
+        thread = threading.Thread(
+            target=lambda: found.append(other(lambda: draw(pipe, 4, callback_on_step_end=wait)))
+        )
         thread.start()
         assert reached.wait(60)
         catome.remove_patch(pipe)

@@ -17,7 +17,8 @@ FALLING = [981.0, 800.5, 620.0, 441.0, 261.0, 81.0]
 
 
 def latents(image: int, share: float = 0.0, rows: int = 1) -> torch.Tensor:
-    """The latents of an image when this share of its way is done: those of one image are alike from step to step."""
+    """The latents of an image when this share of its way is done: those of one image are alike from step to
+    step."""
     generator = torch.Generator().manual_seed(image)
     noise = torch.randn(rows, 4, 8, 8, generator=generator)
     clean = torch.randn(rows, 4, 8, 8, generator=generator)
@@ -150,7 +151,8 @@ def test_one_generation_after_another_from_the_middle():
     walk = Walk()
     for image, begin in enumerate((30, 10, 30, 0, 48)):
         owners = [
-            walk.call(image, TIMES[i], latents(image, i / 50), planned=TIMES, length=50 - begin) for i in range(begin, 50)
+            walk.call(image, TIMES[i], latents(image, i / 50), planned=TIMES, length=50 - begin)
+            for i in range(begin, 50)
         ]
         assert owners == [None] + [image] * (49 - begin)
         assert walk.generation.length == 50 - begin
@@ -251,7 +253,9 @@ def test_each_view_has_its_own(clock, text, order):
         assert walk.step == i
 
 
-@pytest.mark.parametrize("clock", [CLOCKS["planned"], CLOCKS["bare timetable"], CLOCKS["numbered"]], ids=["a", "b", "c"])
+@pytest.mark.parametrize(
+    "clock", [CLOCKS["planned"], CLOCKS["bare timetable"], CLOCKS["numbered"]], ids=["a", "b", "c"]
+)
 def test_views_that_wander_are_afresh_and_the_steps_go_on(clock):
     """Windows that lie elsewhere at every step: nothing is reused, and it is one generation all the same."""
     shared = prompt(0)
@@ -328,10 +332,19 @@ def test_prompts_that_are_lists_of_tensors():
 
 def test_prompts_of_other_shapes_or_kinds_are_others():
     walk = Walk()
-    texts = [prompt(0), prompt(0)[:, :3], prompt(0).double(), [prompt(0)] * 2, torch.tensor([3]), torch.tensor([4])]
+    texts = [
+        prompt(0),
+        prompt(0)[:, :3],
+        prompt(0).double(),
+        [prompt(0)] * 2,
+        torch.tensor([3]),
+        torch.tensor([4]),
+    ]
     for i in range(4):
         for name, text in enumerate(texts):
-            assert walk.call(name, TIMES[i], latents(99, i / 50), text, planned=TIMES) == (None if i == 0 else name)
+            assert walk.call(name, TIMES[i], latents(99, i / 50), text, planned=TIMES) == (
+                None if i == 0 else name
+            )
 
 
 def test_names_that_a_pipeline_gives_tell_conditions_apart():
@@ -399,8 +412,12 @@ def test_a_timetable_that_is_gone_is_not_mistaken_for_a_new_one():
     assert len(places) > 1
 
 
-@pytest.mark.parametrize("values", [FALLING, FALLING[::-1], [v / 1000 for v in FALLING]], ids=["falling", "rising", "shares"])
-@pytest.mark.parametrize("kind", [float, torch.tensor, lambda v: torch.tensor([v, v])], ids=["float", "tensor", "batch"])
+@pytest.mark.parametrize(
+    "values", [FALLING, FALLING[::-1], [v / 1000 for v in FALLING]], ids=["falling", "rising", "shares"]
+)
+@pytest.mark.parametrize(
+    "kind", [float, torch.tensor, lambda v: torch.tensor([v, v])], ids=["float", "tensor", "batch"]
+)
 def test_values_go_one_way_and_a_turn_begins_a_generation(values, kind):
     walk = Walk()
     for image in range(3):

@@ -8,7 +8,11 @@ import warnings
 
 import pytest
 import torch
-from diffusers import PyramidAttentionBroadcastConfig, StableDiffusionPAGPipeline, apply_pyramid_attention_broadcast
+from diffusers import (
+    PyramidAttentionBroadcastConfig,
+    StableDiffusionPAGPipeline,
+    apply_pyramid_attention_broadcast,
+)
 from diffusers.hooks import HookRegistry
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_video_zero import (
@@ -185,7 +189,9 @@ def test_accelerates_offloading_comes_and_goes(order, config):
     with catome.patched(model, config):
         merged = call(model, noise(0))
     steps = {
-        "offload": lambda: accelerate.cpu_offload(model, execution_device=torch.device("cpu"), offload_buffers=True),
+        "offload": lambda: accelerate.cpu_offload(
+            model, execution_device=torch.device("cpu"), offload_buffers=True
+        ),
         "reload": lambda: accelerate.hooks.remove_hook_from_submodules(model),
         "patch": lambda: catome.apply_patch(model, config),
         "remove": lambda: catome.remove_patch(model),
@@ -244,7 +250,9 @@ def test_offloading_with_the_kernels(first, config, monkeypatch):
 # Other token merging
 
 
-@pytest.mark.parametrize("order", list(itertools.product(["catome", "tomesd"], ["catome", "tomesd"])), ids="-".join)
+@pytest.mark.parametrize(
+    "order", list(itertools.product(["catome", "tomesd"], ["catome", "tomesd"])), ids="-".join
+)
 def test_another_token_merging_package(order):
     """Refused while both are on, whichever was first, and clean when either is off."""
     tomesd = pytest.importorskip("tomesd")
@@ -565,7 +573,10 @@ class Doubled:
             projection(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for projection, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
         )
-        both = [torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale) for scale in (0.3, 0.7)]
+        both = [
+            torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
+            for scale in (0.3, 0.7)
+        ]
         return attn.to_out[0](sum(both).transpose(1, 2).flatten(2) / 2)
 
 
@@ -665,7 +676,9 @@ def test_perturbed_attention_guidance(scale, config):
 
 @by_config
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("amount", [dict(threshold=0.3), dict(threshold=1.0), dict(ratio=0.5), dict(schedule="auto")])
+@pytest.mark.parametrize(
+    "amount", [dict(threshold=0.3), dict(threshold=1.0), dict(ratio=0.5), dict(schedule="auto")]
+)
 def test_another_default_device(device, amount, config):
     """Tensors that nobody told where to live would be there, and on a "meta" device have no numbers."""
     config = config.changed(**amount)
