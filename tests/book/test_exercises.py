@@ -16,6 +16,7 @@ import torch
 from IPython.core.magics.code import extract_symbols
 from nbclient import NotebookClient
 
+import catome
 from catome.policy.staleness import derive, total_staleness
 from helpers.paths import ROOT
 
@@ -412,6 +413,116 @@ def pair_error__without_the_root(query, key, value, e):
     return float(((merged - plain) ** 2).sum() / (plain**2).sum())
 
 
+def merge_in_layers__in_all_of_them(layers, chosen, grid, ratio, run):
+    with catome.merge_keys(grid, ratio=ratio) as seen:
+        output = run()
+    return output, seen.keys_left / seen.keys
+
+
+def merge_in_layers__never_ends(layers, chosen, grid, ratio, run):
+    opened = []
+
+    def begin(*_):
+        opened.append(catome.merge_keys(grid, ratio=ratio))
+        opened[-1].__enter__()
+
+    hooks = [layers[i].attn1.register_forward_pre_hook(begin) for i in chosen]
+    output = run()
+    for context in reversed(opened):
+        context.__exit__(None, None, None)
+    for hook in hooks:
+        hook.remove()
+    return output, 1 - 0.25 * len(chosen) / len(layers)
+
+
+def merge_in_layers__up_to_the_last(layers, chosen, grid, ratio, run):
+    opened = []
+
+    def begin(*_):
+        opened.append(catome.merge_keys(grid, ratio=ratio))
+        opened[-1].__enter__()
+
+    def end(*_):
+        opened.pop().__exit__(None, None, None)
+
+    hooks = [
+        layers[chosen[0]].attn1.register_forward_pre_hook(begin),
+        layers[chosen[-1]].attn1.register_forward_hook(end),
+    ]
+    output = run()
+    for hook in hooks:
+        hook.remove()
+    return output, 1 - 0.25 * len(chosen) / len(layers)
+
+
+def merge_in_layers__leaves_its_processors(layers, chosen, grid, ratio, run):
+    def merging(before):
+        def process(*args, **given):
+            with catome.merge_keys(grid, ratio=ratio):
+                return before(*args, **given)
+
+        return process
+
+    for i in chosen:
+        layers[i].attn1.set_processor(merging(layers[i].attn1.processor))
+    return run(), 1 - 0.25 * len(chosen) / len(layers)
+
+
+def merge_in_layers__calls_the_last_layer(layers, chosen, grid, ratio, run):
+    for i in chosen:
+        own = layers[i].attn1.forward
+
+        def merging(*args, **given):
+            with catome.merge_keys(grid, ratio=ratio):
+                return own(*args, **given)  # noqa: B023
+
+        layers[i].attn1.forward = merging
+    output = run()
+    for i in chosen:
+        del layers[i].attn1.forward
+    return output, 1 - 0.25 * len(chosen) / len(layers)
+
+
+def merge_in_layers__counts_those_that_merge(layers, chosen, grid, ratio, run):
+    counts = [0, 0]
+
+    def merging(before):
+        def process(*args, **given):
+            with catome.merge_keys(grid, ratio=ratio) as seen:
+                output = before(*args, **given)
+            counts[:] = counts[0] + seen.keys_left, counts[1] + seen.keys
+            return output
+
+        return process
+
+    before = [layer.attn1.processor for layer in layers]
+    for i in chosen:
+        layers[i].attn1.set_processor(merging(before[i]))
+    output = run()
+    for layer, old in zip(layers, before, strict=True):
+        layer.attn1.set_processor(old)
+    return output, counts[0] / counts[1]
+
+
+def merge_in_layers__squares_what_is_left(layers, chosen, grid, ratio, run):
+    def merging(before):
+        def process(*args, **given):
+            with catome.merge_keys(grid, ratio=ratio):
+                return before(*args, **given)
+
+        return process
+
+    before = [layer.attn1.processor for layer in layers]
+    for i in chosen:
+        layers[i].attn1.set_processor(merging(before[i]))
+    output = run()
+    for layer, old in zip(layers, before, strict=True):
+        layer.attn1.set_processor(old)
+    tokens = grid[0] * grid[1]
+    left = (1 - int(ratio * tokens) / tokens) ** 2
+    return output, (left * len(chosen) + len(layers) - len(chosen)) / len(layers)
+
+
 SAID = {
     "split_grid__lists": "must be tensors, not list and list",
     "best_partners__swapped": "Are the two swapped?",
@@ -442,6 +553,13 @@ SAID = {
     "pair_error__without_the_weight": "Does the merged key have its weight?",
     "pair_error__keeps_one_of_the_pair": "It is the mean of both",
     "pair_error__without_the_root": "Did you forget the root",
+    "merge_in_layers__in_all_of_them": "all five do",
+    "merge_in_layers__never_ends": "all five do",
+    "merge_in_layers__up_to_the_last": "layers [1, 2, 3] do",
+    "merge_in_layers__leaves_its_processors": "Put back what was there before",
+    "merge_in_layers__calls_the_last_layer": "the *last* value",
+    "merge_in_layers__counts_those_that_merge": "take the mean over all five",
+    "merge_in_layers__squares_what_is_left": "You squared what is left",
 }
 """The words of the check of a mistake about this one, where it might as well say something else."""
 
@@ -536,7 +654,7 @@ def test_exercises_are_stored_as_such(path):
     stubs = [functions(cell.source) for cell in tagged(notebook, "exercise")]
     assert all(len(stub) == 1 for stub in stubs)
     names = [name for stub in stubs for name in stub]
-    assert 3 <= len(names) <= 6
+    assert 3 <= len(names) <= 7
     assert list(functions(solutions(path))) == names
     order = [
         tag

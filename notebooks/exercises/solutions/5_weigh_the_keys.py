@@ -4,6 +4,8 @@ import math
 
 import torch
 
+import catome
+
 
 def group_sizes(target):
     """How many tokens each token that is left stands for: ``[N]`` to ``[L]``."""
@@ -72,3 +74,29 @@ def pair_error(query, key, value, e):
     # the mean of the two keys is k itself, and it counts twice
     merged = attend(key, value, torch.cat([2 * ones[:1], ones[1:]]))
     return float((merged - plain).norm() / plain.norm())
+
+
+def merge_in_layers(layers, chosen, grid, ratio, run):
+    """Run a transformer with keys merged in some layers; also the scores left."""
+
+    def merging(before):
+        def process(*args, **given):
+            # within one attention: the layers behind it are outside again
+            with catome.merge_keys(grid, ratio=ratio):
+                return before(*args, **given)
+
+        return process
+
+    attentions = [layers[place].attn1 for place in chosen]
+    before = [attention.processor for attention in attentions]
+    try:
+        for attention in attentions:
+            attention.set_processor(merging(attention.processor))
+        output = run()
+    finally:
+        for attention, old in zip(attentions, before, strict=True):
+            attention.set_processor(old)
+    tokens = grid[0] * grid[1]
+    # queries are kept, so a layer saves the share of its keys that are merged
+    saved = int(ratio * tokens) / tokens
+    return output, 1 - saved * len(chosen) / len(layers)
