@@ -4,6 +4,7 @@ import nbformat
 import pytest
 
 from helpers.processes import papermill
+from helpers.sentences import assert_says
 
 pytestmark = pytest.mark.book
 
@@ -90,14 +91,14 @@ def test_notebooks_run_with_parameters_nobody_tried(notebook, arguments, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("-p", "imges", "3"), "imges=3 is no parameter of this study (did you mean 'images'?)"),
-        (("-p", "ratio", "0.9"), "ratio=0.9 must be between 0 and 0.75"),
+        (("-p", "imges", "3"), ("imges=3", "did you mean 'images'?")),
+        (("-p", "ratio", "0.9"), ("ratio=0.9", "between 0 and 0.75")),
     ],
 )
 def test_a_wrong_parameter_is_an_error_before_anything_runs(arguments, says, tmp_path):
     done = papermill("01_tome_review", tmp_path / "out.ipynb", *arguments)
     assert done.returncode != 0
-    assert says in done.stderr
+    assert_says(done.stderr, *says)
     cells = [cell for cell in nbformat.read(tmp_path / "out.ipynb", 4).cells if cell.cell_type == "code"]
     ran = [cell for cell in cells if cell.execution_count is not None]
     assert len(ran) <= 4  # parameters, injected parameters, the check; papermill's own notice

@@ -92,23 +92,23 @@ PATCH = (
     (dict(threshold=INF), "threshold=inf must be between -1 and 1"),
     (dict(threshold=-1.001), "threshold=-1.001 must be between -1 and 1"),
     (dict(threshold=70), "threshold=70 must be between -1 and 1"),
-    (dict(threshold=None), "threshold=None, ratio=None: give exactly one of them, neither was given"),
-    (dict(threshold=0.7, ratio=0.5), "threshold=0.7, ratio=0.5: give exactly one of them, both were given"),
+    (dict(threshold=None), "threshold=None, ratio=None", "exactly one", "neither"),
+    (dict(threshold=0.7, ratio=0.5), "threshold=0.7, ratio=0.5", "exactly one", "both"),
     (dict(ratio="half"), "ratio='half' must be a number, not str"),
     (dict(ratio=True), "ratio=True must be a number, not bool"),
     (dict(ratio=NAN), "ratio=nan must be between 0 and 0.75"),
     (dict(ratio=-0.1), "ratio=-0.1 must be between 0 and 0.75"),
-    (dict(ratio=50), "ratio=50 must be between 0 and 0.75, the share of src tokens"),
-    (dict(ratio=0.6, stride=(1, 2)), "ratio=0.6 must be between 0 and 0.5, the share of src tokens"),
+    (dict(ratio=50), "ratio=50 ", "between 0 and 0.75,", "share of src tokens"),
+    (dict(ratio=0.6, stride=(1, 2)), "ratio=0.6 ", "between 0 and 0.5,", "share of src tokens"),
     (dict(ratio=0.9, stride=(2, 4)), "ratio=0.9 must be between 0 and 0.875"),
-    (dict(schedule="CONFIG_6"), "schedule='CONFIG_6' is not a named schedule (did you mean 'CONFIG_"),
+    (dict(schedule="CONFIG_6"), "schedule='CONFIG_6' ", "did you mean 'CONFIG_"),
     (
         dict(schedule="adaptive"),
         "schedule='adaptive' is not",
         "did you mean 'CONF_ADAPTIVE'",
         "the names are CONFIG_1,",
     ),
-    (dict(schedule=""), "schedule='' is not a named schedule; the names are CONFIG_1, CONFIG_2"),
+    (dict(schedule=""), "schedule='' ", "the names are CONFIG_1, CONFIG_2"),
     (dict(schedule=catome.Auto), "must be a name, a collection of step indices or None, not type"),
     (dict(schedule="auto", dst="random"), "dst='random' draws other dst tokens", "schedule='auto'"),
     (dict(stride=2), "stride=2 must be two integers (vertical, horizontal)"),
@@ -142,15 +142,18 @@ PATCH = (
     (dict(only_where_faster="no"), "only_where_faster='no' must be True or False"),
     (
         dict(treshold=0.5),
-        "treshold=0.5 is no argument of apply_patch (did you mean 'threshold'?); it has pipe, config, "
-        "threshold, ratio",
+        "treshold=0.5 ",
+        "apply_patch",
+        "did you mean 'threshold'?",
+        "it has pipe, config, threshold, ratio",
     ),
-    (dict(Ratio=0.5), "Ratio=0.5 is no argument of apply_patch (did you mean 'ratio'?)"),
-    (dict(merge_self=True), "merge_self=True is no argument of apply_patch (did you mean 'merge_"),
+    (dict(Ratio=0.5), "Ratio=0.5 ", "apply_patch", "did you mean 'ratio'?"),
+    (dict(merge_self=True), "merge_self=True ", "apply_patch", "did you mean 'merge_"),
     (
         dict(sx=2),
-        "sx=2 is no argument of apply_patch; it has pipe, config, threshold, ratio, schedule, keep_queries, "
-        "weight",
+        "sx=2 ",
+        "apply_patch",
+        "it has pipe, config, threshold, ratio, schedule, keep_queries, weight",
     ),
     (dict(keep_queries="no"), "keep_queries='no' must be True or False"),
     (dict(weighted=0), "weighted=0 must be True or False"),
@@ -161,12 +164,14 @@ PATCH = (
     (dict(measure=None), "measure=None must be 'cosine' or 'distance'"),
     (dict(start=-0.1), "start=-0.1 must be between 0 and 1"),
     (dict(end="1"), "end='1' must be a number, not str"),
-    (dict(start=0.6, end=0.4), "start=0.6, end=0.4: merging must begin before it ends"),
+    (dict(start=0.6, end=0.4), "start=0.6, end=0.4", "begin before it ends"),
     (dict(schedule=[0, 0.5, 7]), "schedule=7 must be between 0 and 1"),
     (dict(schedule="EVEN_0"), "schedule='EVEN_0' is not a named schedule"),
     (
         dict(merge_attn=False),
-        "merge_attn=False, merge_crossattn=False, merge_mlp=False: at least one of them must be True",
+        "merge_attn=False, merge_crossattn=False, merge_mlp=False",
+        "at least one",
+        "True",
     ),
 )
 
@@ -189,10 +194,7 @@ def test_the_patch_refuses_and_what_was_there_stays(pipe, what, says):
 
 
 @cases(
-    (
-        lambda pipe: None,
-        "pipe=NoneType must be a diffusers pipeline with a denoising model that catome knows",
-    ),
+    (lambda pipe: None, "pipe=NoneType ", "a diffusers pipeline", "denoising model"),
     (lambda pipe: "stable-diffusion-v1-5", "pipe=str must be a diffusers pipeline"),
     (lambda pipe: pipe.vae, "pipe=AutoencoderKL must be a diffusers pipeline"),
     (lambda pipe: type(pipe.unet), "pipe=type must be a diffusers pipeline"),
@@ -228,9 +230,12 @@ def test_what_has_no_unet_is_refused(pipe, what, says):
     (dict(keep_tokens=None), "keep_tokens=None must be True or False"),
     (
         dict(keep_token=True),
-        "keep_token=True is no argument of probe (did you mean 'keep_tokens'?); it has pipe, stride, dst",
+        "keep_token=True ",
+        "probe",
+        "did you mean 'keep_tokens'?",
+        "it has pipe, stride, dst",
     ),
-    (dict(threshold=0.7), "threshold=0.7 is no argument of probe; it has pipe, stride"),
+    (dict(threshold=0.7), "threshold=0.7 ", "probe", "it has pipe, stride"),
 )
 def test_the_probe_refuses_and_watches_nothing(pipe, what, says):
     refused(lambda: catome.probe(pipe, **what).__enter__(), *says)
@@ -253,14 +258,8 @@ NAMED = "up_blocks.2.attentions.0.transformer_blocks."
 
 
 @cases(
-    (
-        lambda record, patched: record.blocks(1),
-        "generation=1: 1 were watched, so it must be between -1 and 0",
-    ),
-    (
-        lambda record, patched: record.steps(-2),
-        "generation=-2: 1 were watched, so it must be between -1 and 0",
-    ),
+    (lambda record, patched: record.blocks(1), "generation=1:", "1 were watched", "between -1 and 0"),
+    (lambda record, patched: record.steps(-2), "generation=-2:", "1 were watched", "between -1 and 0"),
     (lambda record, patched: record.blocks("0"), "generation='0' must be an integer, not str"),
     (lambda record, patched: record.similarity(None), "generation=None must be an integer, not NoneType"),
     (lambda record, patched: record.similarity(0.0), "generation=0.0 must be an integer, not float"),
@@ -268,66 +267,65 @@ NAMED = "up_blocks.2.attentions.0.transformer_blocks."
         lambda record, patched: record.merged_share(True, ratio=0.5),
         "generation=True must be an integer, not bool",
     ),
-    (
-        lambda record, patched: record.at(9, 0),
-        "step=9, block=0 was not observed; steps are [0], blocks are ['down_",
-    ),
-    (lambda record, patched: record.at(-1, 0), "step=-1, block=0 was not observed; steps are [0]"),
+    (lambda record, patched: record.at(9, 0), "step=9, block=0 ", "steps are [0]", "blocks are ['down_"),
+    (lambda record, patched: record.at(-1, 0), "step=-1, block=0 ", "steps are [0]"),
     (lambda record, patched: record.at("0", 0), "step='0' must be an integer, not str"),
     (lambda record, patched: record.at(0.0, 0), "step=0.0 must be an integer, not float"),
     (
         lambda record, patched: record.at(torch.tensor([0, 1]), 0),
         "step=tensor([0, 1]) must be an integer, not Tensor",
     ),
-    (
-        lambda record, patched: record.at(0, 5),
-        "step=0, block=5 was not observed; steps are [0], blocks are ['down_",
-    ),
+    (lambda record, patched: record.at(0, 5), "step=0, block=5 ", "steps are [0]", "blocks are ['down_"),
     (lambda record, patched: record.at(0, -6), "step=0, block=-6 was not observed"),
     (lambda record, patched: record.at(0, True), "block=True must be an integer, not bool"),
     (lambda record, patched: record.at(0, 1.0), "block=1.0 must be an integer, not float"),
     (lambda record, patched: record.at(0, None), "block=None must be an integer, not NoneType"),
-    (lambda record, patched: record.at(0, "attn1"), "step=0, block='attn1' was not observed; steps are [0]"),
+    (lambda record, patched: record.at(0, "attn1"), "step=0, block='attn1' ", "steps are [0]"),
     (
         lambda record, patched: record.at(0, f"{NAMED}1"),
-        f"block='{NAMED}1' was not observed (did you mean '{NAMED}0'?); steps",
+        f"block='{NAMED}1' ",
+        f"did you mean '{NAMED}0'?",
+        "steps are [0]",
     ),
     (lambda record, patched: record.pairs(9, 0, 0, ratio=0.5), "step=9, block=0 was not observed"),
     (lambda record, patched: record.pairs(0, 9, 0, ratio=0.5), "step=0, block=9 was not observed"),
-    (
-        lambda record, patched: record.pairs(0, 0, 2, ratio=0.5),
-        "image=2: 2 were merged by this plan, so it must be between -2",
-    ),
+    (lambda record, patched: record.pairs(0, 0, 2, ratio=0.5), "image=2:", "2 were merged", "between -2"),
     (lambda record, patched: record.pairs(0, 0, "0", ratio=0.5), "image='0' must be an integer, not str"),
     (
         lambda record, patched: record.pairs(0, 0, 0),
-        "threshold=None, ratio=None: give one of them, since the pipeline was not",
+        "threshold=None, ratio=None",
+        "give one of them",
+        "pipeline was not",
     ),
     (
         lambda record, patched: record.merged_share(),
-        "threshold=None, ratio=None: give one of them, since the pipeline was not",
+        "threshold=None, ratio=None",
+        "give one of them",
+        "pipeline was not",
     ),
     (
         lambda record, patched: record.merged_share(ratio=None),
-        "threshold=None, ratio=None: give exactly one of them, neither",
+        "threshold=None, ratio=None",
+        "exactly one",
+        "neither",
     ),
     (
         lambda record, patched: patched.merged_share(ratio=0.5, threshold=0.5),
-        "threshold=0.5, ratio=0.5: give exactly one of them",
+        "threshold=0.5, ratio=0.5",
+        "exactly one",
     ),
     (
         lambda record, patched: patched.pairs(0, 0, 0, ratio=2),
-        "ratio=2 must be between 0 and 0.75, the share of src tokens",
+        "ratio=2 ",
+        "between 0 and 0.75,",
+        "share of src tokens",
     ),
     (
         lambda record, patched: patched.merged_share(treshold=0.5),
         "treshold=0.5 is no argument",
         "did you mean 'threshold'?",
     ),
-    (
-        lambda record, patched: patched.pairs(0, 0, 7),
-        "image=7: 2 were merged by this plan, so it must be between -2 and 1",
-    ),
+    (lambda record, patched: patched.pairs(0, 0, 7), "image=7:", "2 were merged", "between -2 and 1"),
 )
 def test_records_refuse(what, says, records):
     refused(lambda: what(*records), *says)
@@ -351,8 +349,9 @@ TOKENS = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
     (dict(tokens=None), "tokens must be a floating-point tensor, not NoneType"),
     (
         dict(tokens=TOKENS.to(torch.float8_e4m3fn)),
-        "tokens must be a floating-point tensor, not torch.float8_e4m3fn: one of float16, bfloat16, "
-        "float32, float64",
+        "tokens must be a floating-point tensor",
+        "not torch.float8_e4m3fn",
+        "one of float16, bfloat16, float32, float64",
     ),
     (dict(tokens=TOKENS.to_sparse()), "tokens must be a dense tensor, not torch.sparse_coo"),
     (
@@ -385,7 +384,7 @@ TOKENS = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
         "generator=0 must be a torch.Generator, or None for torch's own, not int",
     ),
     (dict(generator=Elsewhere(), dst="random"), "on cuda:0 must be one on the CPU"),
-    (dict(token=TOKENS), "token=tensor([[[", "(did you mean 'tokens'?); it has tokens, grid,"),
+    (dict(token=TOKENS), "token=tensor([[[", "did you mean 'tokens'?", "it has tokens, grid,"),
 )
 def test_matching_refuses(what, says):
     arguments = dict(tokens=TOKENS, grid=(4, 4)) | what
@@ -413,7 +412,9 @@ def test_matching_refuses(what, says):
     ),
     (
         lambda: split_tokens((4, 4), strides=(2, 2)),
-        "strides=(2, 2) is no argument of split_tokens (did you mean 'stride'?)",
+        "strides=(2, 2) ",
+        "split_tokens",
+        "did you mean 'stride'?",
     ),
     (
         lambda: catome.best_matches(TOKENS, (4, 4), find_duplicates="no"),
@@ -425,7 +426,9 @@ def test_matching_refuses(what, says):
     ),
     (
         lambda: catome.best_matches(TOKENS, (4, 4), treshold=1),
-        "treshold=1 is no argument of best_matches; it has tokens, grid",
+        "treshold=1 ",
+        "best_matches",
+        "it has tokens, grid",
     ),
 )
 def test_splitting_refuses(what, says):
@@ -457,13 +460,11 @@ PACKED = PLAN.merge(TOKENS)
 
 
 @cases(
-    (
-        lambda: catome.match(TOKENS, (4, 4)),
-        "threshold=None, ratio=None: give exactly one of them, neither was given",
-    ),
+    (lambda: catome.match(TOKENS, (4, 4)), "threshold=None, ratio=None", "exactly one", "neither"),
     (
         lambda: catome.match(TOKENS, (4, 4), threshold=0.1, ratio=0.2),
-        "threshold=0.1, ratio=0.2: give exactly one of them",
+        "threshold=0.1, ratio=0.2",
+        "exactly one",
     ),
     (lambda: catome.match(TOKENS, (4, 4), ratio=0.5, stride=(1, 1)), "stride=(1, 1) makes every token a dst"),
     (lambda: catome.match(TOKENS, (4, 4), ratio=0.7, stride=(2, 1)), "ratio=0.7 must be between 0 and 0.5"),
@@ -472,7 +473,9 @@ PACKED = PLAN.merge(TOKENS)
     (lambda: catome.make_plan(MATCHES, threshold=1.0), "threshold=1.0 needs matches", "find_duplicates=True"),
     (
         lambda: catome.make_plan(MATCHES, ratio=0.8),
-        "ratio=0.8 must be between 0 and 0.75, the share of src tokens",
+        "ratio=0.8 ",
+        "between 0 and 0.75,",
+        "share of src tokens",
     ),
     (lambda: catome.make_plan(MATCHES, ratio="0.5"), "ratio='0.5' must be a number, not str"),
     (
@@ -487,14 +490,19 @@ PACKED = PLAN.merge(TOKENS)
     (lambda: catome.make_plan([MATCHES], ratio=0.5), "must be what catome.best_matches returned, not list"),
     (
         lambda: catome.make_plan(MATCHES, rate=0.5),
-        "rate=0.5 is no argument of make_plan (did you mean 'ratio'?); it has matches",
+        "rate=0.5 ",
+        "make_plan",
+        "did you mean 'ratio'?",
+        "it has matches",
     ),
     (lambda: PLAN.merge(TOKENS.tolist()), "x must be a floating-point tensor, not list"),
     (lambda: PLAN.merge(TOKENS.numpy()), "x must be a floating-point tensor, not ndarray"),
     (lambda: PLAN.merge(None), "x must be a floating-point tensor, not NoneType"),
     (
         lambda: PLAN.merge(TOKENS.long()),
-        "x must be a floating-point tensor, not torch.int64: one of float16, bfloat16, float32",
+        "x must be a floating-point tensor",
+        "not torch.int64",
+        "one of float16, bfloat16, float32",
     ),
     (lambda: PLAN.merge(TOKENS > 0), "x must be a floating-point tensor, not torch.bool"),
     (
@@ -502,22 +510,22 @@ PACKED = PLAN.merge(TOKENS)
         "x must be a floating-point tensor, not torch.complex64",
     ),
     (lambda: PLAN.merge(TOKENS.to_sparse()), "x must be a dense tensor, not torch.sparse_coo"),
-    (lambda: PLAN.merge(TOKENS.to("meta")), "x is on meta and must be on cpu, where this plan is"),
-    (lambda: PLAN.merge(TOKENS[:1]), "x of shape [1, 16, 4] does not fit this plan: it is for [2, 16, 'C']"),
+    (lambda: PLAN.merge(TOKENS.to("meta")), "x is on meta", "must be on cpu"),
+    (lambda: PLAN.merge(TOKENS[:1]), "x of shape [1, 16, 4] ", "for [2, 16, 'C']"),
     (lambda: PLAN.merge(TOKENS[0]), "x of shape [16, 4] does not fit this plan"),
     (lambda: PLAN.merge(TOKENS[:, :9]), "x of shape [2, 9, 4] does not fit this plan"),
-    (lambda: PLAN.unmerge(TOKENS), "y of shape [2, 16, 4] does not fit this plan: it is for [16, C]"),
-    (lambda: PLAN.unmerge(TOKENS[0, :15]), "y of shape [15, 4] does not fit this plan: it is for [16, C]"),
-    (lambda: PLAN.unmerge(torch.zeros(16)), "y of shape [16] does not fit this plan: it is for [16, C]"),
+    (lambda: PLAN.unmerge(TOKENS), "y of shape [2, 16, 4] ", "for [16, C]"),
+    (lambda: PLAN.unmerge(TOKENS[0, :15]), "y of shape [15, 4] ", "for [16, C]"),
+    (lambda: PLAN.unmerge(torch.zeros(16)), "y of shape [16] ", "for [16, C]"),
     (lambda: PLAN.unmerge(None), "y must be a tensor, not NoneType"),
     (lambda: PLAN.unmerge(PACKED.tolist()), "y must be a tensor, not list"),
     (lambda: PLAN.unmerge(PACKED.to_sparse()), "y must be a dense tensor, not torch.sparse_coo"),
-    (lambda: PLAN.unmerge(PACKED.to("meta")), "y is on meta and must be on cpu, where this plan is"),
+    (lambda: PLAN.unmerge(PACKED.to("meta")), "y is on meta", "must be on cpu"),
     (lambda: PLAN.split(None), "y must be a tensor, not NoneType"),
-    (lambda: PLAN.split(PACKED[:15]), "y of shape [15, 4] does not fit this plan: it is for [16, C]"),
-    (lambda: PLAN.split(PACKED[None]), "y of shape [1, 16, 4] does not fit this plan: it is for [16, C]"),
-    (lambda: PLAN.pairs(2), "image=2: 2 were merged by this plan, so it must be between -2 and 1"),
-    (lambda: PLAN.pairs(-3), "image=-3: 2 were merged by this plan, so it must be between -2 and 1"),
+    (lambda: PLAN.split(PACKED[:15]), "y of shape [15, 4] ", "for [16, C]"),
+    (lambda: PLAN.split(PACKED[None]), "y of shape [1, 16, 4] ", "for [16, C]"),
+    (lambda: PLAN.pairs(2), "image=2:", "2 were merged", "between -2 and 1"),
+    (lambda: PLAN.pairs(-3), "image=-3:", "2 were merged", "between -2 and 1"),
     (lambda: catome.match(TOKENS[:0], (4, 4), ratio=0.5).pairs(0), "image=0: 0 were merged by this plan"),
     (lambda: PLAN.pairs("0"), "image='0' must be an integer, not str"),
     (lambda: PLAN.pairs(None), "image=None must be an integer, not NoneType"),
@@ -527,10 +535,7 @@ PACKED = PLAN.merge(TOKENS)
     (lambda: PLAN.to(None), "device=None must be a torch device"),
     (lambda: PLAN.to(torch.float16), "device=torch.float16 must be a torch device"),
     (lambda: PLAN.to("cuda:99"), "device='cuda:99': this machine's torch has no such device"),
-    (
-        lambda: broken_share(PLAN, TOKENS[:1], 0.5),
-        "tokens of shape [1, 16, 4] does not fit this plan: it is for [2, 16, 'C']",
-    ),
+    (lambda: broken_share(PLAN, TOKENS[:1], 0.5), "tokens of shape [1, 16, 4] ", "for [2, 16, 'C']"),
     (
         lambda: broken_share(PLAN, TOKENS.long(), 0.5),
         "tokens must be a floating-point tensor, not torch.int64",
@@ -559,27 +564,29 @@ def test_plans_unmerge_whatever_there_is():
     (False, "schedule=False must be a name, a collection", "not bool"),
     (0.5, "schedule=0.5 must be a name", "not float"),
     (torch.tensor(3), "schedule=tensor(3) must be a name", "not Tensor"),
-    ("config_3", "schedule='config_3' is not a named schedule (did you mean 'CONFIG_3'?)"),
-    ("Auto", "schedule='Auto' is not a named schedule (did you mean 'auto'?)"),
+    ("config_3", "schedule='config_3' ", "did you mean 'CONFIG_3'?"),
+    ("Auto", "schedule='Auto' ", "did you mean 'auto'?"),
     (b"CONFIG_3", "schedule=b'CONFIG_3' is not a named schedule", "the names are CONFIG_1"),
-    ("0,8,11", "schedule='0,8,11' is not a named schedule; the names are"),
-    ([], "schedule=[] lacks step 0: the first step has no pairs to reuse"),
+    ("0,8,11", "schedule='0,8,11' ", "the names are"),
+    ([], "schedule=[] lacks step 0"),
     (range(1, 4), "schedule=[1, 2, 3] lacks step 0"),
     (np.array([1, 3]), "schedule=[1, 3] lacks step 0"),
-    ([0, -3], "schedule=[0, -3] has the negative step -3: steps count from 0"),
-    ([0, 5, 5], "schedule=[0, 5, 5] repeats step 5: name each step once"),
-    ([0, 1.5], "schedule=[0, 1.5] has the step 1.5: steps must be integers"),
-    ([0, NAN], "schedule=[0, nan] has the step nan: steps must be integers"),
-    ([0, True], "schedule=[0, True] has the step True: steps must be integers"),
-    ([0, "8"], "schedule=[0, '8'] has the step '8': steps must be integers"),
-    ([0, None], "schedule=[0, None] has the step None: steps must be integers"),
-    ([[0, 8]], "schedule=[[0, 8]] has the step [0, 8]: steps must be integers"),
+    ([0, -3], "schedule=[0, -3] ", "negative step -3", "count from 0"),
+    ([0, 5, 5], "schedule=[0, 5, 5] ", "repeats step 5", "once"),
+    ([0, 1.5], "schedule=[0, 1.5] ", "step 1.5:", "must be integers"),
+    ([0, NAN], "schedule=[0, nan] ", "step nan:", "must be integers"),
+    ([0, True], "schedule=[0, True] ", "step True:", "must be integers"),
+    ([0, "8"], "schedule=[0, '8'] ", "step '8':", "must be integers"),
+    ([0, None], "schedule=[0, None] ", "step None:", "must be integers"),
+    ([[0, 8]], "schedule=[[0, 8]] ", "step [0, 8]:", "must be integers"),
     (
         torch.eye(2)[None],
-        "schedule=[tensor([[1., 0.], [0., 1.]])] has the step tensor([[1., 0.], [0., 1.]]): steps must be",
+        "schedule=[tensor([[1., 0.], [0., 1.]])] ",
+        "step tensor([[1., 0.], [0., 1.]]):",
+        "must be integers",
     ),
-    ([*range(999), -1], "schedule=[0, 1, 2, ", "... has the negative step -1: steps count from 0"),
-    ({"0": 1}, "schedule=['0'] has the step '0': steps must be integers"),
+    ([*range(999), -1], "schedule=[0, 1, 2, ", "... ", "negative step -1", "count from 0"),
+    ({"0": 1}, "schedule=['0'] ", "step '0':", "must be integers"),
 )
 def test_schedules_are_refused(pipe, what, says):
     refused(lambda: catome.parse_schedule(what), *says)
@@ -638,15 +645,14 @@ def test_schedules_are_refused(pipe, what, says):
         "staleness[0, 1]=-1.0 must be a finite number that is not negative",
     ),
     (lambda: derive(torch.zeros(3, 3), 0), "checkpoints=0 must be at least 1"),
-    (
-        lambda: derive(torch.zeros(3, 3), 4),
-        "checkpoints=4 must be at most 3, the steps of this staleness matrix",
-    ),
+    (lambda: derive(torch.zeros(3, 3), 4), "checkpoints=4 ", "at most 3,", "steps of this staleness"),
     (lambda: derive(torch.zeros(3, 3), 1.5), "checkpoints=1.5 must be an integer, not float"),
     (lambda: derive(torch.zeros(3, 3), True), "checkpoints=True must be an integer, not bool"),
     (
         lambda: derive(torch.zeros(3, 3), checkpoint=2),
-        "checkpoint=2 is no argument of derive (did you mean 'checkpoints'?)",
+        "checkpoint=2 ",
+        "derive",
+        "did you mean 'checkpoints'?",
     ),
     (lambda: total_staleness("abc", [0]), "staleness='abc' must be a square matrix of numbers"),
     (
@@ -714,10 +720,7 @@ CLASSES = "desert, snowy mountain, sea sunset"
     (dict(model=None), "model=None must be a text that is not empty"),
     (dict(model=["tiny"]), "model=['tiny'] must be a text that is not empty"),
     (dict(model=" "), "model=' ' must be a text that is not empty"),
-    (
-        dict(classes=3),
-        "classes=3 must be a list of names, or names with commas between them, none of them empty",
-    ),
+    (dict(classes=3), "classes=3 ", "a list of names", "commas", "none of them empty"),
     (dict(classes=[]), "classes=[] must be a list of names"),
     (dict(classes=""), "classes=[''] must be a list of names"),
     (dict(classes={"desert"}), "classes={'desert'} must be a list of names"),
@@ -727,29 +730,19 @@ CLASSES = "desert, snowy mountain, sea sunset"
         "classes=['desert', '', 'volcano'] must be a list of names",
         "none of them empty",
     ),
-    (
-        dict(classes="dessert"),
-        "classes=['dessert']: the embedded model has no 'dessert' (did you mean 'desert'?)",
-        CLASSES,
-    ),
-    (dict(classes=["desert", "Volcano"]), "has no 'Volcano' (did you mean 'volcano'?)", CLASSES),
-    (dict(classes="tench"), "classes=['tench']: the embedded model has no 'tench'", CLASSES),
+    (dict(classes="dessert"), "classes=['dessert']:", "no 'dessert'", "did you mean 'desert'?", CLASSES),
+    (dict(classes=["desert", "Volcano"]), "no 'Volcano'", "did you mean 'volcano'?", CLASSES),
+    (dict(classes="tench"), "classes=['tench']:", "no 'tench'", CLASSES),
     (dict(prompt=None), "prompt=None must be a text that is not empty"),
     (dict(prompt=""), "prompt='' must be a text that is not empty"),
-    (
-        dict(prompt="A photograph"),
-        "prompt='A photograph' must hold {} once, where the class name goes, and no other brace",
-    ),
+    (dict(prompt="A photograph"), "prompt='A photograph' ", "{} once", "class name", "no other brace"),
     (dict(prompt="{} and {}"), "prompt='{} and {}' must hold {} once"),
     (dict(prompt="A {0}"), "prompt='A {0}' must hold {} once"),
     (dict(prompt="A {name}"), "prompt='A {name}' must hold {} once"),
     (dict(prompt="A {:>9}"), "prompt='A {:>9}' must hold {} once"),
     (dict(prompt="A {{}}"), "prompt='A {{}}' must hold {} once"),
     (dict(prompt="A {} {"), "prompt='A {} {' must hold {} once"),
-    (
-        dict(prompt="A sketch of a {}."),
-        "prompt='A sketch of a {}.': the embedded model knows no other sentence than 'A high",
-    ),
+    (dict(prompt="A sketch of a {}."), "prompt='A sketch of a {}.'", "no other sentence than 'A high"),
     (dict(images=0), "images=0 must be at least 1"),
     (dict(images=10**12), "images=1000000000000 must be at most 1000000"),
     (dict(images="3"), "images='3' must be an integer, not str"),
@@ -769,7 +762,7 @@ CLASSES = "desert, snowy mountain, sea sunset"
     (dict(height=0), "height=0 must be at least 8"),
     (dict(height=-512), "height=-512 must be at least 8"),
     (dict(height="512"), "height='512' must be an integer, not str"),
-    (dict(width=513), "width=513 must be a multiple of 8 pixels, or None for the model's own size"),
+    (dict(width=513), "width=513 ", "a multiple of 8 pixels", "or None"),
     (dict(width=512.0), "width=512.0 must be an integer, not float"),
     (dict(seed=-1), "seed=-1 must be at least 0"),
     (dict(seed=10**13), "seed=10000000000000 must be at most 1000000000000"),
@@ -778,10 +771,10 @@ CLASSES = "desert, snowy mountain, sea sunset"
     (dict(device=""), "device='' must be a torch device, such as 'cpu' or 'cuda'"),
     (dict(device="gpu"), "device='gpu' must be a torch device, such as 'cpu' or 'cuda'"),
     (dict(device="cuda:one"), "device='cuda:one' must be a torch device"),
-    (dict(device="cuda"), "device='cuda': this machine's torch sees no CUDA device; use 'cpu'"),
-    (dict(device="cuda:99"), "device='cuda:99': this machine's torch sees no CUDA device; use 'cpu'"),
-    (dict(device="cpu:1"), "device='cpu:1': this machine's torch has no such device; use 'cpu'"),
-    (dict(device="meta"), "device='meta': this machine's torch has no such device; use 'cpu'"),
+    (dict(device="cuda"), "device='cuda':", "sees no CUDA device", "use 'cpu'"),
+    (dict(device="cuda:99"), "device='cuda:99':", "sees no CUDA device", "use 'cpu'"),
+    (dict(device="cpu:1"), "device='cpu:1':", "no such device", "use 'cpu'"),
+    (dict(device="meta"), "device='meta':", "no such device", "use 'cpu'"),
     (dict(dtype="fp16"), "dtype='fp16' must be one of 'float32', 'float16', 'bfloat16'"),
     (dict(dtype="float64"), "dtype='float64' must be one of 'float32', 'float16', 'bfloat16'"),
     (dict(dtype=torch.float32), "dtype=torch.float32 must be one of 'float32'"),
@@ -793,21 +786,16 @@ CLASSES = "desert, snowy mountain, sea sunset"
     (dict(output=3), "output=3 must be a text that is not empty"),
     (
         dict(output="/dev/null/out"),
-        "output='/dev/null/out' must be a folder that can be written to, or made; '/dev/null' is none",
+        "output='/dev/null/out' ",
+        "a folder that can be written to, or made",
+        "'/dev/null' is none",
     ),
-    (
-        dict(output="a" * 300),
-        "output='aaa",
-        "must be a folder that can be written to, or made: File name too long",
-    ),
-    (
-        dict(imges=3),
-        "imges=3 is no parameter of this study (did you mean 'images'?); it has batch_size, block, classes",
-    ),
-    (dict(Steps=3), "Steps=3 is no parameter of this study (did you mean 'steps'?)"),
-    (dict(batchsize=3), "batchsize=3 is no parameter of this study (did you mean 'batch_size'?)"),
-    (dict(treshold=0.5), "treshold=0.5 is no parameter of this study (did you mean 'threshold'?)"),
-    (dict(zzz=None), "zzz=None is no parameter of this study; it has batch_size"),
+    (dict(output="a" * 300), "output='aaa", "a folder that can be written to, or made", "File name too long"),
+    (dict(imges=3), "imges=3 ", "did you mean 'images'?", "it has batch_size, block, classes"),
+    (dict(Steps=3), "Steps=3 ", "did you mean 'steps'?"),
+    (dict(batchsize=3), "batchsize=3 ", "did you mean 'batch_size'?"),
+    (dict(treshold=0.5), "treshold=0.5 ", "did you mean 'threshold'?"),
+    (dict(zzz=None), "zzz=None ", "it has batch_size"),
     (dict(threshold=1.01), "threshold=1.01 must be between -1 and 1"),
     (dict(threshold=None), "threshold=None must be a number, not NoneType"),
     (dict(thresholds=[]), "thresholds=[] must be a list of numbers, at least one"),
@@ -819,8 +807,8 @@ CLASSES = "desert, snowy mountain, sea sunset"
     (dict(ratio="half"), "ratio='half' must be a number, not str"),
     (dict(ratios=[]), "ratios=[] must be a list of numbers, at least one"),
     (dict(ratios=[0.5, 0.8]), "ratios[1]=0.8 must be between 0 and 0.75"),
-    (dict(step=6), "step=6 must be below 6, the U-Net calls of steps=5"),
-    (dict(step=1, steps=1), "step=1 must be below 1, the U-Net calls of steps=1"),
+    (dict(step=6), "step=6 ", "below 6,", "steps=5"),
+    (dict(step=1, steps=1), "step=1 ", "below 1,", "steps=1"),
     (dict(step=-1), "step=-1 must be at least 0"),
     (dict(step="last"), "step='last' must be an integer, not str"),
     (dict(block=-1), "block=-1 must be at least 0"),
@@ -835,7 +823,7 @@ CLASSES = "desert, snowy mountain, sea sunset"
     (dict(strict="true"), "strict='true' must be True or False"),
     (dict(reference=""), "reference='' must be a text that is not empty"),
     (dict(reference=["a", "b"]), "reference=['a', 'b'] must be a text"),
-    (dict(schedule="CONFIG3"), "schedule='CONFIG3' is not a named schedule (did you mean 'CONFIG_3'?)"),
+    (dict(schedule="CONFIG3"), "schedule='CONFIG3' ", "did you mean 'CONFIG_3'?"),
     (dict(schedule=[4]), "schedule=[4] lacks step 0"),
 )
 def test_parameters_are_refused_before_anything_runs(what, says, tmp_path, monkeypatch):
@@ -849,7 +837,7 @@ def test_parameters_are_refused_before_anything_runs(what, says, tmp_path, monke
 def test_a_parameter_that_is_not_declared_is_named(name):
     given = {**SMOKE, **GOOD}
     del given[name]
-    refused(lambda: Everything.of(given), f"{name} is missing: the parameters are batch_size, block, classes")
+    refused(lambda: Everything.of(given), f"{name} is missing", "batch_size, block, classes")
 
 
 def test_the_good_parameters_are_good():
@@ -886,9 +874,9 @@ def test_the_good_parameters_are_good():
     ("--budget-s 8m", "budget-s='8m' must be a number"),
     ("--device mps", "device='mps' must be 'cpu' or 'cuda'"),
     ("--device=", "device='' must be 'cpu' or 'cuda'"),
-    ("--device cpu:1", "device='cpu:1': this machine's torch has no such device; use 'cpu'"),
+    ("--device cpu:1", "device='cpu:1':", "no such device", "use 'cpu'"),
     ("--device cuda:x", "device='cuda:x' must be a torch device"),
-    ("--device cuda", "device='cuda': this machine's torch sees no CUDA device; use 'cpu'"),
+    ("--device cuda", "device='cuda':", "sees no CUDA device", "use 'cpu'"),
     ("--dtype float8", "--dtype: invalid choice: 'float8' (choose from 'float32', 'float16', 'bfloat16')"),
     (
         "--suite speed",
@@ -901,12 +889,15 @@ def test_the_good_parameters_are_good():
     ("--output=", "output='' must be a text that is not empty"),
     (
         "--output /dev/null/x",
-        "output='/dev/null/x' must be a folder that can be written to, or made; '/dev/null' is none",
+        "output='/dev/null/x' ",
+        "a folder that can be written to, or made",
+        "'/dev/null' is none",
     ),
     (
         "--output " + "a" * 300,
         "output='aaa",
-        "must be a folder that can be written to, or made: File name too long",
+        "a folder that can be written to, or made",
+        "File name too long",
     ),
     ("--sizes 512", "unrecognized arguments: --sizes 512"),
     ("--record=yes", "--record: ignored explicit argument 'yes'"),
@@ -1120,17 +1111,10 @@ def test_a_damaged_model_is_refused_and_nothing_unpickled_or_run(what, says, tmp
     folder = what(Copy(tmp_path)).folder
     before = contents(tmp_path)
     says = [part.replace("{folder}", str(folder)) for part in says]
-    whole = (
-        f"model={str(folder)!r} must be 'tiny', 'tiny-pixart', a folder with a whole Stable Diffusion or "
-        "PixArt-Sigma in safetensors or a name on "
-        "the Hub: "
-    )
-    refused(lambda: study.load(setting(tmp_path, model=str(folder))), whole, *says)
-    refused(
-        lambda: tiny.load_pipeline(folder),
-        f"path={str(folder)!r} must be the folder of the whole embedded model: ",
-        *says,
-    )
+    allowed = ("'tiny', 'tiny-pixart'", "a folder with a whole Stable Diffusion or PixArt-Sigma", "the Hub")
+    named = f"model={str(folder)!r} "
+    refused(lambda: study.load(setting(tmp_path, model=str(folder))), named, *allowed, "safetensors", *says)
+    refused(lambda: tiny.load_pipeline(folder), f"path={str(folder)!r} ", "the whole embedded model", *says)
     assert contents(tmp_path) == before  # above all no file named "mark"
 
 
@@ -1189,7 +1173,8 @@ def test_no_model_there_is_said_in_one_sentence(what, says, tmp_path, monkeypatc
     ),
     (
         lambda model: tiny.load_scene_net(model.remove("scene_net/model.safetensors").folder),
-        "scene_net/model.safetensors' does not exist: this model folder ships no feature extractor",
+        "scene_net/model.safetensors' does not exist",
+        "no feature extractor",
     ),
     (
         lambda model: tiny.load_scene_net(model.cut("scene_net/model.safetensors").folder),
@@ -1266,21 +1251,21 @@ def huge() -> bytes:
 
 
 NO_FOLDER = "must be a folder of images, or of one folder for each class"
-TOO_FEW = "images: at least 2 are needed, in it or its folders (.bmp, .jpeg, .jpg, .png"
+TOO_FEW = ("images: at least 2", "(.bmp, .jpeg, .jpg, .png")
 DAMAGED = "; reference must be a folder of whole ones"
 
 
 @cases(
     (lambda images: images.folder / "missing", "/real/missing' ", NO_FOLDER),
     (lambda images: images.add("a.jpg", "b.jpg").folder / "a.jpg", "/real/a.jpg' ", NO_FOLDER),
-    (lambda images: images, "/real' holds 0 ", TOO_FEW),
-    (lambda images: images.add("a.png"), "/real' holds 1 ", TOO_FEW),
-    (lambda images: images.put("a.txt", b"a").put("b.npy", b"b").put("c", b"c"), "/real' holds 0 ", TOO_FEW),
-    (lambda images: images.add("a.png", "class/b.gif"), "/real' holds 1 ", TOO_FEW),
+    (lambda images: images, "/real' holds 0 ", *TOO_FEW),
+    (lambda images: images.add("a.png"), "/real' holds 1 ", *TOO_FEW),
+    (lambda images: images.put("a.txt", b"a").put("b.npy", b"b").put("c", b"c"), "/real' holds 0 ", *TOO_FEW),
+    (lambda images: images.add("a.png", "class/b.gif"), "/real' holds 1 ", *TOO_FEW),
     (
         lambda images: Images(images.folder / "class").add("deep/a.png", "deep/b.png") and images,
         "/real' holds 0 ",
-        TOO_FEW,
+        *TOO_FEW,
     ),
     (
         lambda images: images.add("a.jpg").cut("b.jpg"),
@@ -1334,7 +1319,7 @@ def test_reference_folders_are_refused_and_nothing_is_kept(what, says, net, tmp_
         "[12, 3, 64, 96] must be uint8 [B, 3, 128, 128]",
         "height=128 and width=128",
     ),
-    (dict(model="some/model"), "reference=None: give the folder of real images to compare with"),
+    (dict(model="some/model"), "reference=None:", "the folder of real images"),
 )
 def test_real_images_refuse(what, says, net, tmp_path):
     arguments = {"size": (128, 128), "model": "tiny", **what}
@@ -1395,10 +1380,7 @@ def trapped(folder):
 
 
 NOT_WHOLE = "numbers.parquet is not a whole Parquet file ("
-OTHER = (
-    "numbers.parquet holds other columns than ['version', 'image', 'value', 'run']: it belongs to another "
-    "study"
-)
+OTHER = "numbers.parquet holds other columns than ['version', 'image', 'value', 'run']"
 
 
 @cases(
@@ -1425,11 +1407,8 @@ def test_files_of_rows_are_refused(what, says, tmp_path):
     assert contents(tmp_path) == before
 
 
-NO_RUNS = (
-    "numbers.parquet does not say how its rows were computed: its metadata 'runs' must be a JSON object of "
-    "runs"
-)
-ELSE = "or not be there, and is something else: move it away"
+NO_RUNS = ("numbers.parquet ", "metadata 'runs' must be a JSON object of runs")
+ELSE = "move it away"
 
 
 @cases(
@@ -1442,12 +1421,12 @@ ELSE = "or not be there, and is something else: move it away"
         lambda at: stored(
             at, table=ROWS.set_column(1, ROWS.schema.field(1), pa.array([*range(49), None], pa.int32()))
         ),
-        "numbers.parquet: rows[49] has no image (None or NaN), a key of numbers: each row needs all of its "
-        "keys",
+        "numbers.parquet: rows[49] has no image (None or NaN)",
+        "a key of numbers",
     ),
-    (lambda at: stored(at, table=ROWS.replace_schema_metadata({"runs": "{no JSON"})), NO_RUNS),
-    (lambda at: stored(at, table=ROWS.replace_schema_metadata({"runs": "[1]"})), NO_RUNS),
-    (lambda at: stored(at, table=ROWS.replace_schema_metadata({"runs": '{"r": {}}'})), NO_RUNS),
+    (lambda at: stored(at, table=ROWS.replace_schema_metadata({"runs": "{no JSON"})), *NO_RUNS),
+    (lambda at: stored(at, table=ROWS.replace_schema_metadata({"runs": "[1]"})), *NO_RUNS),
+    (lambda at: stored(at, table=ROWS.replace_schema_metadata({"runs": '{"r": {}}'})), *NO_RUNS),
 )
 def test_what_is_no_folder_of_rows_is_refused(what, says, tmp_path):
     folder = tmp_path / "out"
@@ -1479,11 +1458,14 @@ def test_a_description_that_says_nothing_of_a_checksum_is_passed_over(beside, tm
     (lambda folder: Store(TABLE, folder, None).gather(None), "folder=None must be a path, not NoneType"),
     (
         lambda folder: Store(TABLE, folder, None).find(imge=1),
-        "'imge' is no key of numbers (did you mean 'image'?); the keys are",
+        "'imge' is no key of numbers",
+        "did you mean 'image'?",
+        "the keys are",
     ),
     (
         lambda folder: Store(TABLE, folder, None).find(value=1),
-        "'value' is no key of numbers; the keys are version, image",
+        "'value' is no key of numbers",
+        "the keys are version, image",
     ),
     (
         lambda folder: Store(TABLE, folder, None).find(image=np.arange(2)),
@@ -1506,10 +1488,7 @@ def around():
     return held
 
 
-CANNOT = (
-    "cannot be written as JSON: it must be text, finite numbers, True, False, None, or lists and dicts of "
-    "them"
-)
+CANNOT = ("cannot be written as JSON", "text, finite numbers, True, False, None, or lists and dicts of them")
 
 
 @cases(
@@ -1518,19 +1497,19 @@ CANNOT = (
     (dict(rows="row"), "rows='row' must be a list of rows, not str"),
     (dict(rows=ROW), "rows[0]='image' must be a mapping of columns to values, not str"),
     (dict(rows=[ROW, None]), "rows[1]=None must be a mapping of columns to values, not NoneType"),
-    (
-        dict(rows=[ROW | {"image": None}]),
-        "rows[0] has no image (None or NaN), a key of numbers: each row needs all of its keys",
-    ),
-    (dict(rows=[ROW, ROW | {"image": NAN}]), "rows[1] has no image (None or NaN), a key of numbers"),
-    (dict(rows=[ROW | {"version": None}]), "rows[0] has no version (None or NaN), a key of numbers"),
+    (dict(rows=[ROW | {"image": None}]), "rows[0] has no image (None or NaN)", "a key of numbers"),
+    (dict(rows=[ROW, ROW | {"image": NAN}]), "rows[1] has no image (None or NaN)", "a key of numbers"),
+    (dict(rows=[ROW | {"version": None}]), "rows[0] has no version (None or NaN)", "a key of numbers"),
     (dict(rows=[ROW, {"value": 1.0}]), "rows[1] lacks 'image', a column of numbers"),
     (dict(rows=[ROW, {"image": 1}]), "rows[1] lacks 'value', a column of numbers"),
     (
         dict(rows=[ROW | {"vlaue": 1}]),
-        "rows[0]: 'vlaue' is no column of numbers (did you mean 'value'?); it has version, image",
+        "rows[0]: 'vlaue' ",
+        "no column of numbers",
+        "did you mean 'value'?",
+        "it has version, image",
     ),
-    (dict(rows=[ROW | {5: 1}]), "rows[0]: 5 is no column of numbers; it has version, image, value, run"),
+    (dict(rows=[ROW | {5: 1}]), "rows[0]: 5 ", "no column of numbers", "it has version, image, value, run"),
     (dict(rows=[ROW | {"image": "x"}]), "rows do not fit the columns of numbers: ", "'x'", "column image"),
     (dict(rows=[ROW | {"image": 1.5}]), "rows do not fit the columns of numbers: ", "1.5", "column image"),
     (
@@ -1541,19 +1520,19 @@ CANNOT = (
     ),
     (dict(rows=[ROW | {"image": 2**70}]), "rows do not fit the columns of numbers: "),
     (dict(rows=[ROW | {"value": [1]}]), "rows do not fit the columns of numbers: ", "column value"),
-    (dict(run=None), "run=None must be a dict, as catome.study.run.store.provenance makes it, not NoneType"),
+    (dict(run=None), "run=None must be a dict", "catome.study.run.store.provenance", "not NoneType"),
     (dict(run="r"), "run='r' must be a dict"),
     (dict(run={}), "run['id']=None must be a text of letters, digits, _ and -"),
     (dict(run={"id": ""}), "run['id']='' must be a text of letters"),
     (dict(run={"id": "../r"}), "run['id']='../r' must be a text of letters"),
     (dict(run=RUN | {"id": 7}), "run['id']=7 must be a text of letters"),
-    (dict(run=RUN | {"at": Path("here")}), "run['at']=PosixPath('here') ", CANNOT),
-    (dict(run=RUN | {"of": torch.zeros(2, 2)}), "run['of']=tensor([[0., 0.], [0., 0.]]) ", CANNOT),
-    (dict(run=RUN | {"of": np.float32(1)}), "run['of']=np.float32(1.0) ", CANNOT),
-    (dict(run=RUN | {"of": [{1, 2}]}), "run['of']=[{1, 2}] ", CANNOT),
-    (dict(run=RUN | {"of": {(1, 2): 3}}), "run['of']={(1, 2): 3} ", CANNOT, "under names that are text"),
-    (dict(run=RUN | {"of": NAN}), "run['of']=nan ", CANNOT),
-    (dict(run=RUN | {"of": around()}), "run['of']=[[...]] ", CANNOT),
+    (dict(run=RUN | {"at": Path("here")}), "run['at']=PosixPath('here') ", *CANNOT),
+    (dict(run=RUN | {"of": torch.zeros(2, 2)}), "run['of']=tensor([[0., 0.], [0., 0.]]) ", *CANNOT),
+    (dict(run=RUN | {"of": np.float32(1)}), "run['of']=np.float32(1.0) ", *CANNOT),
+    (dict(run=RUN | {"of": [{1, 2}]}), "run['of']=[{1, 2}] ", *CANNOT),
+    (dict(run=RUN | {"of": {(1, 2): 3}}), "run['of']={(1, 2): 3} ", *CANNOT, "under names that are text"),
+    (dict(run=RUN | {"of": NAN}), "run['of']=nan ", *CANNOT),
+    (dict(run=RUN | {"of": around()}), "run['of']=[[...]] ", *CANNOT),
     (dict(seconds=None), "seconds=None must be a number, not NoneType"),
     (dict(seconds="1"), "seconds='1' must be a number, not str"),
     (dict(seconds=-1), "seconds=-1 must be between 0 and 1e+09"),

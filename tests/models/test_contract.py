@@ -21,6 +21,7 @@ from catome.models.base import Layout, ModelCall, bound
 from catome.models.registry import FAMILIES, family_of
 from catome.runtime.compiled import CompiledSteps
 from catome.runtime.hooks import Hook, patch_of
+from helpers.sentences import assert_says
 from helpers.tiny_models import TINY_TRANSFORMERS
 from helpers.tiny_unets import TINY_UNETS
 
@@ -586,10 +587,10 @@ def test_a_summary_is_of_the_configuration_that_the_model_has():
         assert catome.summary(model).merged_share == 0.75
         with catome.patched(model, threshold=1.0):
             assert catome.summary(model).merged_share == 0
-            assert "nothing has been generated since the patch was put on" in str(catome.summary(model))
+            assert "nothing has been generated" in str(catome.summary(model))
             answer("flux")
-            assert "nothing was merged: no pair of tokens reached threshold=1" in str(catome.summary(model))
-        assert "nothing has been generated since the patch was put on" in str(catome.summary(model))
+            assert_says(str(catome.summary(model)), "nothing was merged", "threshold=1")
+        assert "nothing has been generated" in str(catome.summary(model))
         answer("flux")
         model._reset_stateful_cache()
         assert catome.summary(model).merged_share == 0.75
@@ -635,11 +636,8 @@ REFUSED = {
         Unknown,
         r"pipe=Unknown must be a diffusers pipeline .*Known are the families U-Net, .*Kandinsky6",
     ),
-    "a VAE": (vae, r"pipe=AutoencoderKL must be a diffusers pipeline with a denoising model"),
-    "linear attention": (
-        sana,
-        r"pipe=SanaTransformer2DModel cannot be patched: its self-attention is linear",
-    ),
+    "a VAE": (vae, r"pipe=AutoencoderKL must be a diffusers pipeline .*denoising model"),
+    "linear attention": (sana, r"pipe=SanaTransformer2DModel cannot be patched.* linear"),
     "a string": (lambda: "stable-diffusion", r"pipe=str must be a diffusers pipeline .*it has no model"),
     "None": (lambda: None, r"pipe=NoneType must be a diffusers pipeline .*it has no model"),
     "a class": (lambda: diffusers.UNet2DConditionModel, r"pipe=type must be a diffusers pipeline"),

@@ -154,7 +154,7 @@ def test_the_recipe_refuses_nonsense(argument, tmp_path, capsys):
 
 
 def test_no_transformer_is_said_in_one_sentence(tmp_path, trained):
-    with pytest.raises(FileNotFoundError, match=r"holds no embedded transformer \(config.json is missing\)"):
+    with pytest.raises(FileNotFoundError, match=r"no embedded transformer.*config\.json is missing"):
         tiny.load_transformer(tmp_path)
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -169,9 +169,7 @@ def test_missing_weights_are_said(tmp_path, trained):
     weights = load_file(trained / "diffusion_pytorch_model.safetensors")
     weights.pop("proj_out.weight")
     save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(
-        OSError, match="must be the folder of the whole embedded transformer: weights are missing"
-    ):
+    with pytest.raises(OSError, match=r"the whole embedded transformer.* weights are missing"):
         tiny.load_transformer(tmp_path)
 
 

@@ -22,6 +22,7 @@ from catome.study.run.generate import with_sampler
 from catome.study.run.store import CHECKOUT, RECORDED, Store, fingerprint
 from catome.study.studies import curves, headline
 from catome.study.studies import jobs as counting
+from helpers.sentences import assert_says
 from helpers.settings import setting
 
 IMAGES = 6
@@ -176,16 +177,14 @@ def test_words_say_which_settings_nothing_beats():
     assert words["best_in_time"] == "ToMe (r = 0.25); fewer steps (30 steps)"
     assert words["best_in_work"] == "ToMe (r = 0.25 and r = 0.5)"
     assert (words["curve_images"], words["curve_settings"], words["curve_kinds"]) == (str(IMAGES), "3", "2")
-    assert (
-        found.place_of(records, "ToMe")
-        == "Settings of ToMe are among them: in time r = 0.25; in work r = 0.25 and r = 0.5."
+    told = (": in time r = 0.25;", "in work r = 0.25 and r = 0.5.")
+    assert_says(found.place_of(records, "ToMe"), "Settings of ToMe are among them", *told)
+    assert_says(
+        found.place_of(records, "fewer steps"), "of fewer steps are among them", ": in time 30 steps."
     )
-    assert (
-        found.place_of(records, "fewer steps") == "Settings of fewer steps are among them: in time 30 steps."
-    )
-    assert words["papers_curve"] == "No setting of CA-ToMe was tried."
+    assert_says(words["papers_curve"], "No setting of CA-ToMe", "tried")
     beaten = found.place_of(records.assign(**{"best in time": False, "best in work": False}), "ToMe")
-    assert beaten == "No setting of ToMe is among them, in time or in work."
+    assert_says(beaten, "No setting of ToMe", "among them")
     table = found.shown(records)
     assert table["unbeaten in"].tolist() == ["time, work", "work", "time"]
     assert table["below 30 dB"].tolist() == ["0%", "100%", "33%"]
@@ -224,9 +223,10 @@ def test_each_number_of_steps_has_a_frontier():
     leads = several.rivals("ToMe")["its lead in time (dB)"]
     assert leads["8 steps", "ToMe, r = 0.25"] == "-15.0 [-15.0, -15.0]"
     assert leads["50 steps", "ToMe, r = 0.25"] == "+5.0 [+5.0, +5.0]"
-    assert several.words()["papers_curve_few"] == "No setting of CA-ToMe was tried."
-    assert several.words()["curve_settings"] == "There are 3 in 8 steps and 3 in 50 steps."
-    assert several.words()["forecasts_curve_few"] == "In 8 steps, no forecast was tried beside fewer steps."
+    words = several.words()
+    assert_says(words["papers_curve_few"], "No setting of CA-ToMe", "tried")
+    assert_says(words["curve_settings"], " 3 in 8 steps", " 3 in 50 steps")
+    assert_says(words["forecasts_curve_few"], "8 steps", "no forecast")
 
 
 @pytest.mark.parametrize(
@@ -267,9 +267,8 @@ def test_a_forecast_stands_beside_fewer_steps_with_at_least_as_many_calls(steps,
     table = curves.Lengths({steps: found}, {}).forecasts()
     assert table["difference (dB)"].tolist() == ["+5.00 [+5.00, +5.00]"] * 3
     said = curves.Lengths({steps: found}, {}).forecasts_told(steps)
-    assert said.startswith(f"In {steps} steps, images by a forecast growing by 1.15 (")
-    assert said.endswith("): +5.0 [+5.0, +5.0] dB.")
-    assert "are closer to unmerged than those of" in said
+    forecast, fewer = labels[0].split(" - ")
+    assert_says(said, f"In {steps} steps", forecast, "closer", fewer, " +5.0 [+5.0, +5.0] dB")
     alone = curves.Result(params, {"forecast": params.kinds["forecast"]}, made)
     assert alone.forecasts() == {}
 

@@ -38,6 +38,7 @@ from catome.study.studies import weights
 from catome.tiny.evaluate import HELD_OUT
 from catome.tiny.features import LAYER, register
 from helpers.labels import from_label
+from helpers.sentences import assert_says
 from helpers.settings import setting
 
 
@@ -312,14 +313,10 @@ def test_that_many_images_find_the_difference_in_four_studies_of_five():
 
 def test_the_images_that_are_needed_stand_beside_those_that_there_are():
     said = quality.power_words([[0.0, 2.0, 4.0], [0.0, 1.0, 2.0]])
-    assert said == (
-        "To find a difference of 1 dB in four studies out of five, these comparisons need from 8 to 32 "
-        "images, depending "
-        "on how much their differences vary from seed to seed; there are 3."
-    )
+    assert_says(said, " 1 dB", "four studies out of five", "need from 8 to 32 images", "there are 3.")
     assert "need 8 images" in quality.power_words([[0.0, 1.0, 2.0]])
     assert quality.power_words([[0.0, 1.0], [0.0, 1.0, 2.0]]).endswith("there are from 2 to 3.")
-    assert quality.power_words([[1.0]]).startswith("With so few images nobody can say")
+    assert "nobody can say" in quality.power_words([[1.0]])
 
 
 def test_a_table_of_no_differences_has_its_columns():
@@ -468,8 +465,8 @@ def test_cost_of_another_machine_is_used_and_said(pipe, tmp_path):
         rows = cost(pipe, chosen, asked, repetitions=1, recorded=tmp_path / "shipped")
         if kind == "cpu":
             assert set(rows["seconds"]) == {7.0}
-            where = "Timed on an abacus, 99 threads: image 0 (desert) alone"
-            assert timed_on(rows) == f"{where}, the methods in turns, 1 times after a warm-up."
+            told = ("on an abacus, 99 threads", "image 0 (desert) alone", "in turns", " 1 times", "warm-up")
+            assert_says(timed_on(rows), *told)
         else:
             assert set(rows["seconds"]) != {8.0}
     file.unlink()
@@ -483,7 +480,7 @@ def test_times_say_which_image_was_timed_also_where_another_one_is_asked_for(pip
         [methods.unmerged()],
     )
     first = timed_on(cost(pipe, chosen, asked, repetitions=1, recorded=None))
-    assert "images 0 to 1 together (image 0: volcano), the methods in turns" in first
+    assert_says(first, "images 0 to 1 together", "image 0: volcano", "in turns")
     kept = cost(pipe, replace(chosen, classes=["lighthouse"]), asked, repetitions=1, recorded=None)
     assert timed_on(kept) == first
     table = pq.read_table(tmp_path / "cost.parquet")
@@ -683,7 +680,7 @@ def test_folders_that_are_no_classes_are_refused_before_any_work(tmp_path):
         (tmp_path / "real" / group).mkdir(parents=True)
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "real" / group / "0.png")
     files = image_files(tmp_path / "real")
-    with pytest.raises(ValueError, match="has 3 folders, whose names are not those of the 2 classes"):
+    with pytest.raises(ValueError, match=r"has 3 folders.* not .* 2 classes"):
         files_by_class(setting(tmp_path, classes=["desert", "lighthouse"]), tmp_path / "real", files)
     asked = replace(weights.Parameters(classes=["desert", "lighthouse"]), reference=str(tmp_path / "real"))
     with pytest.raises(ValueError, match="has 3 folders"):
@@ -791,9 +788,7 @@ def test_without_inception_the_scene_extractor_takes_its_place_and_says_so(monke
         return create_feature_extractor(name, *arguments, **options)
 
     monkeypatch.setattr(quality, "create_feature_extractor", offline)
-    with pytest.warns(
-        UserWarning, match="Inception's weights are neither at hand nor to be downloaded .*no network"
-    ):
+    with pytest.warns(UserWarning, match=r"Inception's weights .*no network.*drawn scenes only"):
         net = quality.extractor(embedded=False)
     assert net.label == "scene, for want of Inception"
     assert net.name != quality.extractor(embedded=True).name

@@ -18,6 +18,7 @@ from catome.study.measure import pairs, reconstruction, similarity
 from catome.study.measure.similarity import Similarities, shares_above
 from catome.study.plots import interactive, review_figures
 from catome.study.run.store import CHECKOUT
+from helpers.sentences import assert_says
 
 PAIRS = torch.tensor([[1, 0], [5, 10], [8, 0], [4, 3]])
 """On a grid of four columns: side by side in one window; diagonal, into another one; two rows apart; from a
@@ -39,19 +40,19 @@ def test_distances_are_those_of_the_grid():
 
 
 def test_what_is_said_of_pairs():
-    assert pairs.words(PAIRS, 4) == {
-        "distances": "The median pair lies 1.4 tokens apart, 75% lie within two, and the farthest 3 apart.",
-        "leaving": "75%",
-    }
+    words = pairs.words(PAIRS, 4)
+    assert set(words) == {"distances", "leaving"}
+    assert_says(words["distances"], "median", "1.4 tokens", " 75%", "within two", "farthest 3 ")
+    assert words["leaving"] == "75%"
 
 
 def test_where_nothing_is_merged_nothing_is_said_of_distances():
     none = torch.empty(0, 2, dtype=torch.int64)
     assert pairs.distances(none, 4).shape == pairs.leave_window(none, 4).shape == (0,)
-    assert pairs.words(none, 4) == {
-        "distances": "Nothing is merged at this share, so there are no pairs.",
-        "leaving": "none",
-    }
+    words = pairs.words(none, 4)
+    assert set(words) == {"distances", "leaving"}
+    assert_says(words["distances"], "Nothing is merged", "no pairs")
+    assert words["leaving"] == "none"
 
 
 def test_picking_blindly_among_the_nearest_leaves_the_window_as_often_as_the_chapter_says():
@@ -168,34 +169,25 @@ STEP, IMAGE = shares(0.1, 0.01), shares(0.01, 0.1, threshold=0.9)
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        (STEP, "The step decides more than the image at t = 0.7."),
-        (
-            pd.concat([STEP, shares(0.1, 0.0, 0.8)]),
-            "The step decides more than the image at every threshold.",
-        ),
-        (IMAGE, "The image decides more than the step at t = 0.9."),
-        (
-            pd.concat([IMAGE, shares(0.0, 0.1, 0.8)]),
-            "The image decides more than the step at every threshold.",
-        ),
-        (pd.concat([STEP, IMAGE]), "The step decides more than the image at t = 0.7 only."),
+        (STEP, ("step decides more", "at t = 0.7.")),
+        (pd.concat([STEP, shares(0.1, 0.0, 0.8)]), ("step decides more", "at every threshold")),
+        (IMAGE, ("image decides more", "at t = 0.9.")),
+        (pd.concat([IMAGE, shares(0.0, 0.1, 0.8)]), ("image decides more", "at every threshold")),
+        (pd.concat([STEP, IMAGE]), ("step decides more", "at t = 0.7 only")),
         (
             pd.concat([STEP, shares(0.1, 0.01, 0.8), IMAGE]),
-            "The step decides more than the image at t = 0.7 and t = 0.8 only.",
+            ("step decides more", "at t = 0.7 and t = 0.8 only"),
         ),
-        (
-            pd.concat([IMAGE, shares(0.5, 0.5, 0.95, 2, 2)]),
-            "The step decides more than the image at no threshold.",
-        ),
-        (pd.concat([STEP, shares(0.0, 0.0, 0.99)]), "The step decides more than the image at t = 0.7."),
-        (shares(0.0, 0.0), "Here the share does not vary at any threshold."),
-        (shares(0.1, 0.1, images=1), "Here there is a single image, so the step decides all of it."),
-        (shares(0.1, 0.1, steps=1), "Here there is a single step, so the image decides all of it."),
-        (shares(0.1, 0.1, steps=1, images=1), "Here the share does not vary at any threshold."),
+        (pd.concat([IMAGE, shares(0.5, 0.5, 0.95, 2, 2)]), ("step decides more", "at no threshold")),
+        (pd.concat([STEP, shares(0.0, 0.0, 0.99)]), ("step decides more", "at t = 0.7.")),
+        (shares(0.0, 0.0), ("not vary", "any threshold")),
+        (shares(0.1, 0.1, images=1), ("single image", "step decides all")),
+        (shares(0.1, 0.1, steps=1), ("single step", "image decides all")),
+        (shares(0.1, 0.1, steps=1, images=1), ("not vary", "any threshold")),
     ],
 )
 def test_what_decides_about_the_share(table, said):
-    assert similarity.deciding(table) == said
+    assert_says(similarity.deciding(table), *said)
 
 
 @pytest.mark.parametrize("slope", [0.1, 0.07, 1 / 3])

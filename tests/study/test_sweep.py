@@ -14,6 +14,7 @@ from catome.study.measure.comparison import Comparison
 from catome.study.studies import allocation, sweep
 from catome.study.studies import jobs as counting
 from helpers.paths import ROOT
+from helpers.sentences import assert_says
 
 IMAGES = 12
 REAL = SimpleNamespace(features=np.random.default_rng(1).normal(size=(40, 4)).astype(np.float32))
@@ -83,7 +84,7 @@ def test_the_sweep_is_told_from_its_first_threshold_to_the_last_that_changes_any
     assert "From t = 0.5 to t = 0.9" in said
     assert "from 31.0 to 35.0 dB" in said
     assert "lowest at t = 0.7" in said
-    assert result({1.0: np.inf}).moving() == "No threshold of this sweep changed any image."
+    assert_says(result({1.0: np.inf}).moving(), "No threshold", "changed")
 
 
 def test_a_dip_is_told_with_its_interval():
@@ -122,9 +123,7 @@ def test_a_comparison_may_have_more_images_than_the_sweep(monkeypatch):
     assert [(images, again) for images, again, _ in asked[-2:]] == [(5, False), (9, True)]
     assert {t: len(one) for t, one in found.differences().items()} == {0.8: 5, 0.9: 9}
     assert found.adapting_table()["images"].tolist() == [5, 9]
-    assert found.by_class().startswith(
-        "Drawn within their classes, these intervals would be 1.00 and 1.00 times as wide"
-    )
+    assert_says(found.by_class(), "within their classes", "1.00 and 1.00 times as wide")
     counted = counting.table(sweep.jobs(params))
     of_twin = counted[counted["method"].str.contains("as much as t = 0.9")]
     assert of_twin["images"].tolist() == [5, 9]
@@ -135,9 +134,7 @@ def test_a_comparison_may_have_more_images_than_the_sweep(monkeypatch):
 
 @pytest.mark.parametrize("given", [[5], [5, 6, 7]])
 def test_images_are_given_for_each_comparison_or_none(given):
-    with pytest.raises(
-        ValueError, match=r"compared_images=.* must hold a number for each of compared=\[0.8, 0.9\], or none"
-    ):
+    with pytest.raises(ValueError, match=r"compared_images=.* each of compared=\[0\.8, 0\.9\].* none"):
         sweep.Parameters.checked({"compared_images": given})
 
 
@@ -149,14 +146,15 @@ def test_thresholds_that_are_slower_than_unmerged_are_named():
 
 def test_unrelated_images_are_told_for_the_papers_thresholds_alone():
     assert "PSNR is 9.05 to 9.05 dB" in result({0.5: 31.0, 0.55: 20.0}).unrelated()
-    assert result({0.55: 20.0}).unrelated() == "None of the thresholds here is one of the paper's."
+    assert_says(result({0.55: 20.0}).unrelated(), "None of the thresholds", "paper")
 
 
 def test_the_timed_image_stands_beside_the_mean():
     found = result({0.8: 31.0, 0.9: 33.0})
     twins = {0.8: methods.tome(0.4)}
     said = sweep.Result(**{**vars(found), "twins": twins}).merged_there()
-    assert said == "At t = 0.8, 25% of its tokens are merged, and 48% on average over all images."
+    assert_says(said, "t = 0.8", " 25% of its tokens", " 48% on average", "all images")
+    assert "0.9" not in said
 
 
 def test_records_hold_the_change_of_kid():
@@ -170,17 +168,15 @@ def test_records_hold_the_change_of_kid():
 @pytest.mark.parametrize(
     ("psnr", "says"),
     [
-        ({"image": 42.0}, "the image decides, too."),
-        ({"image": 38.0}, "the images are closer if the image does not decide."),
-        ({}, "this may be chance. At 95 % confidence, the image gains no more than 0.1 dB."),
+        ({"image": 42.0}, ("the image decides, too",)),
+        ({"image": 38.0}, ("closer if the image does not decide",)),
+        ({}, ("may be chance", "95 %", "no more than 0.1 dB")),
     ],
 )
 def test_who_decides_follows_from_the_interval(psnr, says):
     found = controlled(psnr | {"generation": 35.0})
-    said = found.decides(0.9)
-    assert said.endswith(says)
-    assert "step and the block changes PSNR by +5.0 [" in said
-    assert result({0.9: 30.0}, controlled(psnr)).decides().endswith(says)
+    assert_says(found.decides(0.9), "step and the block", " +5.0 [", *says)
+    assert_says(result({0.9: 30.0}, controlled(psnr)).decides(), *says)
 
 
 def test_the_controls_table_has_a_row_for_each_freedom():
