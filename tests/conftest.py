@@ -100,16 +100,32 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (item.path.stem not in OF_THE_BOOK, not item.get_closest_marker("book")))
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, for the tests of one file."""
+    from playwright.sync_api import sync_playwright
+
+    from helpers.rendered import CHROMIUM, FLAGS
+
+    if CHROMIUM is None:
+        missing = pytest.fail if "BOOK" in os.environ else pytest.skip
+        missing("no chromium on the path: install it to test pages and figures in a browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
 @pytest.fixture(scope="session")
 def book(tmp_path_factory) -> Path:
     """The folder of the rendered book: the one that BOOK names, else the whole book, built by the Makefile
-    with the smoke preset."""
+    from what is recorded."""
     if "BOOK" in os.environ:
         given = ROOT / os.environ["BOOK"]
         assert (given / "index.html").is_file(), f"{given} is no rendered book: run make book"
         return given.resolve()
     build = tmp_path_factory.mktemp("book") / "_build"
-    command = ["make", "book", "PRESET=smoke", f"BUILD={build}"]
+    command = ["make", "book", f"BUILD={build}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=offline())
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return build / "html"

@@ -1,6 +1,6 @@
 """Every page of the book, as files and in a real browser.
 
-On the book with the smoke preset, a phone in the dark and a laptop in the light, and three pages printed;
+On the book that `make book` makes, a phone in the dark and a laptop in the light, and three pages printed;
 `make check-book` takes the book in _build/html (`BOOK` names another folder), three sizes in both themes, and
 prints every page.
 """
@@ -16,7 +16,7 @@ from pygments.token import STANDARD_TYPES
 
 from helpers import rendered
 from helpers.paths import NOTEBOOKS, ROOT
-from helpers.rendered import CHROMIUM, FLAGS, SIZES
+from helpers.rendered import SIZES
 from pdf import print_pages
 from slides import glued
 
@@ -27,27 +27,6 @@ COMBINATIONS = (
 )
 PRINTED = None if GIVEN else ["01_tome_review", "06_headline", "intro"]
 MM = 72 / 25.4
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        (pytest.fail if GIVEN else pytest.skip)(
-            "no chromium on the path: install it to test the book in a browser"
-        )
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-def context(browser, size: str, theme: str = "light"):
-    width, height = SIZES[size]
-    return browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce"
-    )
 
 
 def test_every_link_and_anchor_leads_somewhere(book):
@@ -105,7 +84,7 @@ def test_the_book_and_its_pages_are_small(book):
 def test_every_page_in_a_browser(book, browser, size, themes):
     every = rendered.pages(book)
     assert len(every) >= 10
-    with context(browser, size) as opened:
+    with rendered.context(browser, size) as opened:
         faults = [
             f"{path.relative_to(book)}, {fault}"
             for path in every
@@ -121,7 +100,7 @@ def test_every_colour_of_code_can_be_read(book, browser, theme):
         "(kinds) => { document.querySelector('.highlight pre').innerHTML = kinds.map((k) => `<span "
         "class='${k}'>word</span>`).join(' ') }"
     )
-    with context(browser, "laptop", theme) as opened:
+    with rendered.context(browser, "laptop", theme) as opened:
         page = opened.new_page()
         page.goto((book / "book/library.html").as_uri())
         page.evaluate(sample, kinds)
@@ -141,7 +120,7 @@ def test_every_colour_of_code_can_be_read(book, browser, theme):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_search_finds_pages_and_shows_what_they_are_about(book, browser, theme):
     faults = []
-    with context(browser, "laptop", theme) as opened:
+    with rendered.context(browser, "laptop", theme) as opened:
         page = opened.new_page()
         rendered.watch(page, faults)
         page.goto((book / "index.html").as_uri())
@@ -168,7 +147,7 @@ def test_search_finds_pages_and_shows_what_they_are_about(book, browser, theme):
 
 def test_a_figure_can_be_enlarged_on_a_phone(book, browser):
     chapter = (book / "notebooks/06_headline.html").as_uri()
-    phone = context(browser, "phone", "dark")
+    phone = rendered.context(browser, "phone", "dark")
     page = phone.new_page()
     page.goto(chapter, wait_until="load")
     figure = page.locator("figure:has(button.catome-enlarge)").first
@@ -184,7 +163,7 @@ def test_a_figure_can_be_enlarged_on_a_phone(book, browser):
     dialog.get_by_role("button", name="close").click()
     assert dialog.count() == 0
     phone.close()
-    laptop = context(browser, "laptop")
+    laptop = rendered.context(browser, "laptop")
     page = laptop.new_page()
     page.goto(chapter, wait_until="load")
     assert page.locator("button.catome-enlarge").count() > 0
@@ -195,7 +174,7 @@ def test_a_figure_can_be_enlarged_on_a_phone(book, browser):
 def test_the_figures_to_touch_work_in_the_book(book, browser):
     """Each in its page, from the folder, beside everything else that runs there; what they compute,
     test_interactive holds."""
-    laptop = context(browser, "laptop")
+    laptop = rendered.context(browser, "laptop")
     keys = {"animation": ("moment", "Home"), "merge": ("threshold", "Home"), "time": ("share", "Home")}
     keys |= {"schedule": ("timeline", "Space"), "blind": ("b", "Enter")}
     for place, kind in (
@@ -223,7 +202,7 @@ def test_the_figures_to_touch_work_in_the_book(book, browser):
 
 
 def test_the_reader_s_theme_is_kept(book, browser):
-    with context(browser, "laptop", "light") as opened:
+    with rendered.context(browser, "laptop", "light") as opened:
         page = opened.new_page()
         page.goto((book / "book/intro.html").as_uri())
         shown = []
@@ -276,7 +255,7 @@ def test_solutions_are_printed_on_demand_and_paper_is_white(book, browser, tmp_p
     (opened,) = print_pages(browser, book, tmp_path / "open", ["01_tome_review"], solutions=True)
     assert "Solution to" not in " ".join(text_of(pypdfium2.PdfDocument(closed)))
     assert " ".join(text_of(pypdfium2.PdfDocument(opened))).count("Solution to") == 2
-    with context(browser, "laptop", "dark") as night:
+    with rendered.context(browser, "laptop", "dark") as night:
         page = night.new_page()
         page.goto((book / "book/intro.html").as_uri())
         printed = pypdfium2.PdfDocument(page.pdf(prefer_css_page_size=True, print_background=True))
@@ -307,10 +286,10 @@ def test_the_checks_see_what_is_wrong(browser, tmp_path):
     assert rendered.without_alt(tmp_path) == ["page.html: gone.png"]
     assert rendered.bad_descriptions(tmp_path) == ["page.html: 0 descriptions"]
     assert rendered.weight(page) == page.stat().st_size
-    with context(browser, "phone", "light") as opened:
+    with rendered.context(browser, "phone", "light") as opened:
         found = "\n".join(rendered.page_faults(opened, page, "dark"))
     assert "scrolls sideways" not in found  # on a phone it may
-    with context(browser, "laptop", "light") as opened:
+    with rendered.context(browser, "laptop", "light") as opened:
         found += "\n".join(rendered.page_faults(opened, page, "light"))
     for fault in (
         "scrolls sideways by",

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
-from playwright.sync_api import sync_playwright
 
 import catome
 from catome.policy.schedule import derive
@@ -19,16 +18,6 @@ from helpers import rendered
 GRID = (8, 8)
 CHANNELS = 16
 READY = "document.querySelector('figure').dataset.ready"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if rendered.CHROMIUM is None:
-        pytest.skip("no chromium on the path: install it to test the figures in a browser")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=rendered.CHROMIUM, args=rendered.FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """Tables of the book sort by a click on a heading."""
 
-import pytest
-
 from helpers.paths import ROOT
-from helpers.rendered import CHROMIUM, FLAGS
 
 PAGE = """<!doctype html><meta charset=utf-8><title>tables</title><div class="bd-content">{}</div><script>{}</script>"""
 TABLE = """<table id="t"><thead><tr><th></th><th>PSNR</th><th>speed</th></tr></thead><tbody>
@@ -12,18 +9,6 @@ TABLE = """<table id="t"><thead><tr><th></th><th>PSNR</th><th>speed</th></tr></t
 PANDAS = """<table id="t"><thead><tr><th></th><th>x</th></tr><tr><th>method</th><th></th></tr></thead><tbody>
 <tr><th>b</th><td>2</td></tr><tr><th>a</th><td>10</td></tr><tr><th>c</th><td>1</td></tr></tbody></table>"""
 SPANS = TABLE.replace("<tr><th>b</th>", "<tr><th rowspan=2>b</th>")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the path: install it to test the tables in a browser")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 def opened(browser, table: str, tmp_path):

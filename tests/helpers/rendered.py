@@ -197,6 +197,14 @@ def accessibility_faults(page, rules: list[str] | None = None) -> list[str]:
     ]
 
 
+def context(browser, size: str, theme: str = "light"):
+    """A browser's context with a screen of this size, in light or dark, in which nothing moves."""
+    width, height = SIZES[size]
+    return browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce"
+    )
+
+
 def page_faults(context, path: Path, *themes: str) -> list[str]:
     """Everything that is wrong with a page at the size of this browser context, first in the one theme, then
     in the other; with all that folds opened. What colours do not change is not looked at twice."""

@@ -1,13 +1,11 @@
 """Long runs: killed, shared, interrupted, short of memory; the results are the same to the bit."""
 
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -18,26 +16,17 @@ import torch
 import catome.study.__main__ as command
 from catome.patch import applied_patch
 from catome.study import compare, drift_study, methods
-from catome.study.measure import drift
 from catome.study.measure.comparison import QUALITY
 from catome.study.measure.drift import DRIFT, STALENESS
 from catome.study.run.generate import by_halves, generate_batch
 from catome.study.run.store import Damaged, Store
 from catome.study.studies import STUDIES
+from helpers import crew
 from helpers.paths import ROOT
 from helpers.sentences import assert_says
 from helpers.settings import setting
 
 KILLS = int(os.environ.get("KILLS", "20"))
-fork = multiprocessing.get_context("fork")
-
-
-def study(pipe, folder):
-    """A small one of each kind: quality of three methods, drift at two amounts."""
-    some = setting(folder, images=6, steps=2)
-    ways = [methods.unmerged(), methods.tome(0.5), methods.ca_tome(0.8, "CONFIG_3")]
-    compare(pipe, replace(some, batch_size=1), ways, recorded=None)
-    drift_study(pipe, some, [0.8], [0.5], recorded=None)
 
 
 def results(folder) -> dict[str, bytes]:
@@ -55,43 +44,31 @@ def results(folder) -> dict[str, bytes]:
     return found
 
 
-def _child(pipe, folder, rank, processes):
-    torch.set_num_threads(1)  # a forked process must not enter its parent's thread pool
-    warnings.simplefilter("ignore")
-    drift.SHARD = 2
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes)}
-    study(pipe, folder)
-
-
-def started(pipe, folder, rank=0, processes=1):
-    process = fork.Process(target=_child, args=(pipe, folder, rank, processes))
-    process.start()
-    return process
-
-
 @pytest.fixture(scope="module")
-def whole(loaded, tmp_path_factory):
+def whole(tmp_path_factory):
     """The results of a run that nothing interrupts, and the seconds that it takes."""
-    folder, begun = tmp_path_factory.mktemp("whole"), time.monotonic()
-    process = started(loaded, folder)
-    process.join()
-    assert process.exitcode == 0
+    folder = tmp_path_factory.mktemp("whole")
+    crew.started(time.sleep, 0).join()  # the first one waits for the server
+    begun = time.monotonic()
+    assert crew.exit_codes([crew.started(crew.small_study, folder)]) == [0]
+    seconds = time.monotonic() - begun
     found = results(folder)
     assert all(found.values())
-    return found, time.monotonic() - begun
+    return found, seconds
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(loaded, whole, tmp_path):
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(whole, tmp_path):
     expected, seconds = whole
     moments, kills, rounds = random.Random(0), 0, 0
     while kills < KILLS:
         folder, alive = tmp_path / str(rounds), True
         while alive:
-            process = started(loaded, folder)
-            process.join(moments.uniform(0.05, 0.4) * seconds if kills < KILLS else None)
+            process = crew.started(crew.small_study, folder)
+            process.join(moments.uniform(0.05, 0.4) * seconds if kills < KILLS else crew.LONGEST)
             alive = process.is_alive()
             if alive:
+                assert kills < KILLS, "a run that nobody kills does not end"
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
                 kills += 1
@@ -103,11 +80,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(loaded, whole, tmp_pa
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_the_work_and_end_with_the_same_bytes(loaded, whole, tmp_path, processes):
-    crew = [started(loaded, tmp_path, rank, processes) for rank in range(processes)]
-    for process in crew:
-        process.join()
-    assert [process.exitcode for process in crew] == [0] * processes
+def test_processes_share_the_work_and_end_with_the_same_bytes(whole, tmp_path, processes):
+    running = [crew.started(crew.small_study, tmp_path, rank, processes) for rank in range(processes)]
+    assert crew.exit_codes(running) == [0] * processes
     assert results(tmp_path) == whole[0]
     shares = Store(QUALITY, tmp_path, None).find().groupby("run").size()
     assert len(shares) > 1
@@ -115,13 +90,11 @@ def test_processes_share_the_work_and_end_with_the_same_bytes(loaded, whole, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
-def test_the_others_finish_when_one_is_killed(loaded, whole, tmp_path, processes):
-    crew = [started(loaded, tmp_path, rank, processes) for rank in range(processes)]
+def test_the_others_finish_when_one_is_killed(whole, tmp_path, processes):
+    running = [crew.started(crew.small_study, tmp_path, rank, processes) for rank in range(processes)]
     time.sleep(0.15 * whole[1])
-    os.kill(crew[0].pid, signal.SIGKILL)
-    for process in crew:
-        process.join()
-    assert [process.exitcode for process in crew] == [-signal.SIGKILL] + [0] * (processes - 1)
+    os.kill(running[0].pid, signal.SIGKILL)
+    assert crew.exit_codes(running) == [-signal.SIGKILL] + [0] * (processes - 1)
     assert results(tmp_path) == whole[0]
 
 

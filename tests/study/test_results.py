@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import resource
 import signal
@@ -31,17 +30,11 @@ from catome.study.run.store import RECORDED, Store, Table, _machine, fingerprint
 from catome.study.studies import short
 from catome.study.studies.frontier import SCORES
 from catome.tiny.evaluate import HELD_OUT
+from helpers import crew
+from helpers.crew import TABLE, rows
 from helpers.labels import from_label
 from helpers.paths import ROOT
 from helpers.settings import setting
-
-TABLE = Table(
-    "numbers", 1, {"version": pa.int16(), "image": pa.int32(), "t": pa.float64()}, {"value": pa.float64()}
-)
-
-
-def rows(images, t=0.5, value=1.0):
-    return [{"image": i, "t": t, "value": value + i} for i in images]
 
 
 def keep(folder, some, run, seconds=1.0):
@@ -317,19 +310,10 @@ def test_recorded_rows_are_taken_over_by_the_command(tmp_path, capsys):
     assert "must be a folder of rows" in capsys.readouterr().err
 
 
-def _add_for_ever(folder):
-    store = Store(TABLE, folder, None)
-    for i in itertools.count():
-        store.add(rows([i]), {"id": "a", "rows": 0, "wall_seconds": 0.0}, 0.0)
-        if i % 3 == 2:
-            store.finish()
-
-
 def test_a_kill_leaves_whole_files(tmp_path):
     for attempt in range(5):
         folder = tmp_path / str(attempt)
-        process = multiprocessing.get_context("fork").Process(target=_add_for_ever, args=(folder,))
-        process.start()
+        process = crew.started(crew.add_for_ever, folder)
         while not (folder / "numbers.parquet").exists():
             time.sleep(0.01)
         time.sleep(0.2 + 0.037 * attempt)

@@ -1,7 +1,6 @@
 """Several processes at one folder: nothing is lost, nothing is done twice, nobody waits for the dead."""
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -10,8 +9,7 @@ import pytest
 
 from catome.study.run import claims as work
 from catome.study.run.claims import Claims, deal, place
-
-fork = multiprocessing.get_context("fork")
+from helpers import crew
 
 
 def nobody(line):
@@ -32,17 +30,10 @@ def test_a_claim_is_one_processs_until_it_is_given_back(tmp_path):
     assert not a.take("second")
 
 
-def _hold(folder, ready):
-    assert Claims(folder).take("piece")
-    ready.set()
-    time.sleep(60)
-
-
 def test_a_claim_of_a_dead_process_is_anybodys_at_once(tmp_path):
-    ready = fork.Event()
-    process = fork.Process(target=_hold, args=(tmp_path, ready))
-    process.start()
-    assert ready.wait(10)
+    ready = crew.CONTEXT.Event()
+    process = crew.started(crew.hold_a_claim, tmp_path, ready)
+    assert ready.wait(60)
     claims = Claims(tmp_path)
     assert not claims.take("piece")
     os.kill(process.pid, signal.SIGKILL)
@@ -159,32 +150,15 @@ def test_the_place_is_what_the_launcher_says(environment, expected, monkeypatch)
     assert place() == expected
 
 
-def _work(folder, rank, processes, seconds):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes)}
-
-    def need(piece):
-        return not (folder / f"{piece}.done").exists()
-
-    for piece, _ in deal(range(40), need, str, Claims(folder), wait_s=0.02, say=lambda line: None):
-        with (folder / "log").open("a") as file:
-            file.write(f"{rank} {piece}\n")
-        time.sleep(seconds)
-        (folder / f"{piece}.done").touch()
-
-
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("killed", [False, True])
 def test_many_do_all_the_work_and_each_piece_once(tmp_path, processes, killed):
     """Also if one of them is killed: then the piece that it was at is done again, by another."""
-    crew = [fork.Process(target=_work, args=(tmp_path, rank, processes, 0.03)) for rank in range(processes)]
-    for process in crew:
-        process.start()
+    running = [crew.started(crew.do_pieces, tmp_path, rank, processes, 0.03) for rank in range(processes)]
     if killed:
         time.sleep(0.25)
-        os.kill(crew[-1].pid, signal.SIGKILL)
-    for process in crew:
-        process.join(30)
-    assert [process.exitcode for process in crew[: len(crew) - killed]] == [0] * (processes - killed)
+        os.kill(running[-1].pid, signal.SIGKILL)
+    assert crew.exit_codes(running) == [0] * (processes - killed) + [-signal.SIGKILL] * killed
     assert len(list(tmp_path.glob("*.done"))) == 40
     lines = (tmp_path / "log").read_text().split("\n")[:-1]
     pieces = [line.split()[1] for line in lines]
