@@ -46,7 +46,7 @@ pytestmark = pytest.mark.book
             "interval 2 -p repetitions 1 "
             "-p curve_images 1 -p curve_kinds ToDo",
         ),
-        ("07_where_the_time_goes", "-y sizes:\\n-\\n320"),
+        ("07_where_the_time_goes", "-p size 448 -y sizes:\\n-\\n320"),
         (
             "08_weigh_the_keys",
             "-p images 2 -p batch_size 2 -p steps 3 -p threshold 0.8 -p schedule CONFIG_1 -p even EVEN_4 -p "

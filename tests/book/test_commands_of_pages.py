@@ -57,7 +57,7 @@ IN_PLACE_OF = [
 NETWORK = "needs a network"
 GPU = "needs a GPU"
 IMAGENET = "needs ImageNet's archives"
-BOOK = "minutes; the tests of the pages run it, with the preset smoke"
+BOOK = "minutes; the tests of the pages run it"
 EXCUSED = {
     "pip install .": NETWORK,
     "make book": BOOK,

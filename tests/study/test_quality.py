@@ -23,7 +23,7 @@ from catome import tiny
 from catome.study import methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import COST, compare, cost, speed_ups, timed_blocks, timed_on
-from catome.study.measure.drift import checkpoints_made, held_out
+from catome.study.measure.drift import held_out
 from catome.study.measure.real_images import (
     check_reference,
     files_by_class,
@@ -31,6 +31,7 @@ from catome.study.measure.real_images import (
     read_image,
     real_images,
 )
+from catome.study.measure.searches import searches, searches_made, staleness_of
 from catome.study.plots import figures
 from catome.study.run.generate import generate_batch
 from catome.study.run.parameters import imagenet_classes
@@ -367,7 +368,7 @@ def test_the_change_of_kid_is_near_that_of_torch_fidelity():
 def test_an_online_schedule_is_counted_in_the_rows_with_a_prompt(pipe, tmp_path):
     chosen = setting(tmp_path, images=2, batch_size=2, steps=8)
     method = methods.ca_tome(0.8, catome.Auto(0.3))
-    count, _ = checkpoints_made(pipe, chosen, method, np.zeros((9, 9)))
+    count = searches_made(searches(pipe, chosen, method, recorded=None))
     with method.applied(pipe), catome.probe(pipe) as record:
         generate_batch(pipe, chosen, range(2))
 
@@ -547,11 +548,30 @@ def test_summary_and_paired_differences(pipe, tmp_path):
 def test_an_online_schedule_is_counted(pipe, tmp_path):
     chosen = setting(tmp_path, images=1, batch_size=1)
     staleness = 1 - np.eye(5)
-    always, bill = checkpoints_made(pipe, chosen, methods.ca_tome(0.8, catome.Auto(0.0)), staleness)
-    once, whole = checkpoints_made(pipe, chosen, methods.ca_tome(0.8, catome.Auto(1.0)), staleness)
-    assert (once, whole) == (1, pytest.approx(4 / 5))
-    assert 1 < always <= 5
-    assert bill < whole
+    always = searches(pipe, chosen, methods.ca_tome(0.8, catome.Auto(0.0)), recorded=None)
+    once = searches(pipe, chosen, methods.ca_tome(0.8, catome.Auto(1.0)), recorded=None)
+    assert searches_made(once) == 1
+    assert staleness_of(once, staleness) == pytest.approx(4 / 5)
+    assert 1 < searches_made(always) <= 5
+    assert staleness_of(always, staleness) < 4 / 5
+
+
+def test_searches_are_kept_and_belong_to_their_image_and_method(pipe, tmp_path, monkeypatch):
+    chosen = setting(tmp_path, images=3, batch_size=2, steps=6)
+    method = methods.ca_tome(0.9, catome.Auto(0.4))
+    first = searches(pipe, chosen, method, recorded=None)
+    assert len(first) == 3
+    assert first[0] != first[1]
+
+    def generates(*given):
+        raise AssertionError("generated")
+
+    monkeypatch.setattr("catome.study.measure.searches.generate_batch", generates)
+    assert searches(pipe, chosen, method, recorded=None) == first
+    assert searches(pipe, replace(chosen, images=2), method, recorded=None) == first[:2]
+    for other in (replace(chosen, seed=1), replace(chosen, classes=("desert",)), replace(chosen, images=4)):
+        with pytest.raises(AssertionError, match="generated"):
+            searches(pipe, other, method, recorded=None)
 
 
 def test_a_folder_of_real_images(tmp_path):

@@ -19,10 +19,16 @@ TOP = "topmost self-attention"
 
 
 def asked(
-    schedule="CONFIG_3", calls: int = 51, sizes=(512,), shares=(0.5, 0.75), rows: int = 2, **known
+    schedule="CONFIG_3",
+    calls: int = 51,
+    sizes=(512,),
+    size: int = 512,
+    shares=(0.5, 0.75),
+    rows: int = 2,
+    **known,
 ) -> Counted:
     """Counts of a notebook; ``known`` takes the place of what would be counted."""
-    counted = Counted(sizes, shares, rows, schedule, calls)
+    counted = Counted(sizes, size, shares, rows, schedule, calls)
     counted.__dict__.update(known)
     return counted
 
@@ -60,9 +66,9 @@ def bounds(free: dict, charged: float = 1.0, share: float = 0.75) -> pd.DataFram
 
 def test_parameters_become_sorted_lists():
     found = counts.of(
-        SimpleNamespace(sizes=(512, 256, 512), shares=(0.75, 0.5), rows=3, schedule=None, calls=6)
+        SimpleNamespace(sizes=(512, 256, 512), size=768, shares=(0.75, 0.5), rows=3, schedule=None, calls=6)
     )
-    assert found == Counted((256, 512), (0.5, 0.75), 3, None, 6)
+    assert found == Counted((256, 512), 768, (0.5, 0.75), 3, None, 6)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +117,7 @@ def test_one_call_at_512_pixels_is_that_of_the_formulas(counted):
         5 * 4 * 2 * 8 * 4096**2 * 2,
     )
     matching = 5 * 2 * 2 * 3072 * 1024 * 320 * 13 / 51
-    table = counted.at_512()
+    table = counted.parts_table()
     row = [products / 1e9, outer / 1e6, (outer + scores) / 1e6, products / 4e9, outer / 2e6]
     assert table.loc[TOP].tolist() == [f"{value:,.0f}" for value in row]
     assert table.loc["matching"].tolist()[:4] == ["", "", "", f"{matching / 1e9:.0f}"]
@@ -130,11 +136,31 @@ def test_one_call_at_512_pixels_is_that_of_the_formulas(counted):
 
 
 def test_one_row_is_one_row():
-    words = asked(rows=1)._words_at_512()
+    words = asked(rows=1)._words_of_one_size()
     assert (words["rows"], words["gb_fused"]) == (
         "1 row",
         f"{accounting.parts('sd15', 512, 1)['bytes_fused'].sum() / 1e9:.1f}",
     )
+
+
+def test_another_size_has_a_table_and_words_of_its_own():
+    """96 x 96 tokens; the size is not among those that are drawn."""
+    found, parts = asked(size=768), accounting.parts("sd15", 768)
+    products = 5 * 4 * 2 * (96 * 96) ** 2 * 320
+    table, words = found.parts_table(), found._words_of_one_size() | found._words_of_least_time()
+    assert table.loc[TOP, ["GFLOP", "GFLOP, half merged"]].tolist() == [
+        f"{products / 1e9:,.0f}",
+        f"{products / 4e9:,.0f}",
+    ]
+    assert table.loc["convolutions", "MB, fused"] == f"{parts.at['convolutions', 'bytes_fused'] / 1e6:,.0f}"
+    assert words["size"] == "768"
+    assert words["tflop"] == f"{parts['flops'].sum() / 1e12:.2f}"
+    assert words["top_share"] == f"{products / parts['flops'].sum():.0%}"
+    assert words["gb_fused"] == f"{parts['bytes_fused'].sum() / 1e9:.1f}"
+    assert words["gb_naive"] == f"{parts['bytes_naive'].sum() / 1e9:.1f}"
+    assert words["intensity_fused"] == f"{96 * 96 / 2:,.0f}"
+    assert (words["time_naive"], words["time_fused"]) == ("67%", "19%")
+    assert words["scores"] == "0.54 GB at 512 px"
 
 
 def test_the_share_of_the_topmost_self_attentions():
@@ -168,19 +194,18 @@ def test_fusing_attention_saves_more_than_merging_can(counted):
     assert saved >= best["free"].max()
 
 
-def test_the_least_time_is_told_of_the_size_nearest_to_512():
-    def seconds(top):
-        return {
-            256: None,
-            640: pd.Series({TOP: top, "norms and elementwise": 1.0, "convolutions": 2.0}),
-            1024: None,
-        }
+@pytest.mark.parametrize("sizes", [(256, 1024), (256, 640)])
+def test_the_least_time_is_told_of_the_size_whether_it_is_drawn_or_not(sizes, monkeypatch):
+    def seconds(call, flops_per_s, bytes_per_s, attention):
+        assert call == ("sd15", 640, 2, 2)
+        assert (flops_per_s, bytes_per_s) == accounting.device_rates("H200 SXM", "float16")
+        top = {"naive": 9.0, "fused": 1.0}[attention]
+        return pd.Series({TOP: top, "norms and elementwise": 1.0, "convolutions": 2.0})
 
-    least = {("H200, float16", "naive"): seconds(9.0), ("H200, float16", "fused"): seconds(1.0)}
-    words = asked(sizes=(256, 640, 1024), least=least)._words_of_least_time()
-    assert words == dict(
-        near_512="640", time_naive="75%", time_fused="25%", fused_faster="3.0", time_moving="25%"
-    )
+    monkeypatch.setattr(accounting, "operations", lambda *call: call)
+    monkeypatch.setattr(accounting, "roofline_seconds", seconds)
+    words = asked(sizes=sizes, size=640)._words_of_least_time()
+    assert words == dict(time_naive="75%", time_fused="25%", fused_faster="3.0", time_moving="25%")
 
 
 @pytest.mark.parametrize(("charged", "said", "cost"), [(1.04, "small", "4.0%"), (1.15, "not small", "15.0%")])

@@ -200,7 +200,7 @@ def test_pairs_found_at_every_step_may_be_compared_over_more_images():
     more = counted[counted["phase"] == 3]
     assert set(more["images"]) == {48}
     assert len(more) == 5  # two schedules at two thresholds, and unmerged
-    assert (counting.table(schedules.jobs(schedules.Parameters(images=24)))["phase"] < 3).all()
+    assert 3 not in set(counting.table(schedules.jobs(schedules.Parameters(images=24)))["phase"])
 
 
 def rows_of(methods, psnr, share=0.5, images=IMAGES) -> Comparison:
@@ -238,7 +238,9 @@ def scheduled(psnr: dict, thresholds=(0.7,), budgets=(2, 13), **params) -> sched
         [schedules.methods.unmerged(), *(one.method for one in of.values())],
         lambda label: at.get(label, 30.0),
     )
-    return schedules.Result(asked, REAL, staleness, derived, of, made, made)
+    third = [[list(range(0, asked.calls, 3))]]  # one image, one block
+    searched = {key: third for key, one in of.items() if one.checkpoints is None}
+    return schedules.Result(asked, REAL, staleness, derived, of, made, made, searched)
 
 
 def records_of(found: schedules.Result, **columns) -> pd.DataFrame:
@@ -325,14 +327,33 @@ def test_online_schedules_stand_beside_the_papers_choice():
     found = scheduled({(0.7, "auto 0.3"): 25.0}, tolerances=(0.1, 0.3))
     table = found.online(records_of(found))
     assert table.index.tolist() == [(0.7, "auto 0.1"), (0.7, "auto 0.3")]
-    assert table["checkpoints for an image"].tolist() == ["3.1", "3.1"]
-    assert table["verdict"].tolist() == [UNTOLD, "farther"]
+    assert table["searches for an image"].tolist() == ["3.1", "3.1"]
+    assert table["after Holm"].tolist() == [UNTOLD, "farther"]
     mean, low, high = found.gain(0.7, "auto 0.3")
     assert mean == pytest.approx(-5, abs=0.01)
     assert table.iloc[1]["PSNR beside CONFIG_3 (dB)"] == f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
     told = ("auto 0.3 at t = 0.7 is farther", "CONFIG_3", "auto 0.1 at t = 0.7 does not differ", "CONFIG_3")
     assert_says(found.beside_base("online"), "PSNR", "tested at once", *told)
     assert found.beside_base("online").count(" at t = ") == 2
+
+
+def test_an_online_schedule_stands_beside_a_fixed_one_that_searches_no_more_often():
+    """The means over images and blocks are 3 searches and 51."""
+    found = scheduled({(0.7, "auto 0.3"): 27.0, (0.7, "CONFIG_1"): 28.0}, tolerances=(0.3, 0.03))
+    counts = {name: len(steps) for name, steps in found.fixed_schedules(0.7).items()}
+    few, every = [[[0, 1], [0, 1, 2, 3]]], [[list(range(51))]]
+    searched = {(0.7, "auto 0.3"): few, (0.7, "auto 0.03"): every}
+    found = schedules.Result(**{**vars(found), "searched": searched})
+    table = found.at_equal_searches()
+    expected = max((name for name in counts if counts[name] <= 3), key=counts.get, default="step 0 only")
+    assert table["fixed"].tolist() == [expected, "every step"]
+    assert table["after Holm"].tolist() == ["farther", UNTOLD]
+    assert_says(
+        found.beside_equal_searches(), "no more often", "0 of 2", "closer", "1 are farther", "1 do not"
+    )
+    shown = found.online(records_of(found))
+    assert shown["fixed schedule with no more searches"].tolist() == [expected, "every step"]
+    assert_says(schedules.Result(**{**vars(found), "searched": {}}).beside_equal_searches(), "No online")
 
 
 def test_whether_a_search_at_every_step_is_the_best_that_one_can_do():
@@ -440,7 +461,8 @@ def test_words_where_there_are_few_images_or_all_are_the_same():
 
 
 def test_chapter_5_is_given_every_number_that_its_text_takes_up():
-    found = scheduled({(0.7, "every step"): 31.0, (0.7, "step 0 only"): 21.0}, thresholds=(0.7, 0.9))
+    psnr = {(0.7, "every step"): 31.0, (0.7, "step 0 only"): 21.0}
+    found = scheduled(psnr, thresholds=(0.7, 0.9), tolerances=(0.1, 0.3))
     records = records_of(found)
     words = found.words(records)
     assert of_text(schedules) == given(words, "recorded", "clock")

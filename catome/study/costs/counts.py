@@ -40,6 +40,7 @@ class Counted:
 
     Attributes:
         sizes: of the square image, in pixels, in order.
+        size: of the image whose parts are shown, in pixels; it need not be among ``sizes``.
         shares: of the topmost tokens that are merged, in order.
         rows: of the U-Net's batch.
         schedule: how often pairs are found, as it was asked for.
@@ -47,6 +48,7 @@ class Counted:
     """
 
     sizes: tuple[int, ...]
+    size: int
     shares: tuple[float, ...]
     rows: int
     schedule: object
@@ -67,11 +69,11 @@ class Counted:
             for name in accounting.ARCHITECTURES
         }
 
-    def at_512(self) -> pd.DataFrame:
-        """The parts of one call of SD v1.5 at 512 pixels, as it is and with half of the topmost tokens
-        merged, to be read."""
-        plain = accounting.parts("sd15", 512, self.rows)
-        merged = accounting.merged_parts("sd15", 512, 0.5, self.match_every, self.rows)
+    def parts_table(self) -> pd.DataFrame:
+        """The parts of one call of SD v1.5 at `size`, as it is and with half of the topmost tokens merged, to
+        be read."""
+        plain = accounting.parts("sd15", self.size, self.rows)
+        merged = accounting.merged_parts("sd15", self.size, 0.5, self.match_every, self.rows)
         columns = {
             "GFLOP": plain["flops"] / 1e9,
             "MB, fused": plain["bytes_fused"] / 1e6,
@@ -97,17 +99,19 @@ class Counted:
     def least(self) -> dict[tuple[str, str], dict[int, pd.Series]]:
         """The least seconds of one call of SD v1.5 by part, by (device and precision, kind of attention) and
         size."""
-        found = {}
-        for device, precision in (PANELS[0], PANELS[-1]):
-            rates, width = accounting.device_rates(device, precision), accounting.DTYPE_BYTES[precision]
-            for attention in ("naive", "fused"):
-                found[f"{_short(device)}, {precision}", attention] = {
-                    size: accounting.roofline_seconds(
-                        accounting.operations("sd15", size, self.rows, width), *rates, attention
-                    )
-                    for size in self.sizes
-                }
-        return found
+        return {
+            (f"{_short(device)}, {precision}", attention): {
+                size: self._least_seconds(device, precision, attention, size) for size in self.sizes
+            }
+            for device, precision in (PANELS[0], PANELS[-1])
+            for attention in ("naive", "fused")
+        }
+
+    def _least_seconds(self, device: str, precision: str, attention: str, size: int) -> pd.Series:
+        """The least seconds of one call of SD v1.5 by part."""
+        rates, width = accounting.device_rates(device, precision), accounting.DTYPE_BYTES[precision]
+        operations = accounting.operations("sd15", size, self.rows, width)
+        return accounting.roofline_seconds(operations, *rates, attention)
 
     @cached_property
     def bounds(self) -> pd.DataFrame:
@@ -137,12 +141,13 @@ class Counted:
     def words(self) -> dict[str, str]:
         """The numbers and words that the chapter's text takes up and that depend on its parameters, by their
         names there, with _ for -."""
-        return self._words_at_512() | self._words_of_least_time() | self._words_of_bounds()
+        return self._words_of_one_size() | self._words_of_least_time() | self._words_of_bounds()
 
-    def _words_at_512(self) -> dict[str, str]:
-        plain = accounting.parts("sd15", 512, self.rows)
+    def _words_of_one_size(self) -> dict[str, str]:
+        plain = accounting.parts("sd15", self.size, self.rows)
         scores = {size: accounting.scores_bytes("sd15", size, self.rows) for size in self.sizes}
         return {
+            "size": str(self.size),
             "rows": f"{self.rows} row{'s' * (self.rows != 1)}",
             "tflop": f"{plain['flops'].sum() / 1e12:.2f}",
             "top_share": f"{_share(plain['flops']):.0%}",
@@ -155,10 +160,8 @@ class Counted:
         }
 
     def _words_of_least_time(self) -> dict[str, str]:
-        size = min(self.sizes, key=lambda size: abs(size - 512))
-        naive, fused = (self.least["H200, float16", attention][size] for attention in ("naive", "fused"))
+        naive, fused = (self._least_seconds(*PANELS[-1], kind, self.size) for kind in ("naive", "fused"))
         return {
-            "near_512": str(size),
             "time_naive": f"{_share(naive):.0%}",
             "time_fused": f"{_share(fused):.0%}",
             "fused_faster": f"{naive.sum() / fused.sum():.1f}",
@@ -192,7 +195,7 @@ def of(setting) -> Counted:
         setting: `catome.study.studies.chapters.Accounting`.
     """
     sizes, shares = tuple(sorted(set(setting.sizes))), tuple(sorted(set(setting.shares)))
-    return Counted(sizes, shares, setting.rows, setting.schedule, setting.calls)
+    return Counted(sizes, setting.size, shares, setting.rows, setting.schedule, setting.calls)
 
 
 def _share(values: pd.Series, part: str = _TOP) -> float:

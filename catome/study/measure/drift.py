@@ -19,9 +19,8 @@ from tqdm import tqdm
 from catome.policy.staleness import total_staleness
 from catome.probe import Record, probe
 from catome.study.measure.similarity import short_name
-from catome.study.methods import Method
 from catome.study.run.claims import Claims, deal
-from catome.study.run.generate import batches, by_halves, generate_batch
+from catome.study.run.generate import by_halves, generate_batch
 from catome.study.run.parameters import Setting
 from catome.study.run.store import (
     RECORDED,
@@ -180,30 +179,6 @@ def mean_staleness(staleness: np.ndarray, schedule: Sequence[int]) -> float:
     """The mean staleness of a schedule over the steps, given a matrix ``[T, T]``: see
     `catome.policy.schedule.derive`."""
     return total_staleness(staleness, schedule) / len(staleness)
-
-
-def checkpoints_made(pipe, setting: Setting, method: Method, staleness: np.ndarray) -> tuple[float, float]:
-    """The checkpoints and the mean staleness of an online schedule, averaged over the setting's images and
-    the blocks.
-
-    Args:
-        pipe, setting: generate with.
-        method: of the online schedule.
-        staleness: ``[T, T]``, to price its checkpoints with.
-    """
-    counts, bills = [], []
-    for part in batches(setting):
-        with method.applied(pipe), probe(pipe) as record:
-            generate_batch(pipe, setting, part)
-        for block, row in itertools.product(range(len(record.blocks())), range(-len(part), 0)):
-            plans = [record.at(step, block).plan.target[row] for step in record.steps()]
-            new = [
-                0,
-                *(step for step in range(1, len(plans)) if not torch.equal(plans[step], plans[step - 1])),
-            ]
-            counts.append(len(new))
-            bills.append(mean_staleness(staleness, new))
-    return float(np.mean(counts)), float(np.mean(bills))
 
 
 def held_out(setting: Setting, drift_images: int) -> tuple[range, range]:

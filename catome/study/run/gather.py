@@ -16,6 +16,7 @@ from catome.study.bench.table import BENCH
 from catome.study.measure.comparison import COST, QUALITY
 from catome.study.measure.drift import DRIFT, STALENESS
 from catome.study.measure.pictures import PICTURES
+from catome.study.measure.searches import SEARCHES
 from catome.study.measure.similarity import SIMILARITY
 from catome.study.measure.turns import TURNS
 from catome.study.run.store import RECORDED, Store, Table
@@ -35,6 +36,7 @@ TABLES: tuple[Table, ...] = (
     BENCH,
     PICTURES,
     SIMILARITY,
+    SEARCHES,
 )
 
 

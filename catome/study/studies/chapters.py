@@ -74,6 +74,7 @@ class Accounting(Setting):
 
     Attributes:
         sizes: of the square image, in pixels.
+        size: of the image whose parts are shown, in pixels; Stable Diffusion v1.5 was trained on 512.
         shares: of the topmost tokens that are merged.
         schedule: how often pairs are found.
         rows: of the U-Net's batch; 2 are one image with guidance.
@@ -81,6 +82,7 @@ class Accounting(Setting):
 
     device: Text = "cpu"
     sizes: Counts = (256, 512, 768, 1024, 1536, 2048)
+    size: Count = 512
     shares: Shares = (0.5, 0.75)
     schedule: ScheduleName = "CONFIG_3"
     rows: Count = 2

@@ -17,7 +17,7 @@ class Job:
 
     Attributes:
         phase: one begins when the one before has ended.
-        what: "images", or "drift" and "similarity" where every block is watched.
+        what: "images", or "drift", "similarity" and "searches" where every block is watched.
         method: the label of the method; "unmerged" also for the images that others are compared with.
         setting: which images.
         piece: images that one process takes at a time.
@@ -42,6 +42,11 @@ def of_images(phase: int, setting: Setting, labels: Iterable[str], calls: int | 
 def of_drift(phase: int, setting: Setting) -> Job:
     """Unmerged images whose pairs are watched."""
     return Job(phase, "drift", "unmerged, watched", setting, SHARD, setting.calls)
+
+
+def of_searches(phase: int, setting: Setting, label: str) -> Job:
+    """Images by an online schedule, whose searches are counted."""
+    return Job(phase, "searches", f"{label}, watched", setting, setting.batch_size, setting.calls)
 
 
 COLUMNS = ["phase", "what", "method", "images", "piece", "calls", "rows", "height", "width"]

@@ -4,7 +4,7 @@ and the online one."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -18,13 +18,13 @@ from catome.study.measure.comparison import Comparison, compare, timed_alone
 from catome.study.measure.drift import (
     SHARD,
     amount_name,
-    checkpoints_made,
     drift_study,
     held_out,
     mean_staleness,
 )
 from catome.study.measure.quality import listed
 from catome.study.measure.real_images import Reference
+from catome.study.measure.searches import searches, searches_made, staleness_of
 from catome.study.methods import Method
 from catome.study.run.parameters import (
     AllOr,
@@ -37,7 +37,7 @@ from catome.study.run.parameters import (
     Setting,
     parameters,
 )
-from catome.study.studies.jobs import Job, of_drift, of_images
+from catome.study.studies.jobs import Job, of_drift, of_images, of_searches
 
 NOTEBOOK = "05_checkpoint_schedules"
 
@@ -46,6 +46,9 @@ BASE = "CONFIG_3"
 
 EVERY = "every step"
 """Pairs found at every step."""
+
+COUNTED = 12
+"""Images over which the searches of online schedules are counted: one of each of the embedded classes."""
 
 EVEN = "CONFIG_FIVE"
 """The paper's schedule at equal distances, which needs no measurement."""
@@ -70,7 +73,7 @@ class Parameters(Setting):
     """
 
     thresholds: Cosines = (0.7, 0.9)
-    tolerances: Distances = (0.1, 0.3)
+    tolerances: Distances = (0.03, 0.1, 0.3)
     budgets: Counts = (8, 13)
     base_images: AllOr = None
     drift_images: Count = 240
@@ -97,6 +100,11 @@ class Parameters(Setting):
     def watched(self) -> Setting:
         """The setting whose staleness is measured."""
         return self.common(images=self.drift_images)
+
+    @property
+    def counted(self) -> Setting:
+        """The images over which the searches of online schedules are counted."""
+        return self.common(images=min(COUNTED, self.images))
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,9 @@ def jobs(params: Parameters) -> Iterator[Job]:
     yield from of_images(2, params, dict.fromkeys(labels))
     if params.of_base.images > params.images:
         yield from of_images(3, params.of_base, [one.method.label for one in of_base(asked_of(params, {}))])
+    for one in asked_of(params, {}).values():
+        if one.checkpoints is None:
+            yield of_searches(4, params.counted, one.method.label)
 
 
 def run(params: Parameters, pipe, **kept) -> Result:
@@ -182,7 +193,12 @@ def run(params: Parameters, pipe, **kept) -> Result:
     more = compare(
         pipe, params.of_base, [one.method for one in of_base(asked)], real, recompute=again, **kept
     )
-    return Result(params, real, staleness, derived, asked, made, more)
+    searched = {
+        key: searches(pipe, params.counted, one.method, recompute=params.recompute, **kept)
+        for key, one in asked.items()
+        if one.checkpoints is None
+    }
+    return Result(params, real, staleness, derived, asked, made, more, searched)
 
 
 def of_base(asked: dict[tuple[float, str], Asked]) -> list[Asked]:
@@ -216,6 +232,7 @@ class Result:
         asked: all schedules, by threshold and name.
         made: the rows.
         more: the rows of `of_base`, over more images.
+        searched: `catome.study.measure.searches.searches` of the online schedules, by threshold and name.
     """
 
     params: Parameters
@@ -225,6 +242,7 @@ class Result:
     asked: dict[tuple[float, str], Asked]
     made: Comparison
     more: Comparison
+    searched: dict[tuple[float, str], list[list[list[int]]]] = field(default_factory=dict)
 
     def summary(self) -> pd.DataFrame:
         """`Comparison.summary` against the real images."""
@@ -369,11 +387,10 @@ class Result:
             time_of[t] = {"fixed": fixed, "each": each}
         return quality_of, time_of
 
-    def records(self, pipe, clock: pd.DataFrame) -> pd.DataFrame:
+    def records(self, clock: pd.DataFrame) -> pd.DataFrame:
         """One row for each schedule.
 
         Args:
-            pipe: to count the checkpoints of online schedules with, on two images.
             clock: of `timed`.
 
         Returns:
@@ -381,8 +398,6 @@ class Result:
             that the chapter shows, ``seconds``, ``time`` (over unmerged) and ``gain`` over CONFIG_3 with its
             interval.
         """
-        two = min(2, self.params.images)
-        few = replace(self.params, images=two, batch_size=min(two, self.params.batch_size))
         seconds = clock.groupby("method")["seconds"].median()
         summary = self.summary()
         shown = ["PSNR", "PSNR low", "PSNR high", "share", "FID change", "FID change low", "FID change high"]
@@ -390,7 +405,8 @@ class Result:
         for (t, name), one in self.asked.items():
             label = one.method.label
             if one.checkpoints is None:
-                count, bill = checkpoints_made(pipe, few, one.method, self.staleness[t])
+                steps = self.searched[t, name]
+                count, bill = searches_made(steps), staleness_of(steps, self.staleness[t])
             else:
                 count = sum(step < self.params.calls for step in one.checkpoints)
                 bill = mean_staleness(self.staleness[t], one.checkpoints)
@@ -411,16 +427,50 @@ class Result:
         """The online schedules beside CONFIG_3, to be read; ``records`` of `records`."""
         rows = records[records["kind"] == "online"]
         gains = list(rows[["gain", "gain low", "gain high"]].itertuples(index=False))
+        fixed = self.at_equal_searches()
         table = {
             "threshold": rows["threshold"],
             "schedule": rows["schedule"],
-            "checkpoints for an image": rows["checkpoints"].map("{:.1f}".format),
+            "searches for an image": rows["checkpoints"].map("{:.1f}".format),
             "mean staleness": rows["staleness"].map("{:.2f}".format),
             "time / unmerged": rows["time"].map("{:.2f}".format),
             f"PSNR beside {BASE} (dB)": [quality.spoken(gain, 2) for gain in gains],
-            "verdict": [quality.verdict(low, high) for _, low, high in gains],
+            "fixed schedule with no more searches": fixed["fixed"].to_numpy(),
+            "PSNR beside it (dB)": fixed["difference (dB)"].to_numpy(),
+            "after Holm": fixed["after Holm"].to_numpy(),
         }
         return pd.DataFrame(table).set_index(["threshold", "schedule"])
+
+    def at_equal_searches(self) -> pd.DataFrame:
+        """Each online schedule beside a fixed one that searches no more often than it: the one with the most
+        searches.
+
+        Returns:
+            `quality.difference_table` of PSNR, online minus fixed, by threshold and name of the online one,
+            with the name of the other, ``fixed``.
+        """
+        rivals, differences = {}, {}
+        for (t, name), steps in self.searched.items():
+            counts = {other: len(found) for other, found in self.fixed_schedules(t).items()}
+            counts |= {EVERY: self.params.calls, "step 0 only": 1}
+            fewer = {other: count for other, count in counts.items() if count <= searches_made(steps)}
+            rivals[t, name] = max(fewer, key=fewer.get)
+            differences[t, name] = self._difference(t, name, rivals[t, name])
+        table = quality.difference_table(differences)
+        table["fixed"] = list(rivals.values())
+        return table
+
+    def beside_equal_searches(self) -> str:
+        """A sentence on the online schedules, each beside a fixed one that searches no more often."""
+        verdicts = self.at_equal_searches()["after Holm"].tolist()
+        if not verdicts:
+            return "No online schedule was tried."
+        counts = {word: verdicts.count(word) for word in ("closer", "farther", quality.UNTOLD)}
+        return (
+            f"Beside a fixed schedule that searches no more often, and with all of them tested at once, "
+            f"{counts['closer']} of {len(verdicts)} online schedules are closer to unmerged, "
+            f"{counts['farther']} are farther, and {counts[quality.UNTOLD]} do not differ detectably."
+        )
 
     def beside_base(self, kind: str) -> str:
         """A sentence on all schedules of a kind, "derived" or "online", beside CONFIG_3: the verdicts of
@@ -525,6 +575,8 @@ class Result:
                 [f"{one:.0%} at t = {t:g} ({mean:.0%} over all images)" for t, (one, mean) in merged.items()]
             ),
             "online": self.beside_base("online"),
+            "online_equal": self.beside_equal_searches(),
+            "counted": str(self.params.counted.images),
             "derived": self.beside_base("derived"),
             "no_upper_bound": self.no_upper_bound(),
             "searching": _by_threshold(
