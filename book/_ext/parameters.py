@@ -1,10 +1,22 @@
-"""Fold the cell in which papermill has put a notebook's parameters, as the cell of their defaults is
-folded."""
+"""Fold the cell of the parameters that papermill has put into a notebook, as that of their defaults is."""
+
+import json
 
 
 def fold(app, docname, source):
-    if app.env.doc2path(docname).endswith(".ipynb"):
-        source[0] = source[0].replace('"injected-parameters"', '"injected-parameters", "hide-input"')
+    """Give the cell its tag, and words for its button."""
+    if not app.env.doc2path(docname).endswith(".ipynb"):
+        return
+    notebook = json.loads(source[0])
+    for cell in notebook["cells"]:
+        tags = cell["metadata"].get("tags", [])
+        if "injected-parameters" in tags:
+            cell["metadata"]["tags"] = [*tags, "hide-input"]
+            cell["metadata"]["mystnb"] = {
+                "code_prompt_show": "The parameters of this run",
+                "code_prompt_hide": "Hide this",
+            }
+    source[0] = json.dumps(notebook)
 
 
 def setup(app):

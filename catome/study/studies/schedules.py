@@ -73,7 +73,7 @@ class Parameters(Setting):
     """
 
     thresholds: Cosines = (0.7, 0.9)
-    tolerances: Distances = (0.03, 0.1, 0.3)
+    tolerances: Distances = (0.1, 0.3)
     budgets: Counts = (8, 13)
     base_images: AllOr = None
     drift_images: Count = 240
