@@ -95,7 +95,7 @@ gpu-test: $(GPU_STAMP) ## test the kernels on a GPU (GPU_PYTHON=python3: with th
 gpu-bench: $(GPU_STAMP) ## time catome against its peers on a GPU and keep the rows in data/results (under 10 minutes)
 	$(GPU_PYTHON) -m catome.bench --device cuda --record
 
-test: $(STAMP) ## run the tests of the library, the contracts and the studies (minutes)
+test: $(STAMP) ## run the tests of the library, the contracts and the studies, and a chapter from end to end (minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 check: test slow ## run all tests: those of make test, then those that take long
@@ -119,7 +119,7 @@ pdf: $(STAMP) ## print each page of _build/html to _build/pdf (SOLUTIONS=1: with
 	$(BIN)/python book/pdf.py $(BUILD)/html $(BUILD)/pdf $(if $(SOLUTIONS),--solutions)
 
 torture: $(STAMP) ## kill a small study 200 times (KILLS=...) and compare the bytes
-	KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest tests/study/test_long_runs.py tests/study/test_work.py tests/study/test_results.py
+	KILLS=$(or $(KILLS),200) $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/study/test_long_runs.py tests/study/test_work.py tests/study/test_results.py
 
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
-"""Print the pages of the rendered book to PDF, through headless Chromium: ``python book/pdf.py _build/html
-_build/pdf``.
+"""Print the pages of the rendered book to PDF, through headless Chromium:
+``python book/pdf.py _build/html _build/pdf``.
 
 What is closed on a page is not printed: neither code that is folded away nor solutions. ``--solutions`` opens
-    the solutions.
+the solutions.
 """
 
 import argparse

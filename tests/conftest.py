@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # the workers are the threads: more of them only get in each other's way
+# the workers are the threads: more of them only get in each other's way
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 os.environ["CATOME_CACHE"] = tempfile.mkdtemp()  # so that nobody's measured rates are read, or written over
@@ -84,8 +83,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with what takes longest, and mark as slow what runs notebooks or reads the book, and what
-    `slow.txt` lists."""
+    """Begin with what takes longest, and mark as slow what is marked `book`, what reads the whole book, and
+    what `slow.txt` lists."""
     listed = listed_as_slow()
     for item in items:
         file = item.path.relative_to(Path(__file__).parent).as_posix()
@@ -125,7 +124,7 @@ def book(tmp_path_factory) -> Path:
         assert (given / "index.html").is_file(), f"{given} is no rendered book: run make book"
         return given.resolve()
     build = tmp_path_factory.mktemp("book") / "_build"
-    command = ["make", "book", f"BUILD={build}"]
+    command = ["make", "book", "PRESET=tiny", f"BUILD={build}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=offline())
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return build / "html"

@@ -197,9 +197,9 @@ MUTATIONS = (
     ),
     Mutation(
         "online checkpoints counted in the half without a prompt",
-        "study/measure/drift.py",
-        "range(len(record.blocks())), range(-len(part), 0)",
-        "range(len(record.blocks())), range(len(part))",
+        "study/measure/searches.py",
+        "range(-len(images), 0)",
+        "range(len(images))",
         QUALITY + " -k online",
     ),
     Mutation(

@@ -24,10 +24,8 @@ def link_back(app, pagename, templatename, context, doctree):
     the package's."""
     if not pagename.startswith("_modules/"):
         return
-    documented, module = (
-        app.env.get_domain("py").objects,
-        pagename.removeprefix("_modules/").replace("/", "."),
-    )
+    documented = app.env.get_domain("py").objects
+    module = pagename.removeprefix("_modules/").replace("/", ".")
 
     def under_its_name(found):
         parts = found[2].split(".")

@@ -3,8 +3,8 @@ stays off.
 
 ``BASE_URL`` is the site's address, for the canonical links. ``GITHUB_REPOSITORY`` (``owner/name``, set by
 Actions) gives every page links to its source and to the issues. With it, ``BINDERHUB_URL`` or
-``JUPYTERHUB_URL`` add buttons that open a notebook
-there: both kinds of hub copy the whole repository, which the notebooks need.
+``JUPYTERHUB_URL`` add buttons that open a notebook there: both kinds of hub copy the whole repository, which
+the notebooks need.
 """
 
 import os

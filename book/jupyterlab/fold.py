@@ -3,9 +3,8 @@
     python book/jupyterlab/fold.py [--check]
 
 writes into the notebooks' metadata, or only says which ones need it. What the book leaves out or hides is
-folded in JupyterLab,
-too: slides, and the code that only draws, prints or hands words to the text. The cell of parameters stays
-    open.
+folded in JupyterLab, too: slides, and the code that only draws, prints or hands words to the text. The cell
+of parameters stays open.
 """
 
 from __future__ import annotations

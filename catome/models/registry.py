@@ -60,11 +60,9 @@ def find_models(pipe) -> list[torch.nn.Module]:
         _refuse(part)
     held = ", ".join(f"{name}: {type(part).__name__}" for name, part in modules.items()) or "no model"
     raise TypeError(
-        f"pipe={type(pipe).__name__} must be a diffusers pipeline with a denoising model that catome knows, "
-        "or such a model; "
-        f"it has {held}. Known are the families {', '.join(family.name for family in FAMILIES)}; for any "
-        "other model "
-        "there is catome.merge_keys"
+        f"pipe={type(pipe).__name__} must be a diffusers pipeline with a denoising model "
+        f"that catome knows, or such a model; it has {held}. Known are the families "
+        f"{', '.join(family.name for family in FAMILIES)}; for any other model there is catome.merge_keys"
     )
 
 
@@ -91,10 +89,9 @@ def _check_declared(model: torch.nn.Module) -> torch.nn.Module:
         near = get_close_matches(name, _BY_CLASS, 1)
         hint = f" (the nearest is {near[0]})" if near else ""
         raise TypeError(
-            f"pipe={name} must be a diffusers pipeline with a denoising model that catome knows, or such a "
-            f"model{hint}. Known "
-            f"are the families {', '.join(family.name for family in FAMILIES)}; for any other model there is "
-            "catome.merge_keys"
+            f"pipe={name} must be a diffusers pipeline with a denoising model "
+            f"that catome knows, or such a model{hint}. Known are the families "
+            f"{', '.join(family.name for family in FAMILIES)}; for any other model there is catome.merge_keys"
         )
     if not _attentions(model):
         raise TypeError(

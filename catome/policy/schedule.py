@@ -25,9 +25,8 @@ SCHEDULES: dict[str, tuple[int, ...]] = {
     "CONFIG_FIVE": tuple(range(0, 51, 5)),
 }
 """The paper's named schedules (Table II), for 50 PLMS steps, which are 51 calls of the model with indices 0
-to 50.
-In another generation they are fitted to its length: see `Schedule`. CONF_ADAPTIVE names step 51, which never
-comes; a checkpoint that a generation does not reach is harmless."""
+to 50. In another generation they are fitted to its length: see `Schedule`. CONF_ADAPTIVE names step 51, which
+never comes; a checkpoint that a generation does not reach is harmless."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ class Auto:
 
     Attributes:
         tolerance: share in [0, 1] of an image's cached pairs that may have fallen below the threshold (with a
-            fixed share of
-            tokens: below the weakest pair that was merged) before the image's pairs are found afresh.
+            fixed share of tokens: below the weakest pair that was merged) before the image's pairs are found
+            afresh.
 
     Raises:
         TypeError, ValueError: for a tolerance out of range.
@@ -174,9 +173,8 @@ def _checked_steps(name: str, steps: list, written: list | None = None) -> tuple
     for step in steps:
         if isinstance(step, bool) or not isinstance(step, Integral):
             raise TypeError(
-                f"{name}={shown(written)} has the step {shown(step)}: steps must be integers, 0 for the "
-                "first call of the "
-                "model, or shares of a generation below 1"
+                f"{name}={shown(written)} has the step {shown(step)}: steps must be integers, "
+                "0 for the first call of the model, or shares of a generation below 1"
             )
         if step < 0:
             raise ValueError(f"{name}={shown(written)} has the negative step {step}: steps count from 0")

@@ -37,10 +37,9 @@ def compile_cached_steps(pipe, buckets: Iterable[float] = BUCKETS, **options):
     """Run the cached steps of a patched pipeline as one compiled program each, without a graph break.
 
     Every attention gets slots for a share of its tokens. The share is the least of ``buckets`` that suffices,
-    and it never
-    shrinks: after the first generations nothing is compiled any more. Results do not depend on it, since
-    slots that are not needed are never attended to. Steps run as before where the program cannot: at
-    checkpoints, with gradients, where a hook of somebody else has taken a module's forward, and where an
+    and it never shrinks: after the first generations nothing is compiled any more. Results do not depend on
+    it, since slots that are not needed are never attended to. Steps run as before where the program cannot:
+    at checkpoints, with gradients, where a hook of somebody else has taken a module's forward, and where an
     attention is called several times in a call of the model.
 
     Args:
@@ -238,9 +237,8 @@ class CompiledSteps(ReplacedForward):
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"catome compiles no cached steps: a hook of another package runs in place of a {name}'s "
-                "forward "
-                "(offloading, or a cache of diffusers)",
+                "catome compiles no cached steps: a hook of another package runs in "
+                f"place of a {name}'s forward (offloading, or a cache of diffusers)",
                 stacklevel=4,
             )
 

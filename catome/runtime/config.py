@@ -52,8 +52,7 @@ class MergeConfig:
         end: where it ends, likewise.
         across_frames: in videos, let tokens merge with tokens of other frames, too.
         max_downsample: U-Nets: merge in blocks downsampled at most this much against the topmost blocks that
-            have attention
-            (1: in those only, which in SDXL are themselves downsampled by 2).
+            have attention (1: in those only, which in SDXL are themselves downsampled by 2).
         merge_attn: merge in self-attention.
         merge_crossattn: U-Nets: run cross-attention on merged tokens, too.
         merge_mlp: U-Nets: run the MLP on merged tokens, too.

@@ -4,12 +4,14 @@
    belongs to, and keeps the answer for this thread (`Running`).
 2. `BlockHook.before` notes what enters a transformer block of a U-Net, if that is compared: the paper's way.
 3. `AttentionHook.before` runs before a self-attention and takes one of three ways:
+
    a. *at the call*: it watches for `F.scaled_dot_product_attention` inside (`AttentionMode`), and merges keys
-       and values there;
+      and values there;
    b. *context*: it hands over merged tokens as the context that the attention makes keys and values of, which
       saves projections, and every token stays a query;
    c. *tokens*: as the paper does it, the attention gets merged tokens, and `AttentionHook.after` copies its
-       results back.
+      results back.
+
 4. `PartHook` does (c) for cross-attention and the MLP, if asked.
 5. `Patch.after` ends the call; the pipeline's `_reset_stateful_cache`, or an exception, ends the generation.
 
@@ -98,9 +100,8 @@ class Patch(Hook):
 
     def change(self, rule: Rule | None, pipe: Any = None) -> None:
         """Have generations that begin go by another rule, and this thread at once."""
-        self.leave_when_idle = (
-            None  # or the end of this thread's generation would take off what is being put on
-        )
+        # or the end of this thread's generation would take off what is being put on
+        self.leave_when_idle = None
         self.reset()
         self.last = None  # it was merged by the old rule
         with self._lock:
@@ -313,15 +314,13 @@ def _length_by(scheduler) -> int | None:
 def _refuse_what_cannot_work(model: torch.nn.Module) -> None:
     if torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False):
         raise RuntimeError(
-            "catome cannot go with gradient checkpointing, which runs a block a second time, with whatever "
-            "pairs are cached "
-            "then: disable_gradient_checkpointing(), or catome.remove_patch"
+            "catome cannot go with gradient checkpointing, which runs a block a second time, with "
+            "whatever pairs are cached then: disable_gradient_checkpointing(), or catome.remove_patch"
         )
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         raise RuntimeError(
-            "catome cannot be exported or traced: which tokens are merged is decided by the image while the "
-            "model runs; "
-            "call catome.remove_patch first"
+            "catome cannot be exported or traced: which tokens are merged is decided "
+            "by the image while the model runs; call catome.remove_patch first"
         )
     refuse_other_merging(model)
 
@@ -330,9 +329,8 @@ def refuse_other_merging(model: torch.nn.Module) -> None:
     """Raise a RuntimeError where another package merges tokens in the same model."""
     if getattr(model, "_tome_info", {}).get("hooks"):  # empty where that package has been taken off again
         raise RuntimeError(
-            f"{type(model).__name__} is patched by another token merging package (tomesd, or one made from "
-            "it), and merging "
-            "merged tokens would be neither's method: take that patch off first"
+            f"{type(model).__name__} is patched by another token merging package (tomesd, or one made "
+            "from it), and merging merged tokens would be neither's method: take that patch off first"
         )
 
 
@@ -424,10 +422,9 @@ _MASKED_QUERIES = (
 )
 _CAUSAL = "it is causal"
 _UNSEEN = (
-    "it does not call torch.nn.functional.scaled_dot_product_attention (another attention backend, or a "
-    "processor with "
-    "attention of its own); set_attention_backend('native') or set_default_attn_processor() would let it "
-    "merge"
+    "it does not call torch.nn.functional.scaled_dot_product_attention "
+    "(another attention backend, or a processor with attention of its own); "
+    "set_attention_backend('native') or set_default_attn_processor() would let it merge"
 )
 _SLOWER = "merging would take longer than it saves here"
 _KEPT = "a hook inside gave the output of an earlier step"

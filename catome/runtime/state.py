@@ -39,7 +39,7 @@ class Kept:
     """The state that a generation keeps beside its place: its rule, its random numbers, its report.
 
     A generation holds the rule that it began with: another thread that changes the patch changes later
-        generations."""
+    generations."""
 
     def __init__(self, rule: Rule | None) -> None:
         self.rule = rule

@@ -1,20 +1,19 @@
 """The place of a call of the model: in which generation, at which step, and for which of its conditions.
 
 A *generation* is one walk along a timetable of timesteps. A *step* is a place on that timetable, however many
-calls of the
-model it takes. The calls at one place are its *conditions*: the two halves of guidance, the views of a
-panorama, several images in a row. Each condition has pairs of its own, which is all that keeps one from being
-merged by another's.
+calls of the model it takes. The calls at one place are its *conditions*: the two halves of guidance, the
+views of a panorama, several images in a row. Each condition has pairs of its own, which is all that keeps one
+from being merged by another's.
 
 What is known of a call is little: its timestep, its latents, its prompt. The rules, from the surest to the
-    least:
+least:
 
 1. `cache_context` of diffusers, where a pipeline gives it, names the condition and may number the step.
 2. A timestep that is a view of a longer tensor, whose numbers fall or rise throughout, lies at a place of
    that tensor, the timetable. Another timetable, or an earlier place, begins a generation. If it is the one
    of the pipeline's own scheduler, no value is read from the device.
 3. Other timesteps are compared by value. They fall in most models and rise in some; a turn begins a
-    generation.
+   generation.
 
 Where a call does not continue the last one without a doubt (by rule 3, on a timetable that is not the
 scheduler's, after a jump, or where several conditions have the same prompt) the latents decide: those of one

@@ -1,22 +1,20 @@
 r"""Attention over merged keys: every query is kept, and a merged key counts as many times as it has members.
 
 Softmax attention of a query :math:`q` over a group of :math:`s` tokens with keys :math:`k_i` and values
-:math:`v_i` adds
-:math:`\sum_i e^{q k_i} v_i` to its numerator and :math:`\sum_i e^{q k_i}` to its denominator. With the means
-:math:`\bar k` and :math:`\bar v`,
+:math:`v_i` adds :math:`\sum_i e^{q k_i} v_i` to its numerator and :math:`\sum_i e^{q k_i}` to its
+denominator. With the means :math:`\bar k` and :math:`\bar v`,
 
 .. math:: \sum_i e^{q k_i} = s\, e^{q \bar k} \Bigl(1 + \tfrac12 \operatorname{Var}_i(q k_i) + \dots\Bigr)
 
-because the first-order term :math:`\sum_i (q k_i - q \bar k)` is zero. So one key with the score :math:`q
-\bar k + \log s`
-stands for the group: exactly where its keys are equal, and to first order elsewhere. What is left out is of
-second order: half the variance of the group's scores, and the covariance of its scores and values.
+because the first-order term :math:`\sum_i (q k_i - q \bar k)` is zero. So one key with the score
+:math:`q \bar k + \log s` stands for the group: exactly where its keys are equal, and to first order
+elsewhere. What is left out is of second order: half the variance of the group's scores, and the covariance of
+its scores and values.
 
 A bound. Let the scores of each group lie within :math:`\delta` of their mean. A group's true weight is then
-between 1 and
-:math:`\cosh\delta` times the one it gets (Jensen's inequality below, convexity above). Two distributions
-whose ratio stays within a factor :math:`e^R` differ by at most :math:`\tanh(R/4)` in total variation, so the
-output moves by at most
+between 1 and :math:`\cosh\delta` times the one it gets (Jensen's inequality below, convexity above). Two
+distributions whose ratio stays within a factor :math:`e^R` differ by at most :math:`\tanh(R/4)` in total
+variation, so the output moves by at most
 
 .. math:: \tanh\bigl(\tfrac14 \log\cosh\delta\bigr)\, D + \tanh\bigl(\tfrac12 \delta\bigr)\, d
    \;\le\; \tfrac18 \delta^2 D + \tfrac12 \delta\, d
@@ -26,8 +24,7 @@ between two values of one group. Similar tokens make :math:`\delta` and :math:`d
 what a similarity threshold does.
 
 Without the bias ("proportional attention" in Bolya et al., Token Merging, arXiv 2210.09461, Section 3) a
-group counts as one
-token, whatever it stands for: even merging *identical* tokens changes the result.
+group counts as one token, whatever it stands for: even merging *identical* tokens changes the result.
 """
 
 from __future__ import annotations
@@ -152,7 +149,7 @@ def weighted_attention(
     - "bias": the logarithms are added to the scores, as an attention mask.
     - "channel": queries get one more channel, a constant, and keys the logarithm over that constant.
     - "values": values are multiplied by the weights, beside a column of the weights alone, by which the
-        result is divided.
+      result is divided.
 
     Args:
         query: ``[B, H, Q, D]``.

@@ -1,11 +1,10 @@
 """The operations of `catome.tensors.matching` and `catome.tensors.plan` as Triton kernels, for CUDA devices.
 
 The plain torch versions are the reference; these give the same values up to the rounding of float32 and write
-nothing that
-is not needed: the similarity matrix never exists, the sum over a group of merged tokens is taken in one order
-(so that two runs are equal to the bit), and keys and values are merged in one pass that also writes the
-weights of groups. With ``TRITON_INTERPRET=1`` in the environment they run on the CPU, to be tested;
-`tests/core/test_kernel_table.py` compiles each for several GPUs where there is none.
+nothing that is not needed: the similarity matrix never exists, the sum over a group of merged tokens is taken
+in one order (so that two runs are equal to the bit), and keys and values are merged in one pass that also
+writes the weights of groups. With ``TRITON_INTERPRET=1`` in the environment they run on the CPU, to be
+tested; `tests/core/test_kernel_table.py` compiles each for several GPUs where there is none.
 """
 
 from __future__ import annotations
@@ -238,9 +237,8 @@ def best_matches_of(
     dst, two ``[B, S]``.
 
     Products are of the tokens as they are, in float32 (three TF32 products for float32 tokens), and scaled
-    afterwards; among
-    equally similar dst tokens the first is taken. Memory: nothing beside the result and a few numbers for
-        each token."""
+    afterwards; among equally similar dst tokens the first is taken. Memory: nothing beside the result and a
+    few numbers for each token."""
     images, count, channels = tokens.shape
     squares = torch.empty(images, count, dtype=torch.float32, device=tokens.device)
     strides = tokens.stride()

@@ -16,10 +16,9 @@ How similar two tokens are can be measured in two ways:
 
 What merging changes in attention is decided by differences of keys and of values within a group
 (`catome.tensors.attention`), and these are linear in differences of tokens. A vector that all tokens have in
-common is no
-difference: it changes no attention weight, and no distance. But it makes every cosine larger. Some layers of
-a network have a large common vector and others a small one, so that one threshold for cosines merges far too
-much here and too little there.
+common is no difference: it changes no attention weight, and no distance. But it makes every cosine larger.
+Some layers of a network have a large common vector and others a small one, so that one threshold for cosines
+merges far too much here and too little there.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ def split_tokens(
     """Split a token grid into src and dst (paper, Section IV: dst is always the top-left token).
 
     Only complete windows have a dst token: where ``stride`` does not divide ``grid``, the tokens left over
-        are src.
+    are src.
 
     Args:
         grid: ``(height, width)`` in tokens.
@@ -148,11 +147,9 @@ def best_matches(
     """Find every src token's most similar dst token.
 
     Similarities are computed in float32 whatever the dtype of ``tokens`` and also under autocast (float64
-    stays float64),
-    image by image: an image's result does not depend on the others in the batch. A token with a NaN or
-        infinity is like no
-    other: a src token has similarity NaN then, a dst token is nobody's partner. A zero token has the cosine 0
-        to all.
+    stays float64), image by image: an image's result does not depend on the others in the batch. A token with
+    a NaN or infinity is like no other: a src token has similarity NaN then, a dst token is nobody's partner.
+    A zero token has the cosine 0 to all.
 
     Args:
         tokens: ``[B, N, C]`` floating point; for Stable Diffusion the input of the transformer block.

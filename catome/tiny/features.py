@@ -1,8 +1,7 @@
 """The embedded world's feature extractor for torch-fidelity: FID and KID offline, on scenes only.
 
 Its numbers compare images of the embedded world with each other. They are not Inception FID and must never
-stand beside one
-without this label: `NAME`.
+stand beside one without this label: `NAME`.
 """
 
 from __future__ import annotations
@@ -50,9 +49,8 @@ class SceneFeatures(FeatureExtractorBase):
         """
         if images.dtype != torch.uint8 or images.shape[1:] != (3, SIZE, SIZE):
             raise ValueError(
-                f"images of {images.dtype} {list(images.shape)} must be uint8 [B, 3, {SIZE}, {SIZE}]: the "
-                "features are of "
-                f"scenes with height={SIZE} and width={SIZE}"
+                f"images of {images.dtype} {list(images.shape)} must be uint8 [B, 3, {SIZE}, {SIZE}]: "
+                f"the features are of scenes with height={SIZE} and width={SIZE}"
             )
         return (self.net(images.float() / 127.5 - 1),)
 

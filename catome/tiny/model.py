@@ -183,11 +183,9 @@ def find_model(path: str | os.PathLike | None = None) -> Path:
     missing = [part for part in PARTS if not (folder / part).exists()]
     if missing:
         raise FileNotFoundError(
-            f"path={str(folder)!r} holds no embedded model ({missing[0]} is missing): it comes with a "
-            "checkout of the "
-            "repository, not with the installed package; give the path of its data/tiny-sd folder as path= "
-            "or in "
-            "CATOME_TINY_MODEL"
+            f"path={str(folder)!r} holds no embedded model ({missing[0]} is missing): "
+            "it comes with a checkout of the repository, not with the installed package; "
+            "give the path of its data/tiny-sd folder as path= or in CATOME_TINY_MODEL"
         )
     return folder
 

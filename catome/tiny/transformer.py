@@ -147,10 +147,9 @@ def find_transformer(path: str | os.PathLike | None = None) -> Path:
     missing = [name for name in PARTS if not (folder / name).exists()]
     if missing:
         raise FileNotFoundError(
-            f"path={str(folder)!r} holds no embedded transformer ({missing[0]} is missing): it comes with a "
-            "checkout of the "
-            "repository, not with the installed package; give the path of its data/tiny-pixart folder as "
-            "path="
+            f"path={str(folder)!r} holds no embedded transformer ({missing[0]} is "
+            "missing): it comes with a checkout of the repository, not with the "
+            "installed package; give the path of its data/tiny-pixart folder as path="
         )
     return folder
 

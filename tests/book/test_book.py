@@ -14,8 +14,8 @@ pytestmark = pytest.mark.book
     [
         (
             "01_tome_review",
-            "-p height 96 -p width 160 -p images 3 -p batch_size 2 -p ratio 0.35 -p step 3 -p block 4 -p "
-            "seed 11",
+            "-p height 96 -p width 160 -p images 3 -p batch_size 2 "
+            "-p ratio 0.35 -p step 3 -p block 4 -p seed 11",
         ),
         ("01_tome_review", "-p classes volcano -p images 1 -p threshold 1.0 -p steps 3 -p step 0 -p block 0"),
         (
@@ -25,47 +25,40 @@ pytestmark = pytest.mark.book
         ("02_similarity_per_step", "-p dtype bfloat16 -p images 1 -p steps 2 -p guidance 1"),
         (
             "04_pair_drift",
-            "-p images 3 -p batch_size 2 -p steps 4 -p ratio 0.4 -p variation_images 1 -y "
-            "guidances:\\n-\\n2.0 -y step_counts:\\n-\\n3",
+            "-p images 3 -p batch_size 2 -p steps 4 -p ratio 0.4 "
+            "-p variation_images 1 -y guidances:\\n-\\n2.0 -y step_counts:\\n-\\n3",
         ),
         (
             "03_threshold_sweep",
-            "-p images 5 -p batch_size 3 -p steps 3 -p repetitions 1 -y thresholds:\\n-\\n0.75 -y "
-            "finer:\\n-\\n0.9 "
-            "-y compared:\\n-\\n0.75 -y shown:\\n-\\n0.9",
+            "-p images 5 -p batch_size 3 -p steps 3 -p repetitions 1 -y thresholds:\\n-\\n0.75 "
+            "-y finer:\\n-\\n0.9 -y compared:\\n-\\n0.75 -y shown:\\n-\\n0.9",
         ),
         (
             "05_checkpoint_schedules",
-            "-p images 3 -p batch_size 2 -p steps 3 -p drift_images 25 -p repetitions 1 -y "
-            "thresholds:\\n-\\n0.8 "
-            "-y tolerances:\\n-\\n0.5 -y budgets:\\n-\\n3",
+            "-p images 3 -p batch_size 2 -p steps 3 -p drift_images 25 -p repetitions 1 "
+            "-y thresholds:\\n-\\n0.8 -y tolerances:\\n-\\n0.5 -y budgets:\\n-\\n3",
         ),
         (
             "06_headline",
-            "-p images 2 -p batch_size 2 -p steps 3 -p ratio 0.3 -p threshold 0.8 -p schedule CONFIG_1 -p "
-            "interval 2 -p repetitions 1 "
-            "-p curve_images 1 -p curve_kinds ToDo",
+            "-p images 2 -p batch_size 2 -p steps 3 -p ratio 0.3 -p threshold 0.8 "
+            "-p schedule CONFIG_1 -p interval 2 -p repetitions 1 -p curve_images 1 -p curve_kinds ToDo",
         ),
         ("07_where_the_time_goes", "-p size 448 -y sizes:\\n-\\n320"),
         (
             "08_weigh_the_keys",
-            "-p images 2 -p batch_size 2 -p steps 3 -p threshold 0.8 -p schedule CONFIG_1 -p even EVEN_4 -p "
-            "factor 3 "
-            "-y thresholds:\\n-\\n0.8",
+            "-p images 2 -p batch_size 2 -p steps 3 -p threshold 0.8 "
+            "-p schedule CONFIG_1 -p even EVEN_4 -p factor 3 -y thresholds:\\n-\\n0.8",
         ),
         (
             "09_short_generations",
-            "-p images 2 -p batch_size 2 -p steps 4 -p threshold 0.8 -p sampler Euler -p every 2 -p "
-            "repetitions 1 -p factor 3 "
-            "-p curve_images 1 -p curve_kinds ToDo "
-            "-y step_counts:\\n-\\n3",
+            "-p images 2 -p batch_size 2 -p steps 4 -p threshold 0.8 -p sampler Euler -p every 2 "
+            "-p repetitions 1 -p factor 3 -p curve_images 1 -p curve_kinds ToDo -y step_counts:\\n-\\n3",
         ),
         (
             "10_a_transformer",
-            "-p model tiny-pixart -p images 2 -p batch_size 2 -p steps 3 -p ratio 0.3 -p curve_images 1 -p "
-            "curve_kinds ToDo -p timed_images 1 "
-            "-p single_layers 2 -y noises:\\n-\\n0.05 -y gentle:\\n-\\n0.95 "
-            "-y thresholds:\\n-\\n0.8",
+            "-p model tiny-pixart -p images 2 -p batch_size 2 -p steps 3 -p ratio 0.3 "
+            "-p curve_images 1 -p curve_kinds ToDo -p timed_images 1 -p single_layers 2 "
+            "-y noises:\\n-\\n0.05 -y gentle:\\n-\\n0.95 -y thresholds:\\n-\\n0.8",
         ),
         ("cover", "-p classes desert -p threshold 0.8 -p schedule CONFIG_FIVE -p seed 3 -p faster 0.5"),
         (

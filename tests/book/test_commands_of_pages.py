@@ -6,7 +6,7 @@ A page is worked through from its first command to its last, in one clone of the
 - ``.venv`` is that of the tests, so that nothing is installed;
 - the presets ``paper`` and ``tiny`` have the values of ``smoke``: few images, few steps, no GPU;
 - ``runs/sd15`` has the embedded model and drawn images, where the page has had weights and photographs
-    downloaded.
+  downloaded.
 
 A command that is new on a page is run without anybody's saying so. One that cannot be run needs a reason in
 `EXCUSED`; whether such a command is one that this repository understands is asked by ``test_pages.py``, of

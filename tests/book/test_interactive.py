@@ -51,9 +51,8 @@ def numbers(page) -> list[float]:
 
 def set_to(page, name: str, value) -> None:
     page.evaluate(
-        "([name, value]) => { const input = document.querySelector(`[data-part=${name}]`); input.value = "
-        "value; "
-        "input.dispatchEvent(new Event('input')); }",
+        "([name, value]) => { const input = document.querySelector(`[data-part=${name}]`); "
+        "input.value = value; input.dispatchEvent(new Event('input')); }",
         [name, str(value)],
     )
 

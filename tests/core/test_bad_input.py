@@ -55,12 +55,13 @@ MODEL = ROOT / "data" / "tiny-sd"
 
 
 def refused(call, *says) -> None:
-    """``call`` raises one error of Python's own, or a ``Damaged`` file's, in one line with all of ``says``;
-    none is behind it."""
+    """``call`` raises one error of Python's own, or a ``Damaged`` file's, in one line with all of ``says``,
+    in any order; none is behind it. A hint at another name is only where ``says`` has one."""
     with pytest.raises((TypeError, ValueError, OSError, KeyError, IndexError)) as caught:
         call()
     error, message = caught.value, str(caught.value)
     assert all(part in message for part in says), message
+    assert ("did you mean" in message) <= any("did you mean" in part for part in says), message
     assert type(error).__module__ == "builtins" or type(error) is Damaged
     assert "\n" not in message
     assert error.__cause__ is None

@@ -42,17 +42,17 @@ def model():
 
 
 def started(target, *args):
-    """Start a process that calls a function of this module."""
+    """Start a process that calls a function which it can import."""
     process = CONTEXT.Process(target=target, args=args)
     with pytest.MonkeyPatch.context() as patch:
-        # Python 3.11 does not tell its server sys.path, without which it finds no helpers
+        # Python 3.11's server ignores the sys.path that it is given, and would find no helpers
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         process.start()
     return process
 
 
 def exit_codes(processes) -> list[int]:
-    """Wait for processes; their exit codes. One that hangs is killed, and fails the test."""
+    """Wait for processes, and return their exit codes; one that hangs is killed, and fails the test."""
     end = time.monotonic() + LONGEST
     for process in processes:
         process.join(max(0.0, end - time.monotonic()))

@@ -2,7 +2,7 @@
 
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # before anything computes: a fork would lose the threads
 
 from helpers import crew  # noqa: E402
 

@@ -3,6 +3,7 @@
 
 def assert_says(text: str, *parts: str) -> None:
     """Fail unless a text has all these parts, one after the other; what stands between them is free."""
+    assert parts, "say what the text must have"
     rest = text
     for part in parts:
         _, found, rest = rest.partition(part)

@@ -2,8 +2,8 @@
 same.
 
 Their samples are wider than high, so that a height that is taken for a width shows. Weights that diffusers
-begins
-with zeros are drawn, and queries and keys are enlarged: what the attention does can be seen in the output.
+begins with zeros are drawn, and queries and keys are enlarged: what the attention does can be seen in the
+output.
 """
 
 from __future__ import annotations

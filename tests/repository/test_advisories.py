@@ -2,7 +2,7 @@
 where not.
 
 Alone, without the rest's needs: ``python -m pytest --noconftest -rs tests/repository/test_advisories.py``,
-    which is ``make audit``.
+which is ``make audit``.
 """
 
 import datetime

@@ -140,7 +140,7 @@ def scheduled() -> schedules.Result:
     }
     bills |= {one.method.label: -bills[one.method.label] for one in asked.values() if one.kind == "bounds"}
     made = compared([one.method for one in asked.values()], lambda label: 30 - 10 * bills.get(label, 9.0))
-    return schedules.Result(params, REAL, staleness, derived, asked, made, made)
+    return schedules.Result(params, REAL, staleness, derived, asked, made, made, {})
 
 
 def test_staleness_and_closeness_are_related_without_the_bounds(scheduled):
@@ -153,6 +153,7 @@ def test_staleness_and_closeness_are_related_without_the_bounds(scheduled):
         {(0.7, "every step"): scheduled.asked[0.7, "every step"]},
         scheduled.made,
         scheduled.made,
+        {},
     )
     assert np.isnan(few.relation()[0.7])
 

@@ -424,10 +424,8 @@ def test_compare_and_its_record(pipe, tmp_path, monkeypatch):
 
 
 def test_cost(pipe, tmp_path):
-    chosen, asked = (
-        setting(tmp_path, images=1, batch_size=1, steps=2),
-        [methods.unmerged(), methods.tome(0.75)],
-    )
+    chosen = setting(tmp_path, images=1, batch_size=1, steps=2)
+    asked = [methods.unmerged(), methods.tome(0.75)]
     rows = cost(pipe, chosen, asked, repetitions=2, recorded=None)
     assert rows.groupby("method").size().tolist() == [2, 2]
     assert (rows["block_seconds"] < rows["seconds"]).all()
@@ -439,19 +437,15 @@ def test_cost(pipe, tmp_path):
     more = cost(pipe, chosen, [*asked, methods.todo(2)], repetitions=1, recorded=None)
     assert len(set(more["run"])) == 1  # only turns of one run are compared
     assert set(more["run"]) != set(rows["run"])
-    for together, expected in (
-        (asked, rows),
-        ([*asked, methods.todo(2)], more),
-    ):  # neither has replaced the other's times
+    # neither has replaced the other's times
+    for together, expected in ((asked, rows), ([*asked, methods.todo(2)], more)):
         again = cost(pipe, chosen, together, repetitions=1, recorded=None)
         assert again["seconds"].tolist() == expected["seconds"].tolist()
 
 
 def test_cost_of_another_machine_is_used_and_said(pipe, tmp_path):
-    chosen, asked = (
-        setting(tmp_path, images=1, batch_size=1, steps=1),
-        [methods.unmerged(), methods.tome(0.75)],
-    )
+    chosen = setting(tmp_path, images=1, batch_size=1, steps=1)
+    asked = [methods.unmerged(), methods.tome(0.75)]
     cost(pipe, chosen, asked, repetitions=1, recorded=None)
     file = tmp_path / "cost.parquet"
     table = pq.read_table(file)
@@ -476,10 +470,8 @@ def test_cost_of_another_machine_is_used_and_said(pipe, tmp_path):
 
 
 def test_times_say_which_image_was_timed_also_where_another_one_is_asked_for(pipe, tmp_path):
-    chosen, asked = (
-        setting(tmp_path, images=2, batch_size=2, steps=1, classes=["volcano"]),
-        [methods.unmerged()],
-    )
+    chosen = setting(tmp_path, images=2, batch_size=2, steps=1, classes=["volcano"])
+    asked = [methods.unmerged()]
     first = timed_on(cost(pipe, chosen, asked, repetitions=1, recorded=None))
     assert_says(first, "images 0 to 1 together", "image 0: volcano", "in turns")
     kept = cost(pipe, replace(chosen, classes=["lighthouse"]), asked, repetitions=1, recorded=None)

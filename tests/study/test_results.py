@@ -315,6 +315,7 @@ def test_a_kill_leaves_whole_files(tmp_path):
         folder = tmp_path / str(attempt)
         process = crew.started(crew.add_for_ever, folder)
         while not (folder / "numbers.parquet").exists():
+            assert process.is_alive()
             time.sleep(0.01)
         time.sleep(0.2 + 0.037 * attempt)
         os.kill(process.pid, signal.SIGKILL)

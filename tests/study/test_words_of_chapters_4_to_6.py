@@ -3,6 +3,7 @@ given."""
 
 import re
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nbformat
@@ -338,22 +339,21 @@ def test_online_schedules_stand_beside_the_papers_choice():
 
 
 def test_an_online_schedule_stands_beside_a_fixed_one_that_searches_no_more_often():
-    """The means over images and blocks are 3 searches and 51."""
-    found = scheduled({(0.7, "auto 0.3"): 27.0, (0.7, "CONFIG_1"): 28.0}, tolerances=(0.3, 0.03))
-    counts = {name: len(steps) for name, steps in found.fixed_schedules(0.7).items()}
-    few, every = [[[0, 1], [0, 1, 2, 3]]], [[list(range(51))]]
-    searched = {(0.7, "auto 0.3"): few, (0.7, "auto 0.03"): every}
-    found = schedules.Result(**{**vars(found), "searched": searched})
+    """The means over images and blocks are 3, 15 and 51 searches; CONF_ADAPTIVE's last step never comes."""
+    found = scheduled({(0.7, "auto 0.3"): 27.0, (0.7, "best 2"): 28.0}, tolerances=(0.3, 0.1, 0.03))
+    few = [[[0, 1], [0, 1, 2, 3]]]
+    some = [[list(range(15))]]
+    every = [[list(range(51))]]
+    names = {"auto 0.3": few, "auto 0.1": some, "auto 0.03": every}
+    found = replace(found, searched={(0.7, name): steps for name, steps in names.items()})
     table = found.at_equal_searches()
-    expected = max((name for name in counts if counts[name] <= 3), key=counts.get, default="step 0 only")
-    assert table["fixed"].tolist() == [expected, "every step"]
-    assert table["after Holm"].tolist() == ["farther", UNTOLD]
-    assert_says(
-        found.beside_equal_searches(), "no more often", "0 of 2", "closer", "1 are farther", "1 do not"
-    )
+    assert table["fixed"].tolist() == ["best 2", "CONF_ADAPTIVE", "every step"]
+    assert table["after Holm"].tolist() == ["farther", UNTOLD, UNTOLD]
+    told = ("Of 3", "no more often", "0 came closer", "1 fell behind", "2 did not")
+    assert_says(found.beside_equal_searches(), *told)
     shown = found.online(records_of(found))
-    assert shown["fixed schedule with no more searches"].tolist() == [expected, "every step"]
-    assert_says(schedules.Result(**{**vars(found), "searched": {}}).beside_equal_searches(), "No online")
+    assert shown["fixed schedule with no more searches"].tolist() == table["fixed"].tolist()
+    assert_says(replace(found, searched={}).beside_equal_searches(), "No online")
 
 
 def test_whether_a_search_at_every_step_is_the_best_that_one_can_do():

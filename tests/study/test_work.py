@@ -150,14 +150,24 @@ def test_the_place_is_what_the_launcher_says(environment, expected, monkeypatch)
     assert place() == expected
 
 
+def test_a_process_that_hangs_is_killed_and_fails_the_test(monkeypatch):
+    monkeypatch.setattr(crew, "LONGEST", 0.2)
+    process = crew.started(time.sleep, 60)
+    with pytest.raises(AssertionError, match="did not end"):
+        crew.exit_codes([process])
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("killed", [False, True])
 def test_many_do_all_the_work_and_each_piece_once(tmp_path, processes, killed):
     """Also if one of them is killed: then the piece that it was at is done again, by another."""
-    running = [crew.started(crew.do_pieces, tmp_path, rank, processes, 0.03) for rank in range(processes)]
+    pace = 0.1 if killed else 0.03  # the one that is killed must still be at work
+    running = [crew.started(crew.do_pieces, tmp_path, rank, processes, pace) for rank in range(processes)]
     if killed:
         time.sleep(0.25)
-        os.kill(running[-1].pid, signal.SIGKILL)
+        running[-1].kill()
     assert crew.exit_codes(running) == [0] * (processes - killed) + [-signal.SIGKILL] * killed
     assert len(list(tmp_path.glob("*.done"))) == 40
     lines = (tmp_path / "log").read_text().split("\n")[:-1]

@@ -34,7 +34,7 @@ def timed(
 
     Returns:
         One row for each share: ``tokens`` left, the share of ``comparisons`` left, and ``seconds``, the
-            median of the rounds.
+        median of the rounds.
     """
     clock = clock or (cuda_clock if tokens.is_cuda else cpu_clock)
     lengths = {share: int(tokens.shape[1] * (1 - share)) for share in shares}

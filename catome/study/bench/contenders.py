@@ -155,11 +155,9 @@ def random_unet(architecture: str, dtype: str, device: str) -> UNet2DConditionMo
 
 def _caller(point: Point, device: str) -> tuple[UNet2DConditionModel, Callable[[int], torch.Tensor]]:
     """A U-Net, and a function that calls it at one step of a timetable, with classifier-free guidance."""
-    unet, rows, dtype = (
-        random_unet(point.architecture, point.dtype, device),
-        2 * point.batch,
-        DTYPES[point.dtype],
-    )
+    unet = random_unet(point.architecture, point.dtype, device)
+    rows = 2 * point.batch
+    dtype = DTYPES[point.dtype]
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> torch.Tensor:

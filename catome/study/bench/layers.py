@@ -162,7 +162,7 @@ def compiled_calls(point, device: str) -> dict[str, tuple[Callable[[], torch.Ten
 
     Returns:
         By method: a function that makes the call, which has been compiled and warmed up, and how long that
-            took.
+        took.
     """
     model, call = block_call(point, device)
     config = RECOMMENDED.changed(ratio=point.share, schedule=[0])

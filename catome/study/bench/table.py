@@ -110,9 +110,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The point's keys, ``method``, ``rounds``, ``ms`` (median), ``peak_bytes`` (largest), ``note``, and for
         each of "unmerged", "tomesd", "batch maximum", "ToDo", "free merging", "copy", "pairs by cosine" and
-        "merged keys" how many
-        times as fast the method is (in the suite "memory": how many times less it holds), with the interval
-        of `ratio`: columns ``X``, ``X low``, ``X high``.
+        "merged keys" how many times as fast the method is (in the suite "memory": how many times less it
+        holds), with the interval of `ratio`: columns ``X``, ``X low``, ``X high``.
     """
     table = []
     for key, point in rows.groupby(POINT, sort=False):

@@ -139,9 +139,8 @@ class _Attention(TorchFunctionMode):
         query, key, value = args[:3]  # [B, heads, N, d], [B, heads, M, d] twice
         scores = query.shape[:3].numel() * key.shape[2]
         held = scores * query.element_size()
-        outer = [
-            _bytes(query) + _bytes(read) for read in (key, value)
-        ]  # what is written at the end is of the queries' size
+        # what is written at the end is of the queries' size
+        outer = [_bytes(query) + _bytes(read) for read in (key, value)]
         self.ledger.note("scores", 2 * scores * key.shape[3], outer[0], outer[0] + held)
         self.ledger.note("softmax", 0, 0, 2 * held)
         self.ledger.note("values", 2 * scores * value.shape[3], outer[1], outer[1] + held)
@@ -278,10 +277,9 @@ def operations(
     """Every operation of one U-Net call, in the order in which they run.
 
     With a share merged, the self-attention of the topmost blocks runs on the tokens left, and matching, merge
-    and unmerge
-    are added: matching at the least compares each src with each dst token and reads the tokens once, by the
-    plain way it also writes and reads unit vectors and all cosines (``bytes_naive``); merge and unmerge read
-    and write every token once.
+    and unmerge are added: matching at the least compares each src with each dst token and reads the tokens
+    once, by the plain way it also writes and reads unit vectors and all cosines (``bytes_naive``); merge and
+    unmerge read and write every token once.
 
     Args:
         architecture: one of `ARCHITECTURES`.
@@ -411,8 +409,7 @@ def speedup_bounds(
     """The most that merging can save of the least time that a call takes, on several devices.
 
     What it saves of a measured time is more where attention is farther from its roofline than the other parts
-    are, and less
-    where it is nearer: `amdahl` of measured seconds says.
+    are, and less where it is nearer: `amdahl` of measured seconds says.
 
     Args:
         devices: pairs of a name in `DEVICES` and a precision, "float16", "bfloat16" or "float32".

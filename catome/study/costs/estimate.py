@@ -5,9 +5,8 @@ Three steps, each of which can be looked at alone:
 
 1. `count` asks a study for its list of generations.
 2. `generation_seconds` is the time of a generation on a device by the roofline of
-    `catome.study.costs.accounting`, divided by
-   the *efficiency*: the share of its roofline's speed that a real program gets, from a time that somebody
-       measured (`PRINTED`).
+   `catome.study.costs.accounting`, divided by the *efficiency*: the share of its roofline's speed that a real
+   program gets, from a time that somebody measured (`PRINTED`).
 3. `makespan` deals the pieces out to processes as `catome.study.run.claims` does.
 """
 

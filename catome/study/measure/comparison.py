@@ -435,10 +435,8 @@ def cost(
             fitting = whole[whole.min(axis=1) >= repetitions].index
             if len(fitting):
                 return _with_class(held[held["run"] == fitting[-1]], store, setting)
-    run, watch = (
-        provenance(setting, keys["model"]) | {"timed": setting.names[: setting.batch_size]},
-        Stopwatch(),
-    )
+    run = provenance(setting, keys["model"]) | {"timed": setting.names[: setting.batch_size]}
+    watch = Stopwatch()
     quality.let_extractors_go()  # their weights are no part of a method's memory
     rows = []
     with tqdm(

@@ -51,8 +51,7 @@ DRIFT = Table(
 """One row for each image, amount and block (``threshold`` or ``ratio``, the other is -2).
 
 ``neighbour[i]``: distance between the pairs of steps i and i + 1; ``by_lag[k - 1]``: mean distance of steps k
-    apart;
-``merged_share[i]``: share of all tokens merged at step i."""
+apart; ``merged_share[i]``: share of all tokens merged at step i."""
 
 STALENESS = Table("staleness", 1, SHARED_KEYS | _AMOUNT | {"images": pa.int32()}, {"distance": _CURVE})
 """One row for each shard of images (its first, and how many), amount and block: the mean distance between the
@@ -193,9 +192,8 @@ def held_out(setting: Setting, drift_images: int) -> tuple[range, range]:
     tried, shards = len(shards_of(setting.images)), len(shards_of(drift_images))
     if shards <= tried:
         raise ValueError(
-            f"drift_images={drift_images!r} must be above {SHARD * tried}: images={setting.images} are kept "
-            "for trying out "
-            f"what is derived from the others, in shards of {SHARD}"
+            f"drift_images={drift_images!r} must be above {SHARD * tried}: images={setting.images} "
+            f"are kept for trying out what is derived from the others, in shards of {SHARD}"
         )
     return range(tried, shards), range(tried)
 

@@ -78,9 +78,8 @@ def extractor(embedded: bool, device: str = "cpu") -> Extractor:
         return _extractor("Inception", INCEPTION, INCEPTION_LAYER, device)
     except OSError as error:
         warnings.warn(
-            f"Inception's weights are neither at hand nor to be downloaded ({error}): distances are of the "
-            "embedded world's "
-            "extractor, which knows drawn scenes only",
+            f"Inception's weights are neither at hand nor to be downloaded ({error}): "
+            "distances are of the embedded world's extractor, which knows drawn scenes only",
             stacklevel=2,
         )
         return _extractor("scene, for want of Inception", register(), LAYER, device, SIZE)
@@ -208,9 +207,8 @@ def jackknife(
         statistic: of samples.
         samples: rows of images; several are paired, and lose the same images.
         groups: how many groups are drawn, or the group of each image. Images that come from several classes
-            must be left out
-            with one of each class: else the mixture changes, which moves the statistic by more than chance
-                would.
+            must be left out with one of each class: else the mixture changes, which moves the statistic by
+            more than chance would.
         seed: of the drawn groups.
 
     Returns:
@@ -363,8 +361,8 @@ def images_needed(
 
 def within_classes(values: Sequence[float], classes: Sequence[str]) -> float:
     """The width of the interval of a mean if images were drawn within their classes, over its width as they
-    are drawn from all
-    images: a ratio of standard errors. NaN where a class has one image, or nothing varies."""
+    are drawn from all images: a ratio of standard errors. NaN where a class has one image, or nothing
+    varies."""
     values, classes = np.asarray(values, float), np.asarray(classes)
     groups = [values[classes == name] for name in dict.fromkeys(classes)]
     if min(map(len, groups), default=0) < 2 or not values.std():
@@ -384,9 +382,8 @@ def power_words(differences: Iterable[Sequence[float]], effect: float = 1.0) -> 
     fewest, largest = min(map(len, given)), max(map(len, given))
     there = f"{fewest:,}" if fewest == largest else f"from {fewest:,} to {largest:,}"
     return (
-        f"To find a difference of {effect:g} dB in four studies out of five, these comparisons need {span} "
-        "images, depending "
-        f"on how much their differences vary from seed to seed; there are {there}."
+        f"To find a difference of {effect:g} dB in four studies out of five, these comparisons need "
+        f"{span} images, depending on how much their differences vary from seed to seed; there are {there}."
     )
 
 

@@ -184,9 +184,8 @@ def files_by_class(setting: Setting, folder: Path, files: Sequence[Path]) -> lis
     without = [name for name in names if name not in folders]
     if len(without) < len(names):
         raise ValueError(
-            f"reference={str(folder)!r} has folders that are named like classes, and none for "
-            f"{without[0]!r}: "
-            "give one for each class"
+            f"reference={str(folder)!r} has folders that are named like "
+            f"classes, and none for {without[0]!r}: give one for each class"
         )
     in_order = list(folders.values())
     if len(in_order) == len(names):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import torch
 from catome.probe import Record, probe
 from catome.study.measure.drift import mean_staleness
 from catome.study.methods import Method
-from catome.study.run.generate import batches, generate_batch
+from catome.study.run.claims import Claims, deal
+from catome.study.run.generate import batches, by_halves, generate_batch
 from catome.study.run.parameters import Setting
 from catome.study.run.store import (
     RECORDED,
@@ -58,24 +61,38 @@ def searches(
     shared = shared_keys(pipe, setting)
     store = Store(SEARCHES, Path(folder or setting.output), recorded)
     keys = shared | {"method": method.label}
-    if recompute or len(of_these_images(store.find(**keys), setting)) < setting.images:
-        run, watch = provenance(setting, shared["model"]), Stopwatch()
-        for part in batches(setting):
-            with method.applied(pipe), probe(pipe) as record:
-                generate_batch(pipe, setting, part)
-            # with guidance the rows without a prompt come first
-            rows = zip(part, range(-len(part), 0), strict=True)
-            found = [
-                keys | image_keys(setting, image) | {"found": _steps(record, row)} for image, row in rows
-            ]
-            store.add(found, run, watch.lap())
-        store.finish()
+    run = provenance(setting, shared["model"])
+    watch = Stopwatch()
+    again = set()
+
+    def watched(images: range) -> list[dict]:
+        with method.applied(pipe), probe(pipe) as record:
+            generate_batch(pipe, setting, images)
+        # with guidance the rows without a prompt come first
+        rows = zip(images, range(-len(images), 0), strict=True)
+        return [keys | image_keys(setting, image) | {"found": _steps(record, row)} for image, row in rows]
+
+    def need(part: range) -> bool:
+        if recompute:
+            return part not in again
+        return len(of_these_images(store.find(**keys, image=list(part)), setting)) < len(part)
+
+    def name(part: range) -> str:
+        about = json.dumps([keys, recompute and run["id"]], sort_keys=True)
+        return f"searches of images {part[0]} to {part[-1]} of {about}"
+
+    parts = [part for part in batches(setting) if need(part)]
+    with closing(deal(parts, need, name, Claims(store.file.parent), store.refresh)) as pieces:
+        for part, _ in pieces:
+            store.add([row for rows in by_halves(watched, part) for row in rows], run, watch.lap())
+            again.add(part)
+    store.finish()
     rows = of_these_images(store.find(**keys), setting)
     return [[[int(step) for step in block] for block in blocks] for blocks in rows["found"]]
 
 
 def _steps(record: Record, row: int) -> list[list[int]]:
-    """For each block, the first step and those at which the pairs of a row of the batch are new ones."""
+    """The steps at which a row of the batch gets new pairs, for each block; the first step is one of them."""
     found = []
     for block in range(len(record.blocks())):
         targets = [record.at(step, block).plan.target[row] for step in record.steps()]

@@ -3,9 +3,9 @@ image.
 
 `catome.study.measure.comparison.cost` times one image again and again. A method that merges by a threshold
 merges more of one image than of another, so its time there is that image's alone. Here the turns go through
-the images of the study, and with them
-through its classes. Each turn is whole in itself: what counts is the time of a method over that of the
-unmerged generation of the same turn. So turns of several runs go together, and each is kept when it is done.
+the images of the study, and with them through its classes. Each turn is whole in itself: what counts is the
+time of a method over that of the unmerged generation of the same turn. So turns of several runs go together,
+and each is kept when it is done.
 """
 
 from __future__ import annotations

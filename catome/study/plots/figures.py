@@ -434,10 +434,8 @@ def drift_by_step(rows: pd.DataFrame, blocks: list[str], column: str = "neighbou
         for position, block in enumerate(blocks):
             chosen = rows[(rows["amount"] == amount) & (rows["block"] == block)]
             curves = np.stack(chosen[column].to_numpy()).astype(float)
-            mean, error = (
-                curves.mean(0),
-                1.96 * curves.std(0, ddof=min(1, len(curves) - 1)) / np.sqrt(len(curves)),
-            )
+            mean = curves.mean(0)
+            error = 1.96 * curves.std(0, ddof=min(1, len(curves) - 1)) / np.sqrt(len(curves))
             x, colour = np.arange(curves.shape[1]), _colour(block, position)
             ax.fill_between(x, *np.quantile(curves, [0.025, 0.975], axis=0), color=colour, alpha=0.10, lw=0)
             ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.5, lw=0)
@@ -734,10 +732,8 @@ def schedule_plot(table: pd.DataFrame, beside: str):
         rows = rows.sort_values("staleness", kind="stable", ignore_index=True)
         near = rows[rows["kind"] != "bounds"] if (rows["kind"] != "bounds").any() else rows
         span = float(near["gain high"].max() - near["gain low"].min()) or 1.0
-        least, most = (
-            min(float(near["gain low"].min()), 0.0) - 0.25 * span,
-            float(rows["gain high"].max()) + 0.1 * span,
-        )
+        least = min(float(near["gain low"].min()), 0.0) - 0.25 * span
+        most = float(rows["gain high"].max()) + 0.1 * span
         for place, row in rows.iterrows():
             error = [[row["gain"] - row["gain low"]], [row["gain high"] - row["gain"]]]
             if row["gain"] < least:  # so far off that it would squeeze all others

@@ -4,8 +4,8 @@ the other.
 A piece of work is *claimed* by making a file that only one process can make. Whoever has a claim touches it
 while it lives; a claim of a process that is gone is anybody's. So nobody has to be told what the others do, a
 process that is killed loses the piece it was at and nothing else, and the others do that piece in the end.
-Two processes at the same piece, should a claim be
-taken from one that was only asleep, do no harm: they compute the same rows.
+Two processes at the same piece, should a claim be taken from one that was only asleep, do no harm: they
+compute the same rows.
 """
 
 from __future__ import annotations

@@ -52,9 +52,8 @@ def load(setting: Setting):
     from diffusers import PNDMScheduler
 
     given = (
-        f"model={setting.model!r} must be {', '.join(map(repr, EMBEDDED))}, a folder with a whole Stable "
-        "Diffusion or "
-        "PixArt-Sigma in safetensors or a name on the Hub"
+        f"model={setting.model!r} must be {', '.join(map(repr, EMBEDDED))}, a folder "
+        "with a whole Stable Diffusion or PixArt-Sigma in safetensors or a name on the Hub"
     )
     if is_pixart(setting.model):
         pipe = read_pipeline(setting.model, given, PixArtPipeline, dtype=DTYPES[setting.dtype])

@@ -161,6 +161,16 @@ def _counts(name: str, value) -> tuple[int, ...]:
     return tuple(check_integer(f"{name}[{i}]", v, 1) for i, v in enumerate(value))
 
 
+def _edge(name: str, value) -> int:
+    if check_integer(name, value, 64) % 8:
+        raise ValueError(f"{name}={value!r} must be a multiple of 8 pixels")
+    return value
+
+
+def _edges(name: str, value) -> tuple[int, ...]:
+    return tuple(_edge(f"{name}[{i}]", v) for i, v in enumerate(_counts(name, value)))
+
+
 def _step_counts(empty: bool) -> Callable:
     def check(name: str, value) -> tuple[int, ...]:
         if not isinstance(value, (list, tuple)) or not (value or empty):
@@ -198,6 +208,10 @@ Cosines = Annotated[tuple, checked_by(_numbers(-1, 1))]
 Shares = Annotated[tuple, checked_by(_numbers(0, 0.75))]
 Factor = Annotated[int, checked_by(_integer(2, 4))]
 Counts = Annotated[tuple, checked_by(_counts)]
+Edge = Annotated[int, checked_by(_edge)]
+"""Of a square image that is counted, not generated, in pixels."""
+
+Edges = Annotated[tuple, checked_by(_edges)]
 StepCounts = Annotated[tuple, checked_by(_step_counts(empty=False))]
 OtherStepCounts = Annotated[tuple, checked_by(_step_counts(empty=True))]
 Part = Annotated[float, checked_by(_number(0, 1))]

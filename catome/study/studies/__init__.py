@@ -5,10 +5,10 @@ A study is a module with
 
 - ``NOTEBOOK``, the name of the chapter's notebook, or None;
 - ``Parameters``, a class of `catome.study.run.parameters.Setting`, whose defaults are those of the chapter's
-    notebook;
+  notebook;
 - ``jobs(parameters)``, which lists the generations that it needs, and computes nothing;
 - ``check(parameters, pipe)``, if there are models that it cannot take, which refuses them before anything is
-    computed;
+  computed;
 - ``run(parameters, pipe)``, which makes what is missing and returns a result;
 
 and a result has its tables, its comparisons and its intervals as methods, and ``report()`` where no notebook

@@ -1,12 +1,10 @@
 """Does the image decide how many tokens are merged, or the step and the block?
 
 A threshold merges another share of each image, at each step, in each block. Is all of this needed? Here a
-threshold is compared
-with fixed shares that are ever freer: one for the whole generation, one for each block, one for each step,
-and one for each step and block. What the last of them lacks is the image alone. All leave as many attention
-scores as the threshold does on
-average: shares are measured on images of another seed, and set so that ``(1 - share) ** 2`` has the mean that
-    was measured.
+threshold is compared with fixed shares that are ever freer: one for the whole generation, one for each block,
+one for each step, and one for each step and block. What the last of them lacks is the image alone. All leave
+as many attention scores as the threshold does on average: shares are measured on images of another seed, and
+set so that ``(1 - share) ** 2`` has the mean that was measured.
 
 ``python -m catome.study allocation`` prints the table; chapter 3 shows it.
 """

@@ -11,6 +11,8 @@ from catome.study.run.parameters import (
     Cosines,
     Count,
     Counts,
+    Edge,
+    Edges,
     Flag,
     Position,
     ScheduleName,
@@ -81,8 +83,8 @@ class Accounting(Setting):
     """
 
     device: Text = "cpu"
-    sizes: Counts = (256, 512, 768, 1024, 1536, 2048)
-    size: Count = 512
+    sizes: Edges = (256, 512, 768, 1024, 1536, 2048)
+    size: Edge = 512
     shares: Shares = (0.5, 0.75)
     schedule: ScheduleName = "CONFIG_3"
     rows: Count = 2
@@ -124,7 +126,7 @@ class StudyCost(Setting):
 
     device: Text = "cpu"
     preset: Text = "paper"
-    sizes: Counts = (512, 768, 1024, 1536, 2048)
+    sizes: Edges = (512, 768, 1024, 1536, 2048)
     share: Share = 0.5
     gpus: Counts = (1, 8, 64, 1000)
     batches: Counts = (16, 4, 1)

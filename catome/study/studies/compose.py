@@ -9,7 +9,7 @@ search has three stages.
 2. Settings of different kinds are put together. Their errors nearly add up and their times nearly multiply,
    which tells the combinations that are worth trying; these are tried on the same images.
 3. What then lies on the frontier, and the best of each kind alone, is generated again for other seeds and
-    timed in turns.
+   timed in turns.
 
 All that was generated is kept, and the search goes on from there.
 """

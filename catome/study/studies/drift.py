@@ -197,8 +197,7 @@ class Result:
         before, within, after = self.neighbours()[:3]
         return (
             "PLMS calls the U-Net twice at its second timestep, as steps 1 and 2. Their distance is "
-            f"{within:.2f}, compared "
-            f"with {before:.2f} from step 0 to 1 and {after:.2f} from step 2 to 3."
+            f"{within:.2f}, compared with {before:.2f} from step 0 to 1 and {after:.2f} from step 2 to 3."
         )
 
     def words(self) -> dict[str, str]:

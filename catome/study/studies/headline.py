@@ -296,9 +296,8 @@ class Result:
         best = psnr.idxmax()
         near = f"with {psnr[best]:.1f} dB" if np.isfinite(psnr[best]) else "which it does not change"
         return (
-            "Of those in the first table that are faster than doing nothing here at every repetition, the "
-            "closest to the "
-            f"unmerged images is {best}, {near}."
+            "Of those in the first table that are faster than doing nothing here at "
+            f"every repetition, the closest to the unmerged images is {best}, {near}."
         )
 
     def papers_place(self, records: pd.DataFrame) -> str:

@@ -3,9 +3,9 @@
 The two differ in four ways (version 0.1.3 on PyPI). Each is tried alone, and all together:
 
 - Steps are counted from 1. The checkpoint 0 never comes, and every other one comes a call earlier than its
-    number says.
+  number says.
 - The cache is never emptied. Until the first checkpoint, a generation uses the pairs of the generation
-    before.
+  before.
 - The dst token of each window is a random one, not the top-left one.
 - Every row of a batch merges as many tokens as the row with the most pairs above the threshold.
 

@@ -214,7 +214,7 @@ class Result:
         """The paper's Table I and the same figures here; ``seconds`` of one image by each method's label.
 
         The columns of FID name the features it was computed from: only values from the same features can be
-            compared."""
+        compared."""
         table = self.summary
         theirs = paper.THRESHOLDS
         rows = {}
@@ -312,9 +312,8 @@ class Result:
                 "the turns."
             )
         return (
-            f"At t = {', '.join(found)} a generation takes longer than unmerged in the median of the turns: "
-            "searching for "
-            "pairs at every step costs more than merging so few tokens saves."
+            f"At t = {', '.join(found)} a generation takes longer than unmerged in the median of the "
+            "turns: searching for pairs at every step costs more than merging so few tokens saves."
         )
 
     def unrelated(self) -> str:
@@ -327,9 +326,8 @@ class Result:
         found = rows["PSNR real"]
         wide = (rows["PSNR real high"] - rows["PSNR real low"]).median()
         return (
-            f"Against unrelated images PSNR is {found.min():.2f} to {found.max():.2f} dB here, whatever the "
-            "threshold, with a "
-            f"95 % interval {wide:.2f} dB wide."
+            f"Against unrelated images PSNR is {found.min():.2f} to {found.max():.2f} "
+            f"dB here, whatever the threshold, with a 95 % interval {wide:.2f} dB wide."
         )
 
     def decides(self) -> str:
@@ -349,10 +347,9 @@ class Result:
         first, last = moving.iloc[0], moving.iloc[-1]
         lowest = moving.loc[moving["PSNR"].astype(float).idxmin(), "threshold"]
         return (
-            f"From t = {first['threshold']:g} to t = {last['threshold']:g}, PSNR against unmerged goes from "
-            f"{first['PSNR']:.1f} to {last['PSNR']:.1f} dB, and the merged share from {first['share']:.2f} "
-            "to "
-            f"{last['share']:.2f}. PSNR is lowest at t = {lowest:g}."
+            f"From t = {first['threshold']:g} to t = {last['threshold']:g}, PSNR against unmerged "
+            f"goes from {first['PSNR']:.1f} to {last['PSNR']:.1f} dB, and the merged share from "
+            f"{first['share']:.2f} to {last['share']:.2f}. PSNR is lowest at t = {lowest:g}."
         )
 
     def fid_told(self) -> str:

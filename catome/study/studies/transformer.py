@@ -97,15 +97,13 @@ class Parameters(Setting):
     def _are_of_two_kinds(self) -> Self:
         if self.model == "tiny" or (Path(self.model).is_dir() and not is_pixart(self.model)):
             raise ValueError(
-                f"model={self.model!r} must have a transformer: 'tiny-pixart', a folder with a PixArt-Sigma "
-                "pipeline, "
-                "or the name of one on the Hub"
+                f"model={self.model!r} must have a transformer: 'tiny-pixart', a "
+                "folder with a PixArt-Sigma pipeline, or the name of one on the Hub"
             )
         if self.beside == "tiny-pixart" or (Path(self.beside).is_dir() and is_pixart(self.beside)):
             raise ValueError(
-                f"beside={self.beside!r} must have a U-Net: 'tiny', a folder with a Stable Diffusion "
-                "pipeline, "
-                "or the name of one on the Hub"
+                f"beside={self.beside!r} must have a U-Net: 'tiny', a folder "
+                "with a Stable Diffusion pipeline, or the name of one on the Hub"
             )
         _ = self.of_unet  # what is wrong for the other model is said before the first one is loaded
         return self
@@ -358,9 +356,8 @@ class Result:
             else "It is not these layers that lose most"
         )
         return (
-            f"{verdict}: over the {len(found)} layers, the rank correlation of PSNR and exp(entropy)/N is "
-            f"{agreement:.2f} "
-            f"(p = {chance:.2f})."
+            f"{verdict}: over the {len(found)} layers, the rank correlation "
+            f"of PSNR and exp(entropy)/N is {agreement:.2f} (p = {chance:.2f})."
         )
 
     def sensitivity(self, records: dict[str, pd.DataFrame]) -> str:

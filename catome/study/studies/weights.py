@@ -232,8 +232,7 @@ class Result:
         in dB, by image.
 
         A sweep that only gets closer to the unmerged images as less is merged has no dip: the mean is below
-        zero. A sweep of
-        one threshold has none, either: all are zero."""
+        zero. A sweep of one threshold has none, either: all are zero."""
         lowest, worst = dip_at(self.made, self.sweep)
         rows = self.more if way in (MERGED, WEIGHTED) else self.made
         return rows.differences("psnr", self.sweep[way, lowest], self.sweep[way, worst])

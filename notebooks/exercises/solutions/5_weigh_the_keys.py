@@ -8,7 +8,7 @@ import catome
 
 
 def group_sizes(target):
-    """How many tokens each token that is left stands for: ``[N]`` to ``[L]``."""
+    """The number of tokens that each token that is left stands for: ``[N]`` to ``[L]``."""
     # a dst takes its own place, so it is counted among its members
     members = torch.bincount(target, minlength=len(target))
     # a token that is merged away has no members, and its 0 goes
@@ -62,7 +62,7 @@ def fair_threshold(similarity, tokens, thresholds, ratio):
 
 
 def pair_error(query, key, value, e):
-    """How far off attention is if keys ``k + e`` and ``k - e`` are one ``k``: float."""
+    """The relative error of attention if keys ``k + e`` and ``k - e`` are one ``k``."""
 
     def attend(keys, values, size):
         scores = query @ keys.T / math.sqrt(query.shape[1])
