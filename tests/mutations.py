@@ -203,6 +203,20 @@ MUTATIONS = (
         QUALITY + " -k online",
     ),
     Mutation(
+        "pairs are new ones where they differ from the first",
+        "study/measure/searches.py",
+        "targets[step - 1]",
+        "targets[0]",
+        QUALITY + " -k online",
+    ),
+    Mutation(
+        "an online schedule beside one that searches more often",
+        "study/studies/schedules.py",
+        "if count <= searches_made(steps)}",
+        "if count >= searches_made(steps)}",
+        "study/test_words_of_chapters_4_to_6.py -k online",
+    ),
+    Mutation(
         "shards count alike, however many images they have",
         "study/measure/drift.py",
         "axis=0, weights=weights)",
