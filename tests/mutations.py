@@ -212,8 +212,8 @@ MUTATIONS = (
     Mutation(
         "an online schedule beside one that searches more often",
         "study/studies/schedules.py",
-        "if count <= searches_made(steps)}",
-        "if count >= searches_made(steps)}",
+        "<= count <= made}",
+        "<= count}",
         "study/test_words_of_chapters_4_to_6.py -k online",
     ),
     Mutation(

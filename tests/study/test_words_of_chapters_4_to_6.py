@@ -338,21 +338,23 @@ def test_online_schedules_stand_beside_the_papers_choice():
     assert found.beside_base("online").count(" at t = ") == 2
 
 
-def test_an_online_schedule_stands_beside_a_fixed_one_that_searches_no_more_often():
-    """The means over images and blocks are 3, 15 and 51 searches; CONF_ADAPTIVE's last step never comes."""
-    found = scheduled({(0.7, "auto 0.3"): 27.0, (0.7, "best 2"): 28.0}, tolerances=(0.3, 0.1, 0.03))
-    few = [[[0, 1], [0, 1, 2, 3]]]
+def test_an_online_schedule_stands_beside_a_fixed_one_that_searches_nearly_as_often():
+    """The means over images and blocks are 2.5, 15, 51 and 5; CONF_ADAPTIVE's last step never comes."""
+    tolerances = (0.3, 0.1, 0.03, 0.2)
+    found = scheduled({(0.7, "auto 0.3"): 27.0, (0.7, "best 2"): 28.0}, tolerances=tolerances)
+    few = [[[0, 1], [0, 1, 2]]]
     some = [[list(range(15))]]
     every = [[list(range(51))]]
-    names = {"auto 0.3": few, "auto 0.1": some, "auto 0.03": every}
+    alone = [[list(range(5))]]  # no fixed schedule has 4 or 5
+    names = {"auto 0.3": few, "auto 0.1": some, "auto 0.03": every, "auto 0.2": alone}
     found = replace(found, searched={(0.7, name): steps for name, steps in names.items()})
     table = found.at_equal_searches()
     assert table["fixed"].tolist() == ["best 2", "CONF_ADAPTIVE", "every step"]
     assert table["after Holm"].tolist() == ["farther", UNTOLD, UNTOLD]
-    told = ("Of 3", "no more often", "0 came closer", "1 fell behind", "2 did not")
-    assert_says(found.beside_equal_searches(), *told)
+    assert_says(found.beside_equal_searches(), "3 of 4", "0 came closer", "1 fell", "2 did not")
     shown = found.online(records_of(found))
-    assert shown["fixed schedule with no more searches"].tolist() == table["fixed"].tolist()
+    assert shown["fixed, nearly as many searches"].tolist() == [*table["fixed"], ""]
+    assert shown["after Holm"].tolist() == [*table["after Holm"], ""]
     assert_says(replace(found, searched={}).beside_equal_searches(), "No online")
 
 
