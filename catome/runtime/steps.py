@@ -2,8 +2,8 @@
 
 A *generation* is one walk along a timetable of timesteps. A *step* is a place on that timetable, however many
 calls of the model it takes. The calls at one place are its *conditions*: the two halves of guidance, the
-views of a panorama, several images in a row. Each condition has pairs of its own, which is all that keeps one
-from being merged by another's.
+views of a panorama, several images in a row. Each condition has pairs of its own, which is all that keeps
+one from being merged by another's.
 
 What is known of a call is little: its timestep, its latents, its prompt. The rules, from the surest to the
 least:

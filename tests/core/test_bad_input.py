@@ -167,7 +167,7 @@ PATCH = (
     (dict(end="1"), "end='1' must be a number, not str"),
     (dict(start=0.6, end=0.4), "start=0.6, end=0.4", "begin before it ends"),
     (dict(schedule=[0, 0.5, 7]), "schedule=7 must be between 0 and 1"),
-    (dict(schedule="EVEN_0"), "schedule='EVEN_0' is not a named schedule"),
+    (dict(schedule="EVEN_0"), "schedule='EVEN_0' is not a named schedule", "did you mean 'EVEN_13'?"),
     (
         dict(merge_attn=False),
         "merge_attn=False, merge_crossattn=False, merge_mlp=False",
@@ -567,7 +567,7 @@ def test_plans_unmerge_whatever_there_is():
     (torch.tensor(3), "schedule=tensor(3) must be a name", "not Tensor"),
     ("config_3", "schedule='config_3' ", "did you mean 'CONFIG_3'?"),
     ("Auto", "schedule='Auto' ", "did you mean 'auto'?"),
-    (b"CONFIG_3", "schedule=b'CONFIG_3' is not a named schedule", "the names are CONFIG_1"),
+    (b"CONFIG_3", "schedule=b'CONFIG_3' ", "did you mean 'CONFIG_3'?", "the names are CONFIG_1"),
     ("0,8,11", "schedule='0,8,11' ", "the names are"),
     ([], "schedule=[] lacks step 0"),
     (range(1, 4), "schedule=[1, 2, 3] lacks step 0"),
