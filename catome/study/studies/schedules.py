@@ -427,10 +427,9 @@ class Result:
         return pd.DataFrame(rows)
 
     def online(self, records: pd.DataFrame) -> pd.DataFrame:
-        """The online schedules beside CONFIG_3 and beside fixed ones that search nearly as often, to be read;
+        """The cost of the online schedules, and fixed ones that search nearly as often, to be read;
         ``records`` of `records`."""
         rows = records[records["kind"] == "online"]
-        gains = list(rows[["gain", "gain low", "gain high"]].itertuples(index=False))
         fixed = self.at_equal_searches()
         fixed = fixed.reindex(list(zip(rows["threshold"], rows["schedule"], strict=True))).fillna("")
         table = {
@@ -439,7 +438,6 @@ class Result:
             "searches for an image": rows["checkpoints"].map("{:.1f}".format),
             "mean staleness": rows["staleness"].map("{:.2f}".format),
             "time / unmerged": rows["time"].map("{:.2f}".format),
-            f"PSNR beside {BASE} (dB)": [quality.spoken(gain, 2) for gain in gains],
             "fixed, nearly as many searches": fixed["fixed"].to_numpy(),
             "PSNR beside it (dB)": fixed["difference (dB)"].to_numpy(),
             "after Holm": fixed["after Holm"].to_numpy(),
