@@ -62,9 +62,10 @@ slides: $(EXECUTED) ## make the slides of the lectures in _build/html/slides (ma
 
 notebooks: $(EXECUTED) ## run the notebooks only, with the preset PRESET
 
+# without progress bars, which would be kept among the outputs
 $(SOURCE)/notebooks/%.ipynb: notebooks/%.ipynb data/presets/$(PRESET).yaml $(wildcard data/presets/*/*.yaml) $(wildcard data/results/*.parquet) $(CODE) | $(STAMP)
 	@mkdir -p $(@D)
-	$(BIN)/papermill $< $@ $(call PARAMETERS,$(PRESET),$*) -p output $(BUILD)/output \
+	TQDM_DISABLE=1 $(BIN)/papermill $< $@ $(call PARAMETERS,$(PRESET),$*) -p output $(BUILD)/output \
 	    $(if $(RECOMPUTE),$(if $(shell grep -l '"recompute = ' $<),-p recompute True)) -k python3 --no-progress-bar
 
 record: $(STAMP) ## compute what is missing from data/results (hours; go on any time; DEVICE=cuda BATCH=96 on a GPU)

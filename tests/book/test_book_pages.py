@@ -61,6 +61,12 @@ def plain(words: str) -> str:
     return " ".join(words.split()).translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'})
 
 
+def test_no_notebook_keeps_progress_bars_or_warnings(book):
+    for file in sorted((book / "_sources" / "notebooks").glob("*.ipynb")):
+        outputs = [output for cell in nbformat.read(file, 4).cells for output in cell.get("outputs", [])]
+        assert [output.text for output in outputs if output.get("name") == "stderr"] == [], file.stem
+
+
 def test_every_image_has_a_text(book):
     assert rendered.without_alt(book) == []
 

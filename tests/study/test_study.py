@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -172,3 +173,15 @@ def test_the_variance_of_the_share_is_split_between_steps_and_images():
     assert both["image"] / both["step"] == pytest.approx(4 * np.var(range(images)) / np.var(range(steps)))
     assert parts((table["step"] % 2) ^ (table["image"] % 2))["both"] > 0.5
     assert np.isnan(list(parts(0.5 + 0 * table["step"]).values())).all()
+
+
+def test_notebooks_keep_what_they_make_where_make_keeps_it(tmp_path, monkeypatch):
+    """JupyterLab runs them in their own folder, make in the one above."""
+    for folder in (ROOT, ROOT / "notebooks"):
+        monkeypatch.chdir(folder)
+        given = Setting.checked({"output": "_build/output"})
+        assert Path(given.output).resolve() == ROOT / "_build/output"
+    absolute = Setting.checked({"output": str(tmp_path)})
+    assert absolute.output == str(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert Setting.checked({"output": "out"}).output == "out"

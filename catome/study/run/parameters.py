@@ -25,6 +25,9 @@ from catome.policy.schedule import parse_schedule
 from catome.tiny import GUIDANCE_SCALE
 from catome.tiny.scenes import CLASSES, PROMPT
 
+NOTEBOOKS = Path(__file__).resolve().parents[3] / "notebooks"
+"""The notebooks of a checkout."""
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SHELL = {"In", "Out", "get_ipython", "exit", "quit", "open"}  # what an IPython namespace holds by itself
 
@@ -117,8 +120,14 @@ def _template(name: str, value) -> str:
 
 
 def writable_folder(name: str, value) -> str:
-    """Check that a folder can be written to, or made, without making it."""
+    """Check that a folder can be written to, or made, without making it.
+
+    A relative one is in the working folder. Where that is a checkout's ``notebooks``, as in JupyterLab, it is
+    in the checkout: so notebooks find there what `make notebooks` has kept, and the other way round."""
     path = Path(_text(name, value))
+    if not path.is_absolute() and Path.cwd() == NOTEBOOKS:
+        value = str(NOTEBOOKS.parent / path)
+        path = Path(value)
     try:
         made = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     except OSError as error:  # such as a name that is too long
