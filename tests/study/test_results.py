@@ -19,15 +19,25 @@ from catome import tiny
 from catome.policy import schedule
 from catome.policy.staleness import total_staleness
 from catome.probe import probe
+from catome.study import methods
 from catome.study.measure import quality
-from catome.study.measure.comparison import COST, QUALITY, cost
+from catome.study.measure.comparison import COST, QUALITY, compare, cost
 from catome.study.measure.drift import DRIFT, NONE, Drift, drift_study, jaccard_distances, partners
 from catome.study.measure.similarity import short_name
 from catome.study.run import gather
 from catome.study.run.claims import Claims
-from catome.study.run.generate import generate_batch
-from catome.study.run.store import RECORDED, Store, Table, _machine, fingerprint, provenance, sources
-from catome.study.studies import short
+from catome.study.run.generate import generate_batch, with_sampler
+from catome.study.run.store import (
+    RECORDED,
+    Store,
+    Table,
+    _machine,
+    fingerprint,
+    provenance,
+    shared_keys,
+    sources,
+)
+from catome.study.studies import curves, short
 from catome.study.studies.frontier import SCORES
 from catome.tiny.evaluate import HELD_OUT
 from helpers import crew
@@ -612,6 +622,38 @@ def _generated_again(pipe, row: pd.Series, folder) -> np.ndarray:
 
 NEAR = 0.5
 """Decibels between a recorded image and the same one generated alone."""
+
+
+BATCH = (
+    "ToMe(ratio=0.5, schedule=every step)",
+    "CA-ToMe(threshold=0.8, schedule=CONFIG_3)",
+    "merged keys(threshold=0.7, stride=2x2, schedule=EVEN_13, compare=keys)",
+    "forecast(interval=1, order=1, first=2, growth=1.3)",
+    "DeepCache(interval=3)",
+)
+"""Recorded in eight steps, all with the same twelve images in one batch."""
+
+
+@pytest.mark.slow
+def test_a_recorded_batch_made_again_agrees_to_two_hundredths_of_a_decibel(pipe, tmp_path):
+    """In the batch in which they were recorded, images differ by nothing but the processor's rounding.
+
+    That moves pairs across the threshold on another kind of processor, where the mean over the images must
+    agree to a tenth of a decibel."""
+    chosen = curves.Parameters(steps=8, sampler="DPM++", images=12, output=str(tmp_path))
+    with with_sampler(pipe, chosen.sampler):
+        store = Store(QUALITY, tmp_path, RECORDED)
+        recorded = store.find(**shared_keys(pipe, chosen), method=list(BATCH))
+        ways = [methods.unmerged(), *map(from_label, BATCH)]
+        again = compare(pipe, chosen, ways, folder=tmp_path / "again", recorded=None)
+    device = provenance(chosen, "any")["device"]
+    for label in BATCH:
+        old = recorded[recorded["method"] == label].sort_values("image", ignore_index=True)
+        assert old["image"].tolist() == list(range(12))
+        difference = again.of(label)["psnr"] - old["psnr"]
+        assert abs(difference.mean()) < 0.1, label
+        if {store.runs[run]["device"] for run in old["run"]} == {device}:
+            assert difference.abs().max() < 0.02, label
 
 
 @pytest.mark.slow
