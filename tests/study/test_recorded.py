@@ -61,6 +61,30 @@ def test_the_page_of_claims_says_what_weights_do_to_the_dip(tmp_path, nothing_ge
 
 
 @pytest.mark.slow
+def test_the_page_of_claims_says_what_chapter_5_times_and_counts(tmp_path, nothing_generated):
+    study = OF_CHAPTERS["schedules"]
+    params = of_preset(study, tmp_path)
+    pipe = load(params)
+    found = study.run(params, pipe)
+    records = found.records(study.timed(found, pipe))
+    page = (ROOT / "book/claims.md").read_text()
+    at = records[records["threshold"] == 0.7].set_index("schedule")["time"]
+    assert f"takes {at['every step']:.2f} of the unmerged time" in page
+    assert f"and {at['CONFIG_3']:.2f} with CONFIG_3" in page
+    words = found.words(records)
+    six = found.of_paper(records)["time"]
+    within = f"within {words['paper_slower']} in the paper and within {words['slower']} here"
+    fastest = f"over three repetitions, with {six.idxmin()} the fastest"
+    assert f"{within.replace('%', ' %')}, {fastest}" in page
+    near = found.at_equal_searches()
+    assert near["fixed"].to_dict() == {(0.9, "auto 0.1"): "best 8"}
+    difference = near["difference (dB)"].iloc[0].replace(" [", " dB [")
+    assert f"from the schedule of 8 derived checkpoints is {difference}" in page
+    seldom = found.online(records)["searches for an image"].astype(float)
+    assert f"with {seldom.min()} to {seldom.max()} searches for an image" in page
+
+
+@pytest.mark.slow
 def test_the_readme_says_what_is_unbeaten_in_few_steps(tmp_path, nothing_generated):
     readme = " ".join((ROOT / "README.md").read_text().split())
     assert re.search(

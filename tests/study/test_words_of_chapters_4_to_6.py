@@ -353,7 +353,9 @@ def test_an_online_schedule_stands_beside_a_fixed_one_that_searches_nearly_as_of
     shown = found.online(records_of(found))
     assert shown["fixed, nearly as many searches"].tolist() == [*table["fixed"], ""]
     assert shown["after Holm"].tolist() == [*table["after Holm"], ""]
-    assert_says(replace(found, searched={}).beside_equal_searches(), "No online")
+    none = replace(found, searched=dict.fromkeys(found.searched, alone))
+    assert_says(none.beside_equal_searches(), "No online")
+    assert set(none.online(records_of(none))["after Holm"]) == {""}
 
 
 def test_whether_a_search_at_every_step_is_the_best_that_one_can_do():

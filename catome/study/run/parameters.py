@@ -120,14 +120,8 @@ def _template(name: str, value) -> str:
 
 
 def writable_folder(name: str, value) -> str:
-    """Check that a folder can be written to, or made, without making it.
-
-    A relative one is in the working folder. Where that is a checkout's ``notebooks``, as in JupyterLab, it is
-    in the checkout: so notebooks find there what `make notebooks` has kept, and the other way round."""
+    """Check that a folder can be written to, or made, without making it."""
     path = Path(_text(name, value))
-    if not path.is_absolute() and Path.cwd() == NOTEBOOKS:
-        value = str(NOTEBOOKS.parent / path)
-        path = Path(value)
     try:
         made = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     except OSError as error:  # such as a name that is too long
@@ -139,6 +133,16 @@ def writable_folder(name: str, value) -> str:
             f"{name}={value!r} must be a folder that can be written to, or made; {str(made)!r} is none"
         )
     return value
+
+
+def _output(name: str, value) -> str:
+    """Return a folder that can be written to.
+
+    A relative one is in the working folder. Where that is a checkout's ``notebooks``, as in JupyterLab, it is
+    in the checkout: so notebooks find there what `make notebooks` has kept, and the other way round."""
+    if Path.cwd() == NOTEBOOKS and not Path(_text(name, value)).is_absolute():
+        value = str(NOTEBOOKS.parent / value)
+    return writable_folder(name, value)
 
 
 def _integer(low: int, high: int | None = None) -> Callable:
@@ -278,7 +282,7 @@ class Setting:
     device: Annotated[str, checked_by(usable_device)] = "cpu"
     dtype: Annotated[str, checked_by(_one_of(*DTYPES))] = "float32"
     batch_size: Count = 12
-    output: Annotated[str, checked_by(writable_folder)] = "_build/output"
+    output: Annotated[str, checked_by(_output)] = "_build/output"
 
     @model_validator(mode="after")
     def _fits_the_model(self) -> Self:
