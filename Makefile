@@ -24,7 +24,7 @@ PARAMETERS = -f data/presets/$(1).yaml $(addprefix -f ,$(wildcard data/presets/$
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
-	@echo "Settings: PYTHON=$(PYTHON), PRESET=$(PRESET) (a file in data/presets), RECOMPUTE=1 (nothing from data/results)"
+	@echo "Settings: PYTHON=$(PYTHON), PRESET=$(PRESET) (a file in data/presets), RECOMPUTE=1 (nothing from data/results), REFERENCE=folder (of real images)"
 
 setup: $(STAMP) $(LAB) ## install everything into .venv
 
@@ -66,7 +66,8 @@ notebooks: $(EXECUTED) ## run the notebooks only, with the preset PRESET
 $(SOURCE)/notebooks/%.ipynb: notebooks/%.ipynb data/presets/$(PRESET).yaml $(wildcard data/presets/*/*.yaml) $(wildcard data/results/*.parquet) $(CODE) | $(STAMP)
 	@mkdir -p $(@D)
 	TQDM_DISABLE=1 $(BIN)/papermill $< $@ $(call PARAMETERS,$(PRESET),$*) -p output $(BUILD)/output \
-	    $(if $(RECOMPUTE),$(if $(shell grep -l '"recompute = ' $<),-p recompute True)) -k python3 --no-progress-bar
+	    $(if $(RECOMPUTE),$(if $(shell grep -l '"recompute = ' $<),-p recompute True)) \
+	    $(if $(REFERENCE),$(if $(shell grep -l '"reference = ' $<),-p reference $(REFERENCE))) -k python3 --no-progress-bar
 
 record: $(STAMP) ## compute what is missing from data/results (hours; go on any time; DEVICE=cuda BATCH=96 on a GPU)
 	for study in drift sweep schedules headline weights short; do \

@@ -212,8 +212,8 @@ MUTATIONS = (
     Mutation(
         "an online schedule beside one that searches more often",
         "study/studies/schedules.py",
-        "<= count <= made}",
-        "<= count}",
+        "round(searches_made(searched))",
+        "2 * round(searches_made(searched))",
         "study/test_words_of_chapters_4_to_6.py -k online",
     ),
     Mutation(

@@ -206,9 +206,11 @@ def read_pipeline(model: str, given: str, kind=None, **options):
     from diffusers import StableDiffusionPipeline
 
     pipe = read_whole(kind or StableDiffusionPipeline, model, given, **options)
-    # no error for diffusers, which makes a lost tokenizer anew
-    if len(pipe.tokenizer) <= len(pipe.tokenizer.all_special_tokens):
-        raise OSError(f"{given}: the vocabulary of its tokenizer is missing")
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer = getattr(pipe, name, None)
+        # no error for diffusers, which makes a lost tokenizer anew
+        if tokenizer is not None and len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise OSError(f"{given}: the vocabulary of its {name} is missing")
     return pipe
 
 

@@ -4,7 +4,7 @@ that says why not.
 A page is worked through from its first command to its last, in one clone of the working tree, in which
 
 - ``.venv`` is that of the tests, so that nothing is installed;
-- the presets ``paper`` and ``tiny`` have the values of ``smoke``: few images, few steps, no GPU;
+- the presets ``paper``, ``sdxl`` and ``tiny`` have the values of ``smoke``: few images, few steps, no GPU;
 - ``runs/sd15`` has the embedded model and drawn images, where the page has had weights and photographs
   downloaded.
 
@@ -61,7 +61,9 @@ BOOK = "minutes; the tests of the pages run it"
 EXCUSED = {
     "pip install .": NETWORK,
     "make book": BOOK,
-    "make book PRESET=mine BUILD=runs/sd15/_build": BOOK,
+    "make book PRESET=paper REFERENCE=runs/sd15/imagenet/val BUILD=runs/sd15/_build": BOOK,
+    "make book PRESET=mine REFERENCE=runs/sd15/imagenet/val BUILD=runs/sd15/_build": BOOK,
+    "make book PRESET=sdxl REFERENCE=runs/sd15/imagenet/val BUILD=runs/sdxl/_build": BOOK,
     "make test": "these are the tests",
     "make check": "these are the tests",
     "make record": "hours",
@@ -144,7 +146,7 @@ def origin(tmp_path_factory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     smoke = folder / "data/presets/smoke"
-    for preset in ("paper", "tiny"):
+    for preset in ("paper", "sdxl", "tiny"):
         shutil.copy(f"{smoke}.yaml", folder / f"data/presets/{preset}.yaml")
         shutil.rmtree(folder / f"data/presets/{preset}")
         shutil.copytree(smoke, folder / f"data/presets/{preset}")

@@ -1112,7 +1112,11 @@ def test_a_damaged_model_is_refused_and_nothing_unpickled_or_run(what, says, tmp
     folder = what(Copy(tmp_path)).folder
     before = contents(tmp_path)
     says = [part.replace("{folder}", str(folder)) for part in says]
-    allowed = ("'tiny', 'tiny-pixart'", "a folder with a whole Stable Diffusion or PixArt-Sigma", "the Hub")
+    allowed = (
+        "'tiny', 'tiny-pixart'",
+        "a folder with a whole Stable Diffusion (1, 2 or XL) or PixArt-Sigma",
+        "the Hub",
+    )
     named = f"model={str(folder)!r} "
     refused(lambda: study.load(setting(tmp_path, model=str(folder))), named, *allowed, "safetensors", *says)
     refused(lambda: tiny.load_pipeline(folder), f"path={str(folder)!r} ", "the whole embedded model", *says)

@@ -140,7 +140,7 @@ def scheduled() -> schedules.Result:
     }
     bills |= {one.method.label: -bills[one.method.label] for one in asked.values() if one.kind == "bounds"}
     made = compared([one.method for one in asked.values()], lambda label: 30 - 10 * bills.get(label, 9.0))
-    return schedules.Result(params, REAL, staleness, derived, asked, made, made, {})
+    return schedules.Result(params, REAL, staleness, derived, asked, made, made, {}, {}, made)
 
 
 def test_staleness_and_closeness_are_related_without_the_bounds(scheduled):
@@ -154,6 +154,8 @@ def test_staleness_and_closeness_are_related_without_the_bounds(scheduled):
         scheduled.made,
         scheduled.made,
         {},
+        {},
+        scheduled.made,
     )
     assert np.isnan(few.relation()[0.7])
 

@@ -365,6 +365,44 @@ def test_the_change_of_kid_is_near_that_of_torch_fidelity():
     assert 0 < low < change < high
 
 
+@pytest.mark.parametrize(("seeds", "size", "shift"), [(8, 3, 0.5), (8, 12, 0.1)])
+def test_the_chance_of_a_change_of_fid_is_that_of_all_exchanges(seeds, size, shift):
+    """With more images than dimensions, and with fewer; the expected value is by torch-fidelity's FID."""
+    rng = np.random.default_rng(3)
+    plain = rng.normal(size=(seeds, size))
+    made = plain + rng.normal(shift, 0.6, size=(seeds, size))
+    real = rng.normal(size=(50, size))
+
+    def change(exchanged) -> float:
+        swap = np.array(exchanged)[:, None]
+        return quality.fid(np.where(swap, plain, made), real) - quality.fid(np.where(swap, made, plain), real)
+
+    every = np.array([change(swap) for swap in itertools.product([False, True], repeat=seeds)])
+    exact = np.mean(np.abs(every) >= abs(every[0]) - 1e-6)
+    assert 0.05 < exact < 0.6  # or the test could not tell
+    assert quality.fid_chance(made, plain, real) == pytest.approx(exact, abs=0.04)
+
+
+def test_the_chance_of_a_change_of_fid_at_its_ends():
+    rng = np.random.default_rng(0)
+    plain, real = rng.normal(size=(40, 6)), rng.normal(size=(60, 6))
+    assert quality.fid_chance(plain, plain, real) == 1
+    assert quality.fid_chance(plain + 1, plain, quality.fid_statistics(real)) == 0.001
+    assert np.isnan(quality.fid_chance(plain[:1], plain[:1], real))
+
+
+def test_a_change_of_fid_by_chance_is_told_as_seldom_as_it_should():
+    rng = np.random.default_rng(5)
+    real = quality.fid_statistics(rng.normal(size=(200, 3)))
+    found = []
+    for _ in range(200):
+        common = rng.normal(size=(12, 3))
+        sides = [common + rng.normal(0, 0.5, size=(12, 3)) for _ in range(2)]
+        found.append(quality.fid_chance(*sides, real))
+    assert np.mean(np.array(found) <= 0.05) <= 0.09
+    assert 0.35 < np.mean(np.array(found) <= 0.5) < 0.65
+
+
 def test_an_online_schedule_is_counted_in_the_rows_with_a_prompt(pipe, tmp_path):
     chosen = setting(tmp_path, images=2, batch_size=2, steps=8)
     method = methods.ca_tome(0.8, catome.Auto(0.3))

@@ -61,6 +61,19 @@ def test_the_page_of_claims_says_what_weights_do_to_the_dip(tmp_path, nothing_ge
 
 
 @pytest.mark.slow
+def test_the_page_of_claims_says_which_thresholds_fid_tells(tmp_path, nothing_generated):
+    study = OF_CHAPTERS["sweep"]
+    params = of_preset(study, tmp_path)
+    found = study.run(params, load(params))
+    told = [f"{t:g}" for t in found.made.told_by_fid(found.real.features, found.sweep)]
+    page = " ".join((ROOT / "book/claims.md").read_text().split())
+    assert f"Tested at once, t = {quality.listed(told)} differ from no merging in FID" in page
+    rising = {"0.85", "0.8", "0.7"}
+    assert rising <= set(told)
+    assert "those at 0.85, 0.8 and 0.7 are more than chance" in page
+
+
+@pytest.mark.slow
 def test_the_page_of_claims_says_what_chapter_5_times_and_counts(tmp_path, nothing_generated):
     study = OF_CHAPTERS["schedules"]
     params = of_preset(study, tmp_path)

@@ -142,6 +142,14 @@ def test_what_is_said_of_the_cache_follows_from_the_interval(cached, says):
     assert_says(result({(8, CACHED): cached, (20, CACHED): 10.0}).lasting(), *says)
 
 
+@pytest.mark.parametrize(
+    ("fewer", "says"),
+    [(28.0, "stay closer"), (32.0, "do not stay as close"), (30.0, "do not differ detectably")],
+)
+def test_whether_it_works_follows_from_the_interval(fewer, says):
+    assert_says(result({(8, FEWER): fewer, (20, FEWER): 10.0}).works(), "In 8 steps", says, "left out")
+
+
 def test_comparisons_are_paired_within_each_length():
     found = result({(8, CACHED): 33.0, (50, PAPER_CACHED): 25.0})
     table = found.cost_of_a_cache()

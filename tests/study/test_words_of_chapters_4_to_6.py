@@ -3,7 +3,6 @@ given."""
 
 import re
 import warnings
-from dataclasses import replace
 from types import SimpleNamespace
 
 import nbformat
@@ -115,6 +114,23 @@ def test_which_neighbours_differ_most(curve, says):
     assert said.count("last two steps") == 1
 
 
+@pytest.mark.parametrize(
+    ("by_lag", "says"),
+    [
+        ([0.7, 0.8, 0.9], "When they are 1 step old, fewer than half of them"),
+        ([0.1, 0.66, 0.67], "When they are 3 steps old, fewer than half of them"),  # half are common at 2/3
+        ([0.1, 0.7, 0.6], "When they are 2 steps old, fewer than half of them"),
+        ([0.1, 0.2, 0.3], "at any age"),
+    ],
+)
+def test_from_which_age_on_fewer_than_half_of_the_pairs_are_right(by_lag, says):
+    found = drifted([0.3, 0.3, 0.3], 3)
+    rows = found.drift.rows
+    rows["by_lag"] = [np.array(by_lag if amount == found.amount else [0.0] * 3) for amount in rows["amount"]]
+    assert says in found.half_life()
+    assert found.words()["half_life"] == found.half_life()
+
+
 def test_nothing_that_changes_is_said_so():
     found = drifted([0.0, 0.0, 0.0], 3)
     rows = found.drift.rows
@@ -224,9 +240,9 @@ def rows_of(methods, psnr, share=0.5, images=IMAGES) -> Comparison:
     return Comparison(pd.DataFrame(rows), labels, "scene", {})
 
 
-def scheduled(psnr: dict, thresholds=(0.7,), budgets=(2, 13), **params) -> schedules.Result:
+def scheduled(psnr: dict, thresholds=(0.7,), budgets=(2, 13), searched=None, **params) -> schedules.Result:
     """A result with these PSNR by threshold and schedule; all others have 30 dB. Staleness is a tenth of the
-    age."""
+    age. The online schedules search as ``searched`` says by threshold and name, or at every third step."""
     asked = schedules.Parameters(
         images=IMAGES, drift_images=48, thresholds=thresholds, budgets=budgets, **params
     )
@@ -234,14 +250,18 @@ def scheduled(psnr: dict, thresholds=(0.7,), budgets=(2, 13), **params) -> sched
     staleness = {t: np.abs(steps[:, None] - steps) / 10.0 for t in thresholds}
     derived = {(t, k): tuple(range(k)) for t in thresholds for k in budgets}
     of = schedules.asked_of(asked, derived)
-    at = {of[key].method.label: value for key, value in psnr.items()}
+    third = [[list(range(0, asked.calls, 3))]]  # one image, one block
+    searched = searched or {key: third for key, one in of.items() if one.checkpoints is None}
+    rivals = {(t, name): schedules.as_often(t, found, asked.calls) for (t, name), found in searched.items()}
+    ways = {(one.threshold, one.name): one.method for one in (*of.values(), *rivals.values())}
+    at = {ways[key].label: value for key, value in psnr.items()}
     made = rows_of(
         [schedules.methods.unmerged(), *(one.method for one in of.values())],
         lambda label: at.get(label, 30.0),
     )
-    third = [[list(range(0, asked.calls, 3))]]  # one image, one block
-    searched = {key: third for key, one in of.items() if one.checkpoints is None}
-    return schedules.Result(asked, REAL, staleness, derived, of, made, made, searched)
+    online = [of[key].method for key in rivals]
+    beside = rows_of([*online, *(one.method for one in rivals.values())], lambda label: at.get(label, 30.0))
+    return schedules.Result(asked, REAL, staleness, derived, of, made, made, searched, rivals, beside)
 
 
 def records_of(found: schedules.Result, **columns) -> pd.DataFrame:
@@ -336,26 +356,25 @@ def test_online_schedules_stand_beside_the_papers_choice():
     assert found.beside_base("online").count(" at t = ") == 2
 
 
-def test_an_online_schedule_stands_beside_a_fixed_one_that_searches_nearly_as_often():
-    """The means over images and blocks are 2.5, 15, 51 and 5; CONF_ADAPTIVE's last step never comes."""
-    tolerances = (0.3, 0.1, 0.03, 0.2)
-    found = scheduled({(0.7, "auto 0.3"): 27.0, (0.7, "best 2"): 28.0}, tolerances=tolerances)
-    few = [[[0, 1], [0, 1, 2]]]
-    some = [[list(range(15))]]
-    every = [[list(range(51))]]
-    alone = [[list(range(5))]]  # no fixed schedule has 4 or 5
-    names = {"auto 0.3": few, "auto 0.1": some, "auto 0.03": every, "auto 0.2": alone}
-    found = replace(found, searched={(0.7, name): steps for name, steps in names.items()})
+def test_an_online_schedule_stands_beside_as_many_checkpoints_at_equal_distances():
+    """The means over images and blocks are 2.5, 2.75 and 51."""
+    searched = {
+        (0.7, "auto 0.3"): [[[0, 1], [0, 1, 2]]],
+        (0.7, "auto 0.1"): [[[0, 1], [0, 1, 2]], [[0, 1, 2], [0, 5, 9]]],
+        (0.7, "auto 0.03"): [[list(range(51))]],
+    }
+    psnr = {(0.7, "auto 0.3"): 27.0, (0.7, "EVEN_3"): 25.0, (0.7, "EVEN_2"): 28.0}
+    found = scheduled(psnr, searched=searched, tolerances=(0.3, 0.1, 0.03))
+    assert found.rivals[0.7, "auto 0.1"].checkpoints == (0, 17, 34)
     table = found.at_equal_searches()
-    assert table["fixed"].tolist() == ["best 2", "CONF_ADAPTIVE", "every step"]
-    assert table["after Holm"].tolist() == ["farther", UNTOLD, UNTOLD]
-    assert_says(found.beside_equal_searches(), "3 of 4", "0 came closer", "1 fell", "2 did not")
+    assert table["even"].tolist() == ["EVEN_2", "EVEN_3", "EVEN_51"]
+    assert table["after Holm"].tolist() == ["farther", "closer", UNTOLD]
+    assert table["difference (dB)"].iloc[0].startswith("-1.00 [")
+    said = ("Of 3 online", "equal distances", "1 came closer", "1 fell behind", "1 did not")
+    assert_says(found.beside_equal_searches(), *said)
     shown = found.online(records_of(found))
-    assert shown["fixed, nearly as many searches"].tolist() == [*table["fixed"], ""]
-    assert shown["after Holm"].tolist() == [*table["after Holm"], ""]
-    none = replace(found, searched=dict.fromkeys(found.searched, alone))
-    assert_says(none.beside_equal_searches(), "No online")
-    assert set(none.online(records_of(none))["after Holm"]) == {""}
+    assert shown["as often, evenly"].tolist() == table["even"].tolist()
+    assert shown["after Holm"].tolist() == table["after Holm"].tolist()
 
 
 def test_whether_a_search_at_every_step_is_the_best_that_one_can_do():
@@ -541,12 +560,14 @@ def test_where_the_papers_own_setting_stands():
 
 def test_which_methods_fid_tells_from_unmerged():
     found = peers()
-    assert_says(found.told_by_fid(measured(found)), "No method's FID", "detectably")
-    records = measured(found, FID_change_low={HEADLINE: 0.01}, FID_change_high={FIXED: -0.01})
-    assert_says(found.told_by_fid(records), "FID", "excludes zero", f": {FIXED}; {HEADLINE}.")
-    unknown = measured(found)
-    unknown[["FID change low", "FID change high"]] = np.nan
-    assert found.told_by_fid(unknown).startswith("No method's FID")
+    rows = found.made.rows
+    rows["features"] = [np.random.default_rng(image).normal(size=4) for image in rows["image"]]
+    assert_says(found.told_by_fid(), "permutation test of all methods", "no method's FID", "detectably")
+    for name, shift in ((FIXED, 2.0), (HEADLINE, 3.0)):
+        of_it = rows["method"] == found.peers[name].label
+        rows.loc[of_it, "features"] = rows.loc[of_it, "features"].map(lambda one, shift=shift: one + shift)
+    told = f": {FIXED} (p = 0.001); {HEADLINE} (p = 0.001)."
+    assert_says(found.told_by_fid(), "permutation test", "more than chance", told)
 
 
 def test_the_papers_table_stands_beside_the_same_methods():

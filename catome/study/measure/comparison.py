@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -168,6 +169,24 @@ class Comparison:
                 row["KID x 1000"] = 1000 * quality.kid(features, reference)
             table[method] = row
         return pd.DataFrame(table).T
+
+    def told_by_fid(self, reference: np.ndarray, methods: Mapping[Any, str | Method]) -> dict[Any, float]:
+        """The methods whose FID differs from the unmerged images' by more than chance: the p-value of
+        `quality.fid_chance` by name, of those that stay when all are tested at once (`quality.holm`).
+
+        Args:
+            reference: features ``[n, F]`` of real images.
+            methods: by name; the unmerged one is passed over.
+        """
+        statistics = quality.fid_statistics(reference)
+        plain = self.features("unmerged")
+        chances = {
+            name: quality.fid_chance(self.features(method), plain, statistics)
+            for name, method in methods.items()
+            if str(method) != "unmerged"
+        }
+        stays = quality.holm(list(chances.values()))
+        return {name: chances[name] for name, stay in zip(chances, stays, strict=True) if stay}
 
     def share_of_image(self, method: str | Method, image: int = 0) -> tuple[float, float]:
         """``(one, mean)``: the merged share of one image, and the mean over all images; NaN where nothing is

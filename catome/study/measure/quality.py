@@ -122,6 +122,60 @@ def fid_statistics(features: np.ndarray) -> dict:
     return fid_features_to_statistics(torch.from_numpy(np.asarray(features, np.float64)))
 
 
+def fid_chance(features: np.ndarray, plain: np.ndarray, reference: np.ndarray | dict, seed: int = 0) -> float:
+    """Two-sided p-value of the change of FID, by a paired permutation test.
+
+    If merging changed nothing, either image of a seed could as well have been the unmerged one. So the two
+    are exchanged in randomly drawn seeds, and it is counted how often FID then changes by as much as it did.
+    The observed change counts as one of the draws (Phipson and Smyth 2010), so that the p-value holds for any
+    number of images.
+
+    Args:
+        features, plain: ``[n, F]`` of the same seeds.
+        reference: features of real images, or what `fid_statistics` made of them.
+        seed: of the draws. There are 999; or 199 where ``n`` and ``F`` are both over 512, which still leaves
+            a least p-value of 0.005.
+
+    Returns:
+        NaN for fewer than two images.
+    """
+    count, size = features.shape
+    if count < 2:
+        return float("nan")
+    real = reference if isinstance(reference, dict) else fid_statistics(reference)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    after, before, mean, covariance = (
+        torch.from_numpy(np.asarray(one, np.float64)).to(device)
+        for one in (features, plain, real["mu"], real["sigma"])
+    )
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt()  # root @ root.T is the covariance
+
+    def distances(sets: torch.Tensor) -> torch.Tensor:
+        """FID ``[S]`` of ``[S, n, F]``, less the trace of the reference's covariance, which all share."""
+        middle = sets.mean(1, keepdim=True)
+        apart = sets - middle
+        # the trace of the square root of both covariances' product is a sum of singular values
+        seen = apart @ root
+        smaller = seen @ seen.mT if count < size else seen.mT @ seen
+        shared = torch.linalg.eigvalsh(smaller).clamp(min=0).sqrt().sum(-1) / (count - 1) ** 0.5
+        spread = apart.square().sum((1, 2)) / (count - 1)
+        return (middle[:, 0] - mean).square().sum(-1) + spread - 2 * shared
+
+    def change(exchanged: torch.Tensor) -> torch.Tensor:
+        swap = exchanged[..., None].to(device)
+        return distances(torch.where(swap, before, after)) - distances(torch.where(swap, after, before))
+
+    swaps = 999 if min(count, size) <= 512 else 199
+    drawn = torch.rand(swaps, count, generator=torch.Generator().manual_seed(seed)) < 0.5
+    at_once = max(1, 2**22 // (count * size))
+    found = torch.cat([change(part) for part in drawn.split(at_once)])
+    observed = change(torch.zeros(1, count, dtype=torch.bool))
+    # equal but for rounding: where nothing changed, and where all or none of the seeds are exchanged
+    scale = 1e-9 * float(before.var(0).sum() + covariance.trace())
+    return (1 + int((found.abs() >= observed.abs() - scale).sum())) / (1 + swaps)
+
+
 def kid(features: np.ndarray, reference: np.ndarray, subset: int = 100, subsets: int = 50) -> float:
     """Kernel distance (polynomial MMD, unbiased) of two sets of features, by torch-fidelity; lower is
     better."""

@@ -15,6 +15,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PixArtSigmaPipeline,
+    StableDiffusionXLPipeline,
 )
 from tqdm import tqdm
 
@@ -53,13 +54,15 @@ def load(setting: Setting):
 
     given = (
         f"model={setting.model!r} must be {', '.join(map(repr, EMBEDDED))}, a folder "
-        "with a whole Stable Diffusion or PixArt-Sigma in safetensors or a name on the Hub"
+        "with a whole Stable Diffusion (1, 2 or XL) or PixArt-Sigma in safetensors or a name on the Hub"
     )
+    kind, options = None, {"safety_checker": None, "requires_safety_checker": False}
     if is_pixart(setting.model):
-        pipe = read_pipeline(setting.model, given, PixArtPipeline, dtype=DTYPES[setting.dtype])
-    else:
-        no_checker = {"safety_checker": None, "requires_safety_checker": False}
-        pipe = read_pipeline(setting.model, given, dtype=DTYPES[setting.dtype], **no_checker)
+        kind, options = PixArtPipeline, {}
+    elif _pipeline_class(setting.model) == StableDiffusionXLPipeline.__name__:
+        # a watermark, which diffusers draws where its package is installed, would be one more difference
+        kind, options = StableDiffusionXLPipeline, {"add_watermarker": False}
+    pipe = read_pipeline(setting.model, given, kind, dtype=DTYPES[setting.dtype], **options)
     pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(setting.device)
@@ -68,12 +71,17 @@ def load(setting: Setting):
 def is_pixart(model: str) -> bool:
     """Return True if a folder, or a name on the Hub, says that it is a PixArt-Sigma pipeline; False for what
     says nothing."""
+    return _pipeline_class(model) in (PixArtSigmaPipeline.__name__, PixArtPipeline.__name__)
+
+
+def _pipeline_class(model: str) -> str | None:
+    """The name of the class of pipelines that a folder, or a name on the Hub, says it is; None for what says
+    nothing."""
     try:
         config = DiffusionPipeline.load_config(model)
     except (OSError, ValueError):
-        return False  # what it is instead is said where it is read
-    named = config.get("_class_name") if isinstance(config, dict) else None
-    return named in (PixArtSigmaPipeline.__name__, PixArtPipeline.__name__)
+        return None  # what it is instead is said where it is read
+    return config.get("_class_name") if isinstance(config, dict) else None
 
 
 @contextmanager

@@ -93,10 +93,11 @@ def fingerprint(pipe) -> str:
     """A name for a pipeline's weights and configuration: equal exactly when both are.
 
     SHA-256, 16 hexadecimal digits, over the configuration and every parameter and buffer of the denoising
-    model, the VAE and the text encoder (as float32, so that it does not depend on the precision in which
+    model, the VAE and the text encoders (as float32, so that it does not depend on the precision in which
     half-precision weights are loaded), and over the scheduler's configuration."""
     digest = hashlib.sha256()
-    for part in (part_name(pipe), "vae", "text_encoder", "scheduler"):
+    second = ["text_encoder_2"] if hasattr(pipe, "text_encoder_2") else []  # of Stable Diffusion XL
+    for part in (part_name(pipe), "vae", "text_encoder", *second, "scheduler"):
         module = getattr(pipe, part)
         config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
         # what says where and by whom a part was saved, and in which precision it was loaded, is no part of

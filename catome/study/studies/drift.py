@@ -189,6 +189,16 @@ class Result:
             f"Steps {at} and {at + 1} differ most: {leaves} Between the last two steps it is {curve[-1]:.2f}."
         )
 
+    def half_life(self) -> str:
+        """Say in a sentence from which age on fewer than half of the pairs are still right at the fixed
+        share, mean over images, blocks and the steps at which they were found."""
+        common = _common(lag_curves(self._at(self.amount)).mean(0))
+        old = np.flatnonzero(common < 0.5)
+        if not len(old):
+            return "Half of them or more are still right at any age."
+        age = int(old[0]) + 1
+        return f"When they are {age} step{'s' * (age > 1)} old, fewer than half of them are still right."
+
     def second_timestep(self) -> str:
         """Say in a sentence how far apart the two calls of PLMS at its second timestep are; empty if no step
         follows them."""
@@ -219,6 +229,7 @@ class Result:
             "middle": _span(middle.min(), middle.max(), ".2f"),
             "middle_common": _span(_common(middle.max()), _common(middle.min()), ".0%"),
             "farthest": self.farthest(),
+            "half_life": self.half_life(),
             "second_timestep": self.second_timestep(),
             "by_amount": ", ".join(f"{value:.3f} at {name}" for name, value in by_amount.items()),
             "paid_base": f"{means[BASE]:.2f}",
@@ -229,7 +240,7 @@ class Result:
         }
 
 
-def _common(distance: float) -> float:
+def _common(distance: float | np.ndarray) -> float | np.ndarray:
     """The share of each step's pairs that two steps with equally many have in common at a Jaccard
     distance."""
     return 2 * (1 - distance) / (2 - distance)

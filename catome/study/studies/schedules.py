@@ -50,9 +50,6 @@ EVERY = "every step"
 COUNTED = 12
 """Images over which the searches of online schedules are counted: one of each of the embedded classes."""
 
-NEARLY = 0.75
-"""A fixed schedule that searches at least so often as an online one, and no more often, stands beside it."""
-
 EVEN = "CONFIG_FIVE"
 """The paper's schedule at equal distances, which needs no measurement."""
 
@@ -116,7 +113,7 @@ class Asked:
 
     Attributes:
         threshold: to merge by.
-        kind: "bounds", "paper", "derived" or "online".
+        kind: "bounds", "paper", "derived", "online" or "even".
         name: of the schedule.
         method: that merges so.
         checkpoints: its steps; None where it decides while it runs.
@@ -166,9 +163,11 @@ def jobs(params: Parameters) -> Iterator[Job]:
     yield from of_images(2, params, dict.fromkeys(labels))
     if params.of_base.images > params.images:
         yield from of_images(3, params.of_base, [one.method.label for one in of_base(asked_of(params, {}))])
-    for one in asked_of(params, {}).values():
-        if one.checkpoints is None:
-            yield of_searches(4, params.counted, one.method.label)
+    online = [one for one in asked_of(params, {}).values() if one.checkpoints is None]
+    for one in online:
+        yield of_searches(4, params.counted, one.method.label)
+    rivals = [f"CA-ToMe, t = {one.threshold:g}, evenly, as often as {one.name} searches" for one in online]
+    yield from of_images(5, params, rivals)
 
 
 def run(params: Parameters, pipe, **kept) -> Result:
@@ -201,7 +200,24 @@ def run(params: Parameters, pipe, **kept) -> Result:
         for key, one in asked.items()
         if one.checkpoints is None
     }
-    return Result(params, real, staleness, derived, asked, made, more, searched)
+    rivals = {(t, name): as_often(t, steps, params.calls) for (t, name), steps in searched.items()}
+    even = list({one.method.label: one.method for one in rivals.values()}.values())
+    compare(pipe, params, even, real, recompute=params.recompute, **kept)
+    online = [asked[key].method for key in rivals]
+    beside = compare(pipe, params, [*online, *even], real, **kept)  # the online ones have just been computed
+    return Result(params, real, staleness, derived, asked, made, more, searched, rivals, beside)
+
+
+def as_often(t: float, searched: list[list[list[int]]], calls: int) -> Asked:
+    """The rival of an online schedule: checkpoints at equal distances, as many as it makes searches.
+
+    Args:
+        t: the threshold.
+        searched: `catome.study.measure.searches.searches` of the online schedule; the mean is rounded.
+        calls: of the U-Net by one generation.
+    """
+    name = f"EVEN_{round(searches_made(searched))}"
+    return Asked(t, "even", name, methods.ca_tome(t, name), parse_schedule(name).at(calls))
 
 
 def of_base(asked: dict[tuple[float, str], Asked]) -> list[Asked]:
@@ -236,6 +252,8 @@ class Result:
         made: the rows.
         more: the rows of `of_base`, over more images.
         searched: `catome.study.measure.searches.searches` of the online schedules, by threshold and name.
+        rivals: of each online schedule `as_often`, by the online one's threshold and name.
+        beside: the rows of the online schedules and of their rivals.
     """
 
     params: Parameters
@@ -246,6 +264,8 @@ class Result:
     made: Comparison
     more: Comparison
     searched: dict[tuple[float, str], list[list[list[int]]]]
+    rivals: dict[tuple[float, str], Asked]
+    beside: Comparison
 
     def summary(self) -> pd.DataFrame:
         """`Comparison.summary` against the real images."""
@@ -427,59 +447,46 @@ class Result:
         return pd.DataFrame(rows)
 
     def online(self, records: pd.DataFrame) -> pd.DataFrame:
-        """The cost of the online schedules, and fixed ones that search nearly as often, to be read;
+        """The cost of the online schedules, and their images beside those of `as_often`, to be read;
         ``records`` of `records`."""
         rows = records[records["kind"] == "online"]
-        fixed = self.at_equal_searches()
-        fixed = fixed.reindex(list(zip(rows["threshold"], rows["schedule"], strict=True))).fillna("")
+        keys = list(zip(rows["threshold"], rows["schedule"], strict=True))
+        beside = self.at_equal_searches().reindex(keys)
         table = {
             "threshold": rows["threshold"],
             "schedule": rows["schedule"],
             "searches for an image": rows["checkpoints"].map("{:.1f}".format),
             "mean staleness": rows["staleness"].map("{:.2f}".format),
             "time / unmerged": rows["time"].map("{:.2f}".format),
-            "fixed, nearly as many searches": fixed["fixed"].to_numpy(),
-            "PSNR beside it (dB)": fixed["difference (dB)"].to_numpy(),
-            "after Holm": fixed["after Holm"].to_numpy(),
+            "as often, evenly": beside["even"].to_numpy(),
+            "PSNR beside it (dB)": beside["difference (dB)"].to_numpy(),
+            "after Holm": beside["after Holm"].to_numpy(),
         }
         return pd.DataFrame(table).set_index(["threshold", "schedule"])
 
     def at_equal_searches(self) -> pd.DataFrame:
-        """Online schedules beside fixed ones that search nearly as often, and no more often; of several the
-        one with the most searches, the paper's before the derived ones. Where none was tried there is no row.
+        """Online schedules beside checkpoints at equal distances that search as often, `as_often`.
 
         Returns:
-            `quality.difference_table` of PSNR, online minus fixed, by threshold and name of the online one,
-            with the name of the other, ``fixed``.
+            `quality.difference_table` of PSNR, online minus even, by threshold and name of the online one,
+            with the even one's name, ``even``.
         """
-        rivals, differences = {}, {}
-        for (t, name), steps in self.searched.items():
-            # a schedule may name steps that no generation reaches, as CONF_ADAPTIVE does
-            counts = {
-                other: sum(step < self.params.calls for step in found)
-                for other, found in self.fixed_schedules(t).items()
-            }
-            counts |= {EVERY: self.params.calls, "step 0 only": 1}
-            made = searches_made(steps)
-            near = {other: count for other, count in counts.items() if NEARLY * made <= count <= made}
-            if near:
-                rivals[t, name] = max(near, key=near.get)
-                differences[t, name] = self._difference(t, name, rivals[t, name])
+        differences = {
+            key: self.beside.differences("psnr", self.asked[key].method, rival.method)
+            for key, rival in self.rivals.items()
+        }
         table = quality.difference_table(differences)
-        table["fixed"] = list(rivals.values())
+        table["even"] = [rival.name for rival in self.rivals.values()]
         return table
 
     def beside_equal_searches(self) -> str:
-        """A sentence on the online schedules, each beside a fixed one that searches nearly as often."""
-        table = self.at_equal_searches()
-        verdicts = table["after Holm"].tolist()
-        if not verdicts:
-            return "No online schedule can be compared with a fixed one that searches nearly as often."
+        """A sentence on the online schedules, each beside checkpoints at equal distances."""
+        verdicts = self.at_equal_searches()["after Holm"].tolist()
         counts = {word: verdicts.count(word) for word in ("closer", "farther", quality.UNTOLD)}
         return (
-            f"{len(verdicts)} of {len(self.searched)} online schedules can be compared with a fixed one that "
-            f"searches nearly as often: {counts['closer']} came closer to unmerged than it, "
-            f"{counts['farther']} fell behind, and {counts[quality.UNTOLD]} did not differ detectably."
+            f"Of {len(verdicts)} online schedules, each beside as many checkpoints at equal distances, "
+            f"{counts['closer']} came closer to unmerged, {counts['farther']} fell behind, and "
+            f"{counts[quality.UNTOLD]} did not differ detectably."
         )
 
     def beside_base(self, kind: str) -> str:

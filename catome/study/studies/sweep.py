@@ -354,17 +354,12 @@ class Result:
 
     def fid_told(self) -> str:
         """At which thresholds FID changes by more than chance, as a sentence."""
-        table = self.summary
-        rows = {t: table.loc[method.label] for t, method in self.sweep.items()}
-        found = [
-            f"{t:g}" for t, row in rows.items() if row["FID change low"] > 0 or row["FID change high"] < 0
-        ]
+        test = "By a paired permutation test of all thresholds at once"
+        found = self.made.told_by_fid(self.real.features, self.sweep)
         if not found:
-            return "By paired intervals, no threshold changes FID detectably."
-        return (
-            "By paired intervals, merging changes FID against real images detectably at t = "
-            f"{', '.join(found)}."
-        )
+            return f"{test}, no threshold changes FID detectably."
+        told = ", ".join(f"{t:g} (p = {chance:.3f})" for t, chance in found.items())
+        return f"{test}, merging changes FID against real images detectably at t = {told}."
 
     def dip(self) -> str:
         """Say in a sentence whether PSNR is lower in the middle of the sweep than at its lowest threshold."""

@@ -1,0 +1,111 @@
+"""Stable Diffusion XL in the studies: a small pipeline of its architecture, saved to disk in its format."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from catome import study, tiny
+from catome.study import __main__ as command
+from catome.study.run.generate import generate
+from catome.study.run.parameters import Setting
+from catome.study.run.store import fingerprint
+from catome.study.studies import STUDIES
+from helpers.paths import ROOT
+from helpers.pipelines import sdxl
+from helpers.processes import papermill
+
+STUDIES_OF_UNETS = ("drift", "sweep", "schedules", "headline", "weights", "short", "allocation", "curves")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder as the Hub has it."""
+    folder = tmp_path_factory.mktemp("sdxl")
+    sdxl().save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Real images, a folder for each class."""
+    folder = tmp_path_factory.mktemp("real")
+    for place, name in enumerate(("desert", "lighthouse")):
+        (folder / f"n{place:08}").mkdir()
+        for number in range(5):
+            Image.fromarray(tiny.render(name, 10**7 + number)).save(folder / f"n{place:08}/{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def setting(folder):
+    return Setting(
+        model=str(folder), classes=["desert"], images=2, steps=3, height=64, width=64, batch_size=2
+    )
+
+
+def test_it_generates_as_diffusers_does(setting):
+    """With PLMS, as every study has it, and no watermark."""
+    pipe = study.load(setting)
+    assert type(pipe).__name__ == "StableDiffusionXLPipeline"
+    assert type(pipe.scheduler).__name__ == "PNDMScheduler"
+    assert pipe.watermark is None
+    made = generate(pipe, setting)
+    assert made.shape == (2, 64, 64, 3)
+    plain = sdxl()
+    plain.scheduler = pipe.scheduler
+    one = plain(
+        setting.prompts[0],
+        height=64,
+        width=64,
+        num_inference_steps=3,
+        guidance_scale=setting.guidance,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).images[0]
+    np.testing.assert_allclose(generate(pipe, replace(setting, images=1, batch_size=1))[0], one, atol=1e-5)
+
+
+def test_rows_of_another_second_text_encoder_are_of_another_model(setting):
+    pipe = study.load(setting)
+    before = fingerprint(pipe)
+    with torch.no_grad():
+        next(pipe.text_encoder_2.parameters()).add_(1)
+    assert fingerprint(pipe) != before
+
+
+@pytest.mark.parametrize(
+    ("lost", "says"),
+    [("tokenizer_2", "the vocabulary of its tokenizer_2 is missing"), ("text_encoder_2", "text_encoder_2")],
+)
+def test_what_is_lost_of_it_is_named(folder, setting, tmp_path, lost, says):
+    shutil.copytree(folder, tmp_path / "xl")
+    for file in (tmp_path / "xl" / lost).iterdir():
+        if "config" not in file.name:
+            file.unlink()
+    with pytest.raises(OSError, match=r"model=.*must be .*XL") as error:
+        study.load(replace(setting, model=str(tmp_path / "xl")))
+    assert says in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES_OF_UNETS)
+def test_every_study_runs_on_it(folder, real, tmp_path, name, capsys):
+    notebook = STUDIES[name].NOTEBOOK
+    own = ROOT / f"data/presets/smoke/{notebook}.yaml"
+    given = [name, "-f", str(ROOT / "data/presets/smoke.yaml"), *(["-f", str(own)] if own.is_file() else [])]
+    given += ["--model", str(folder), "--height", "64", "--width", "64", "--output", str(tmp_path)]
+    if "reference" in STUDIES[name].Parameters.names_of_parameters():
+        given += ["--reference", str(real)]
+    assert command.main(given) == 0, capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", ["01_tome_review", "02_similarity_per_step"])
+def test_the_chapters_without_a_study_run_on_it(folder, tmp_path, notebook):
+    given = ["-p", "model", str(folder), "-p", "height", "64", "-p", "width", "64"]
+    done = papermill(notebook, tmp_path / "out.ipynb", *given)
+    assert done.returncode == 0, done.stderr[-3000:]
