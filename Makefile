@@ -67,7 +67,7 @@ $(SOURCE)/notebooks/%.ipynb: notebooks/%.ipynb data/presets/$(PRESET).yaml $(wil
 	@mkdir -p $(@D)
 	TQDM_DISABLE=1 $(BIN)/papermill $< $@ $(call PARAMETERS,$(PRESET),$*) -p output $(BUILD)/output \
 	    $(if $(RECOMPUTE),$(if $(shell grep -l '"recompute = ' $<),-p recompute True)) \
-	    $(if $(REFERENCE),$(if $(shell grep -l '"reference = ' $<),-p reference $(REFERENCE))) -k python3 --no-progress-bar
+	    $(if $(REFERENCE),$(if $(shell grep -l '"reference = ' $<),-r reference "$(REFERENCE)")) -k python3 --no-progress-bar
 
 record: $(STAMP) ## compute what is missing from data/results (hours; go on any time; DEVICE=cuda BATCH=96 on a GPU)
 	for study in drift sweep schedules headline weights short; do \
@@ -76,7 +76,7 @@ record: $(STAMP) ## compute what is missing from data/results (hours; go on any 
 	        --output data/results $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH)) || exit 1; \
 	done
 	for length in "" "--steps 8 --sampler DPM++" "--steps 20 --sampler DPM++"; do \
-	    $(BIN)/python -m catome.study curves --timed --images 120 $$length --output data/results \
+	    $(BIN)/python -m catome.study curves --timed --images 480 $$length --output data/results \
 	        $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH)) || exit 1; \
 	done
 	$(BIN)/python -m catome.study transformer --timed -f data/presets/tiny.yaml -f data/presets/record/10_a_transformer.yaml \

@@ -433,6 +433,8 @@ def test_a_preset_of_ones_own_finds_its_real_images(tmp_path):
     (tmp_path / "data").mkdir()
     subprocess.run(["cp", "-r", str(ROOT / "data/presets"), str(tmp_path / "data/presets")], check=True)
     block = next(block for block in blocks("gpu", "sh") if "data/presets/mine.yaml" in block)
+    real = "runs/sd15/imagenet/val"
+    assert block.splitlines()[-1].startswith(f"make book PRESET=mine REFERENCE={real} ")
     subprocess.run(
         ["bash", "-e"], input=block.replace("make book", ": make book"), text=True, check=True, cwd=tmp_path
     )
@@ -440,9 +442,12 @@ def test_a_preset_of_ones_own_finds_its_real_images(tmp_path):
         files = [str(tmp_path / "data/presets/mine.yaml"), str(tmp_path / f"data/presets/mine/{name}.yaml")]
         values = command.parameters(files)
         assert values["model"] == "runs/sd15/model"
-        assert values["reference"] == "runs/sd15/imagenet/val"
         assert values["images"] == 2000
-        check_parameters(PARAMETERS[name], values)
+        check_parameters(PARAMETERS[name], values | {"reference": real})
+        target = f"{tmp_path}/made/source/notebooks/{name}.ipynb"
+        words = ["make", "-n", target, f"BUILD={tmp_path}/made", f"REFERENCE={real}"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert f'-r reference "{real}"' in done.stdout
     files = [
         str(tmp_path / "data/presets/mine.yaml"),
         str(tmp_path / "data/presets/mine/10_a_transformer.yaml"),

@@ -144,10 +144,12 @@ def test_what_is_said_of_the_cache_follows_from_the_interval(cached, says):
 
 @pytest.mark.parametrize(
     ("fewer", "says"),
-    [(28.0, "stay closer"), (32.0, "do not stay as close"), (30.0, "do not differ detectably")],
+    [(28.0, "are closer"), (32.0, "are farther"), (30.0, "neither detectably")],
 )
 def test_whether_it_works_follows_from_the_interval(fewer, says):
-    assert_says(result({(8, FEWER): fewer, (20, FEWER): 10.0}).works(), "In 8 steps", says, "left out")
+    assert_says(
+        result({(8, FEWER): fewer, (20, FEWER): 10.0}).works(), "In 8 steps", says, "6 unmerged steps"
+    )
 
 
 def test_comparisons_are_paired_within_each_length():

@@ -123,7 +123,7 @@ def test_which_neighbours_differ_most(curve, says):
         ([0.1, 0.2, 0.3], "at any age"),
     ],
 )
-def test_from_which_age_on_fewer_than_half_of_the_pairs_are_right(by_lag, says):
+def test_at_which_age_fewer_than_half_of_the_pairs_are_right(by_lag, says):
     found = drifted([0.3, 0.3, 0.3], 3)
     rows = found.drift.rows
     rows["by_lag"] = [np.array(by_lag if amount == found.amount else [0.0] * 3) for amount in rows["amount"]]
@@ -566,8 +566,16 @@ def test_which_methods_fid_tells_from_unmerged():
     for name, shift in ((FIXED, 2.0), (HEADLINE, 3.0)):
         of_it = rows["method"] == found.peers[name].label
         rows.loc[of_it, "features"] = rows.loc[of_it, "features"].map(lambda one, shift=shift: one + shift)
-    told = f": {FIXED} (p = 0.001); {HEADLINE} (p = 0.001)."
+    told = f": {FIXED} (p < 0.001); {HEADLINE} (p < 0.001)."
     assert_says(found.told_by_fid(), "permutation test", "more than chance", told)
+
+
+def test_what_fid_tells_of_one_method_it_need_not_tell_of_two(monkeypatch):
+    found = peers()
+    monkeypatch.setattr(quality, "fid_chance", lambda features, plain, statistics, draws: 0.03)
+    asked = {name: found.peers[name] for name in ("unmerged", FIXED)}
+    assert found.made.told_by_fid(REAL.features, asked) == {FIXED: 0.03}
+    assert found.made.told_by_fid(REAL.features, asked | {HEADLINE: found.peers[HEADLINE]}) == {}
 
 
 def test_the_papers_table_stands_beside_the_same_methods():

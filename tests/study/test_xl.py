@@ -1,6 +1,7 @@
 """Stable Diffusion XL in the studies: a small pipeline of its architecture, saved to disk in its format."""
 
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from helpers.pipelines import sdxl
 from helpers.processes import papermill
 
 STUDIES_OF_UNETS = ("drift", "sweep", "schedules", "headline", "weights", "short", "allocation", "curves")
+"""Those that a preset of chapters reruns; `transformer` takes it as the model beside."""
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +49,13 @@ def setting(folder):
     )
 
 
-def test_it_generates_as_diffusers_does(setting):
-    """With PLMS, as every study has it, and no watermark."""
+def test_it_generates_as_diffusers_does(setting, monkeypatch):
+    """With PLMS, as every study has it, and no watermark, also where its package is installed."""
+    module = sys.modules["diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl"]
+    monkeypatch.setattr(module, "is_invisible_watermark_available", lambda: True)
+    monkeypatch.setattr(module, "StableDiffusionXLWatermarker", object, raising=False)
     pipe = study.load(setting)
+    monkeypatch.undo()
     assert type(pipe).__name__ == "StableDiffusionXLPipeline"
     assert type(pipe.scheduler).__name__ == "PNDMScheduler"
     assert pipe.watermark is None
@@ -67,6 +73,24 @@ def test_it_generates_as_diffusers_does(setting):
         output_type="np",
     ).images[0]
     np.testing.assert_allclose(generate(pipe, replace(setting, images=1, batch_size=1))[0], one, atol=1e-5)
+
+
+def test_a_batch_that_does_not_fit_while_it_is_decoded_is_halved(setting, monkeypatch):
+    """In half precision diffusers decodes in float32, and an error leaves the VAE so."""
+    pipe = study.load(replace(setting, dtype="float16"))
+    decode = pipe.vae.decode
+
+    def short_of_memory(latents, **given):
+        assert pipe.vae.dtype == latents.dtype == torch.float32
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("none left")
+        return decode(latents, **given)
+
+    monkeypatch.setattr(pipe.vae, "decode", short_of_memory)
+    with pytest.warns(UserWarning, match="out of memory with batches of 2"):
+        made = generate(pipe, setting)
+    assert np.isfinite(made).all()
+    assert pipe.vae.dtype == torch.float16
 
 
 def test_rows_of_another_second_text_encoder_are_of_another_model(setting):
@@ -104,8 +128,22 @@ def test_every_study_runs_on_it(folder, real, tmp_path, name, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("notebook", ["01_tome_review", "02_similarity_per_step"])
-def test_the_chapters_without_a_study_run_on_it(folder, tmp_path, notebook):
-    given = ["-p", "model", str(folder), "-p", "height", "64", "-p", "width", "64"]
+def test_a_transformer_stands_beside_it(folder, tmp_path, capsys):
+    presets = [ROOT / "data/presets/smoke.yaml", ROOT / "data/presets/smoke/10_a_transformer.yaml"]
+    given = ["transformer", *(word for preset in presets for word in ("-f", str(preset)))]
+    given += ["--beside", str(folder), "--curve-kinds", "[ToDo]", "--output", str(tmp_path)]
+    assert command.main(given) == 0, capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "notebook", ["01_tome_review", "02_similarity_per_step", "03_threshold_sweep", "cover"]
+)
+def test_notebooks_run_on_it(folder, real, tmp_path, notebook):
+    own = ROOT / f"data/presets/smoke/{notebook}.yaml"
+    given = ["-f", str(own)] if own.is_file() else []
+    given += ["-p", "model", str(folder), "-p", "height", "64", "-p", "width", "64"]
+    if notebook == "03_threshold_sweep":
+        given += ["-p", "reference", str(real)]
     done = papermill(notebook, tmp_path / "out.ipynb", *given)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -122,19 +122,26 @@ def fid_statistics(features: np.ndarray) -> dict:
     return fid_features_to_statistics(torch.from_numpy(np.asarray(features, np.float64)))
 
 
-def fid_chance(features: np.ndarray, plain: np.ndarray, reference: np.ndarray | dict, seed: int = 0) -> float:
+ENOUGH = 50
+"""So many draws that change FID as much as merging did end `fid_chance`."""
+
+
+def fid_chance(
+    features: np.ndarray, plain: np.ndarray, reference: np.ndarray | dict, draws: int = 1999, seed: int = 0
+) -> float:
     """Two-sided p-value of the change of FID, by a paired permutation test.
 
     If merging changed nothing, either image of a seed could as well have been the unmerged one. So the two
     are exchanged in randomly drawn seeds, and it is counted how often FID then changes by as much as it did.
-    The observed change counts as one of the draws (Phipson and Smyth 2010), so that the p-value holds for any
-    number of images.
+    Such a p-value holds for any number of images.
 
     Args:
         features, plain: ``[n, F]`` of the same seeds.
         reference: features of real images, or what `fid_statistics` made of them.
-        seed: of the draws. There are 999; or 199 where ``n`` and ``F`` are both over 512, which still leaves
-            a least p-value of 0.005.
+        draws: at most so many. The observed change counts as one more draw, so the least p-value is
+            ``1 / (draws + 1)``. After `ENOUGH` draws that change FID as much it is clear that the p-value is
+            not small; then it is their share of the draws until then (Besag and Clifford 1991).
+        seed: of the draws.
 
     Returns:
         NaN for fewer than two images.
@@ -166,14 +173,18 @@ def fid_chance(features: np.ndarray, plain: np.ndarray, reference: np.ndarray | 
         swap = exchanged[..., None].to(device)
         return distances(torch.where(swap, before, after)) - distances(torch.where(swap, after, before))
 
-    swaps = 999 if min(count, size) <= 512 else 199
-    drawn = torch.rand(swaps, count, generator=torch.Generator().manual_seed(seed)) < 0.5
-    at_once = max(1, 2**22 // (count * size))
-    found = torch.cat([change(part) for part in drawn.split(at_once)])
-    observed = change(torch.zeros(1, count, dtype=torch.bool))
+    observed = change(torch.zeros(1, count, dtype=torch.bool)).abs()
     # equal but for rounding: where nothing changed, and where all or none of the seeds are exchanged
-    scale = 1e-9 * float(before.var(0).sum() + covariance.trace())
-    return (1 + int((found.abs() >= observed.abs() - scale).sum())) / (1 + swaps)
+    least = observed - 1e-7 * (before.var(0).sum() + covariance.trace())
+    drawn = torch.rand(draws, count, generator=torch.Generator().manual_seed(seed)) < 0.5
+    reached = 0
+    for at in range(0, draws, step := max(1, min(100, 2**22 // (count * size)))):
+        as_much = change(drawn[at : at + step]).abs() >= least
+        if reached + int(as_much.sum()) >= ENOUGH:
+            last = at + 1 + int((reached + as_much.cumsum(0) >= ENOUGH).nonzero()[0])
+            return ENOUGH / last
+        reached += int(as_much.sum())
+    return (1 + reached) / (1 + draws)
 
 
 def kid(features: np.ndarray, reference: np.ndarray, subset: int = 100, subsets: int = 50) -> float:
@@ -439,6 +450,11 @@ def power_words(differences: Iterable[Sequence[float]], effect: float = 1.0) -> 
         f"To find a difference of {effect:g} dB in four studies out of five, these comparisons need "
         f"{span} images, depending on how much their differences vary from seed to seed; there are {there}."
     )
+
+
+def chance_words(chance: float) -> str:
+    """A p-value as it stands in a sentence: ``p = 0.012``, or ``p < 0.001``."""
+    return f"p = {chance:.3f}" if chance >= 0.001 else "p < 0.001"
 
 
 def holm(chances: Sequence[float], level: float = 0.05) -> list[bool]:

@@ -117,17 +117,31 @@ def generate_batch(
         return tensors
 
     height, width = image_size(pipe, setting)  # both: a pipeline that is given one of the two uses neither
-    return pipe(
-        [setting.prompts[i] for i in images],
-        height=height,
-        width=width,
-        num_inference_steps=setting.steps,
-        guidance_scale=setting.guidance,
-        guidance_rescale=setting.guidance_rescale,
-        generator=[torch.Generator().manual_seed(setting.seed * 1_000_003 + i) for i in images],
-        callback_on_step_end=ticked,
-        output_type="np",
-    ).images
+    with warnings.catch_warnings(), _vae_as_it_was(pipe):
+        warnings.filterwarnings("ignore", "`upcast_vae` is deprecated", FutureWarning)  # diffusers calls it
+        return pipe(
+            [setting.prompts[i] for i in images],
+            height=height,
+            width=width,
+            num_inference_steps=setting.steps,
+            guidance_scale=setting.guidance,
+            guidance_rescale=setting.guidance_rescale,
+            generator=[torch.Generator().manual_seed(setting.seed * 1_000_003 + i) for i in images],
+            callback_on_step_end=ticked,
+            output_type="np",
+        ).images
+
+
+@contextmanager
+def _vae_as_it_was(pipe) -> Iterator:
+    """Put the VAE's precision back: Stable Diffusion XL decodes half precision in float32, and an error on
+    the way leaves the VAE so."""
+    dtype = pipe.vae.dtype
+    try:
+        yield
+    finally:
+        if pipe.vae.dtype != dtype:
+            pipe.vae.to(dtype)
 
 
 def by_halves(make: Callable[[range], T], images: range) -> list[T]:

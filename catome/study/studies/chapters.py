@@ -117,7 +117,7 @@ class StudyCost(Setting):
     """The page about what the study costs. It counts, and needs no device.
 
     Attributes:
-        preset: whose study is counted, a file in ``data/presets``.
+        preset: a file in ``data/presets``: its study is counted, and priced as one of Stable Diffusion v1.5.
         sizes: of the square image, in pixels.
         share: merged, to compare with nothing merged.
         gpus: how many share the work.

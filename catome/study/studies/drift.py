@@ -190,8 +190,8 @@ class Result:
         )
 
     def half_life(self) -> str:
-        """Say in a sentence from which age on fewer than half of the pairs are still right at the fixed
-        share, mean over images, blocks and the steps at which they were found."""
+        """Say in a sentence at which age fewer than half of the pairs are still right for the first time, at
+        the fixed share, mean over images, blocks and the steps at which they were found."""
         common = _common(lag_curves(self._at(self.amount)).mean(0))
         old = np.flatnonzero(common < 0.5)
         if not len(old):

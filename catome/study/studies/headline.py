@@ -313,5 +313,5 @@ class Result:
         found = self.made.told_by_fid(self.real.features, self.peers)
         if not found:
             return f"{test}, no method's FID differs detectably from unmerged."
-        told = "; ".join(f"{name} (p = {chance:.3f})" for name, chance in found.items())
+        told = "; ".join(f"{name} ({quality.chance_words(chance)})" for name, chance in found.items())
         return f"{test}, FID differs from unmerged by more than chance with these methods: {told}."

@@ -1,5 +1,5 @@
 """Chapter 5: when to look again. The paper's schedules, bounds, schedules derived from measured staleness,
-and the online one."""
+and online ones beside as many checkpoints at equal distances."""
 
 from __future__ import annotations
 
@@ -150,8 +150,8 @@ def asked_of(
 
 
 def jobs(params: Parameters) -> Iterator[Job]:
-    """All generations; which steps the derived schedules have is known only when staleness has been
-    measured."""
+    """All generations; which steps the derived schedules have is known only when staleness has been measured,
+    and how often the online ones search when they have run. Two of these may search equally often."""
     yield of_drift(1, params.watched)
     derived = {
         (t, k): tuple(range(k)) for t in params.thresholds for k in params.budgets if k <= params.calls
@@ -484,7 +484,7 @@ class Result:
         verdicts = self.at_equal_searches()["after Holm"].tolist()
         counts = {word: verdicts.count(word) for word in ("closer", "farther", quality.UNTOLD)}
         return (
-            f"Of {len(verdicts)} online schedules, each beside as many checkpoints at equal distances, "
+            f"Of {len(verdicts)} online schedules, each beside about as many checkpoints at equal distances, "
             f"{counts['closer']} came closer to unmerged, {counts['farther']} fell behind, and "
             f"{counts[quality.UNTOLD]} did not differ detectably."
         )

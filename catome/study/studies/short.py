@@ -254,12 +254,14 @@ class Result:
         shortest generation."""
         few = min(self.methods)
         _, low, high = self.gain(few, CACHED, FEWER)
-        ours, rival = "merged keys with a cache", "the images from which a quarter of the steps was left out"
+        kept = methods.kept_steps(self.params.kept_steps, few)
+        ours = f"In {few} steps, images by merged keys with a cache are"
+        rival = f"the unmerged ones than images of {kept} unmerged steps are"
         if low > 0:
-            return f"In {few} steps, {ours} stay closer to the unmerged images than {rival}."
+            return f"{ours} closer to {rival}."
         if high < 0:
-            return f"In {few} steps, {ours} do not stay as close to the unmerged images as {rival}."
-        return f"In {few} steps, {ours} do not differ detectably from {rival}."
+            return f"{ours} farther from {rival}."
+        return f"{ours} neither detectably closer to nor farther from {rival}."
 
     def lasting(self) -> str:
         """Say in a sentence what the intervals tell of reusing pairs in the shortest generation."""

@@ -358,7 +358,7 @@ class Result:
         found = self.made.told_by_fid(self.real.features, self.sweep)
         if not found:
             return f"{test}, no threshold changes FID detectably."
-        told = ", ".join(f"{t:g} (p = {chance:.3f})" for t, chance in found.items())
+        told = ", ".join(f"{t:g} ({quality.chance_words(chance)})" for t, chance in found.items())
         return f"{test}, merging changes FID against real images detectably at t = {told}."
 
     def dip(self) -> str:
