@@ -61,13 +61,16 @@ def test_the_page_of_claims_says_what_weights_do_to_the_dip(tmp_path, nothing_ge
 
 
 @pytest.mark.slow
-def test_the_page_of_claims_says_which_thresholds_fid_tells(tmp_path, nothing_generated):
+def test_the_page_of_claims_says_what_chapter_3_tells_apart(tmp_path, nothing_generated):
     study = OF_CHAPTERS["sweep"]
     params = of_preset(study, tmp_path)
     found = study.run(params, load(params))
     told = [f"{t:g}" for t in found.made.told_by_fid(found.real.features, found.sweep)]
     page = " ".join((ROOT / "book/claims.md").read_text().split())
     assert f"Tested at once, t = {quality.listed(told)} differ from no merging in FID" in page
+    for t, where in ((0.8, "t = 0.8"), (0.9, "0.9, over 480 images")):
+        said = quality.spoken(found.both[t].paired("psnr", found.sweep[t], found.twins[t]), 2)
+        assert f"{said.replace(' [', ' dB [')} at {where}" in page
     rising = {"0.85", "0.8", "0.7"}
     assert rising <= set(told)
     assert "those at 0.85, 0.8 and 0.7 are more than chance" in page
