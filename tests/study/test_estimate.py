@@ -83,7 +83,7 @@ def test_the_command_counts_and_writes_nothing(tmp_path):
 
 
 def test_an_unknown_preset_is_named():
-    with pytest.raises(ValueError, match="preset='papier' must be one of paper, smoke, tiny"):
+    with pytest.raises(ValueError, match="preset='papier' must be one of paper, sdxl, smoke, tiny"):
         estimate.count_all("papier")
 
 
