@@ -11,7 +11,8 @@ from catome.study.measure.pictures import pictures
 from catome.study.measure.real_images import real_images
 from catome.study.measure.similarity import shares_above, similarity_study, variance_of_share, weakest_merged
 from catome.study.plots import accounting_figures, figures, interactive
-from catome.study.run.generate import generate, generate_batch, load, tokens_of
+from catome.study.run.denoiser import topmost_downsample
+from catome.study.run.generate import first_call, generate, generate_batch, load, tokens_of
 from catome.study.run.parameters import Setting
 from catome.study.run.store import computed_on
 
@@ -28,6 +29,7 @@ __all__ = [
     "drift_study",
     "estimate",
     "figures",
+    "first_call",
     "generate",
     "generate_batch",
     "interactive",
@@ -44,6 +46,7 @@ __all__ = [
     "studies",
     "timed_on",
     "tokens_of",
+    "topmost_downsample",
     "variance_of_share",
     "weakest_merged",
 ]

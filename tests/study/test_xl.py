@@ -75,6 +75,16 @@ def test_it_generates_as_diffusers_does(setting, monkeypatch):
     np.testing.assert_allclose(generate(pipe, replace(setting, images=1, batch_size=1))[0], one, atol=1e-5)
 
 
+def test_its_first_call_can_be_made_again(setting):
+    pipe = study.load(setting)
+    given, named = study.first_call(pipe, setting)
+    assert "text_embeds" in named["added_cond_kwargs"]
+    assert given[0].shape == (2, 4, 32, 32)  # one image, with guidance
+    with torch.no_grad():
+        assert pipe.unet(*given, **named).sample.shape == given[0].shape
+    assert np.isfinite(generate(pipe, setting)).all()  # whole generations go on as before
+
+
 def test_a_batch_that_does_not_fit_while_it_is_decoded_is_halved(setting, monkeypatch):
     """In half precision diffusers decodes in float32, and an error leaves the VAE so."""
     pipe = study.load(replace(setting, dtype="float16"))

@@ -132,6 +132,29 @@ def generate_batch(
         ).images
 
 
+class _Called(Exception):
+    """Ends a generation at the first call of its model."""
+
+
+def first_call(pipe, setting: Setting) -> tuple[tuple, dict]:
+    """The arguments, without and with names, with which the first image's generation calls its model first.
+    Models need different ones beside the latents, the timestep and the text."""
+    found = []
+
+    def seen(module, args, kwargs):
+        found.append((args, {name: value for name, value in kwargs.items() if name != "return_dict"}))
+        raise _Called
+
+    hook = denoiser(pipe).register_forward_pre_hook(seen, with_kwargs=True)
+    try:
+        generate_batch(pipe, setting, range(1))
+    except _Called:
+        pass
+    finally:
+        hook.remove()
+    return found[0]
+
+
 @contextmanager
 def _vae_as_it_was(pipe) -> Iterator:
     """Put the VAE's precision back: Stable Diffusion XL decodes half precision in float32, and an error on
