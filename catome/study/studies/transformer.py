@@ -43,7 +43,7 @@ NOTEBOOK = "10_a_transformer"
 
 TOPMOST_OF_UNETS = 5
 """Blocks around the topmost self-attentions of Stable Diffusion 1 and 2, and of the embedded U-Net. Stable
-Diffusion XL has 10, so `jobs` may count a few too few layers of it."""
+Diffusion XL has 10, so `jobs` counts too few where more than 5 of its layers are asked for."""
 
 KINDS = tuple(kind for kind in curves.kinds() if kind not in curves.OF_UNETS)
 """The methods of `catome.study.studies.curves.kinds` that a transformer can have: those that need no
