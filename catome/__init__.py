@@ -8,7 +8,7 @@ from catome.merge_keys import merge_keys
 from catome.patch import apply_patch, is_patched, new_generation, patched, remove_patch
 from catome.policy.forecast import Forecast
 from catome.policy.rates import calibrate
-from catome.policy.schedule import SCHEDULES, Auto, Schedule, derive, evenly, parse_schedule
+from catome.policy.schedule import SCHEDULES, Schedule, derive, evenly, parse_schedule
 from catome.probe import Observation, Record, probe
 from catome.runtime.compiled import compile_cached_steps
 from catome.runtime.config import FAST, PAPER, RECOMMENDED, TOME, MergeConfig
@@ -23,7 +23,6 @@ __all__ = [
     "RECOMMENDED",
     "SCHEDULES",
     "TOME",
-    "Auto",
     "Forecast",
     "Matches",
     "MergeConfig",

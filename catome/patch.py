@@ -111,4 +111,4 @@ def put_back(model, rule: Rule | None, pipe=None) -> None:
     if rule is None:
         uninstall(model)
     else:
-        install(model, rule.config, rule.choose, pipe)
+        install(model, rule.config, rule.choose, pipe, rule.outdated)

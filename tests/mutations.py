@@ -40,7 +40,7 @@ class Mutation:
 
 PLANS = "core/test_matching_and_plan.py core/test_patch.py -k 'not checkpoint'"
 STEPS = "core/runtime/test_steps.py core/runtime/test_generations.py"
-ONLINE = "core/test_online.py"
+ONLINE = "study/test_online.py"
 DRIFT = "study/test_results.py -k 'staleness or derived or jaccard or drift'"
 QUALITY = "study/test_quality.py"
 
@@ -141,14 +141,14 @@ MUTATIONS = (
     ),
     Mutation(
         "the online schedule looks again where nothing more is broken than is tolerated",
-        "runtime/state.py",
-        "> self.config.schedule.tolerance",
-        ">= self.config.schedule.tolerance",
+        "study/online.py",
+        "config.measure) > most",
+        "config.measure) >= most",
         ONLINE,
     ),
     Mutation(
         "broken pairs are those that still hold",
-        "policy/refresh.py",
+        "study/online.py",
         "broken = (merged & ~(similarity >= least)).sum(1)",
         "broken = (merged & (similarity >= least)).sum(1)",
         ONLINE,

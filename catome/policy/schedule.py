@@ -88,48 +88,26 @@ def evenly(checkpoints: int) -> Schedule:
     return Schedule(tuple(range(count)), count)
 
 
-@dataclass(frozen=True)
-class Auto:
-    """An online schedule, for ``apply_patch(schedule=...)``; ``"auto"`` is ``Auto()``.
-
-    Costs a look at the cached pairs, and one device synchronisation, at each step and block. Chapter 5
-    of the book found it nowhere detectably closer than about as many checkpoints at equal distances.
-
-    Attributes:
-        tolerance: share in [0, 1] of an image's cached pairs that may have fallen below the threshold (with a
-            fixed share of tokens: below the weakest pair that was merged) before the image's pairs are found
-            afresh.
-
-    Raises:
-        TypeError, ValueError: for a tolerance out of range.
-    """
-
-    tolerance: float = 0.3
-
-    def __post_init__(self) -> None:
-        check_number("tolerance", self.tolerance, 0.0, 1.0)
-
-
 def parse_schedule(
-    schedule: str | Auto | Schedule | Iterable[int] | Iterable[float] | None,
-) -> Schedule | Auto | None:
+    schedule: str | Schedule | Iterable[int] | Iterable[float] | None,
+) -> Schedule | None:
     """Turn what a user writes into a `Schedule`.
 
     Args:
         schedule: a name in `SCHEDULES`; "EVEN_13", "EVEN_8" and so on for so many checkpoints at equal
             distances; a collection of step indices (model calls of one generation, from 0); a collection of
             shares of a generation, in [0, 1), at least one of them no integer; a `Schedule`; or None for a
-            checkpoint at every step. "auto" or a `catome.Auto` decides while it runs.
+            checkpoint at every step.
 
     Returns:
-        The schedule, None when every step is a checkpoint, or the `catome.Auto`.
+        The schedule, or None when every step is a checkpoint.
 
     Raises:
         ValueError: for an unknown name, an empty collection, one without step 0, or a negative or repeated
             step.
         TypeError: for anything that is not a name or a collection of numbers.
     """
-    if schedule is None or isinstance(schedule, (Auto, Schedule)):
+    if schedule is None or isinstance(schedule, Schedule):
         return schedule
     if isinstance(schedule, (str, bytes)):
         return _named(schedule)
@@ -157,15 +135,13 @@ def _of_shares(shares: list) -> Schedule:
     )
 
 
-def _named(name: str | bytes) -> Schedule | Auto:
-    if name == "auto":
-        return Auto()
+def _named(name: str | bytes) -> Schedule:
     if name in SCHEDULES:
         return Schedule(SCHEDULES[name], LENGTH)
     if isinstance(name, str) and name.startswith("EVEN_") and name[5:].isdecimal() and int(name[5:]) > 0:
         return evenly(int(name[5:]))
-    hint = near(str(name), [*SCHEDULES, "EVEN_13", "auto"])
-    known = f"the names are {', '.join(SCHEDULES)}, EVEN_1, EVEN_2, ... and auto"
+    hint = near(str(name), [*SCHEDULES, "EVEN_13"])
+    known = f"the names are {', '.join(SCHEDULES)}, EVEN_1, EVEN_2 and so on"
     raise ValueError(f"schedule={shown(name)} is not a named schedule{hint}; {known}")
 
 

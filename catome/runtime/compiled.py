@@ -21,7 +21,6 @@ from catome import checks
 from catome.models import _diffusers
 from catome.models._torch import ReplacedForward, SdpaMode, alone_in_eager, has_own_forward, twin_of
 from catome.models.registry import family_of, find_models
-from catome.policy.schedule import Auto
 from catome.runtime.config import PARTS, MergeConfig
 from catome.runtime.forecast import ForecastSteps
 from catome.runtime.hooks import Hook, Patch, patch_of
@@ -86,10 +85,6 @@ def _check(config: MergeConfig) -> None:
             raise ValueError(
                 f"{part}=True cannot be compiled as a whole: only self-attention with keep_queries=True can"
             )
-    if isinstance(config.schedule, Auto):
-        raise ValueError(
-            f"schedule={config.schedule!r} cannot be compiled as a whole: every step may be a checkpoint"
-        )
 
 
 def compilable(config: MergeConfig) -> bool:

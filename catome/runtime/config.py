@@ -14,7 +14,7 @@ from catome import checks
 from catome.policy.cost_model import least_share
 from catome.policy.forecast import Forecast
 from catome.policy.rates import rates_of
-from catome.policy.schedule import Auto, Schedule, parse_schedule
+from catome.policy.schedule import Schedule, parse_schedule
 from catome.tensors.matching import MEASURES, Measure
 
 Compare = Literal["input", "keys"]
@@ -35,8 +35,7 @@ class MergeConfig:
         ratio: merge this share of all tokens instead, in [0, 1 - 1/(sy*sx)]; exactly one of the two.
         schedule: the steps at which pairs are found afresh: a name of the paper's Table II, fitted to the
             length of the generation; a collection of steps counted from 0; a collection of shares of the
-            generation in [0, 1); a `catome.Schedule`; or None for every step. "auto" or a `catome.Auto`
-            decides while it runs.
+            generation in [0, 1); a `catome.Schedule`; or None for every step.
         keep_queries: merge keys and values alone. Every token keeps its own query, and nothing is unmerged.
         weighted: let a merged key count as often as it has members (`catome.tensors.attention`).
         stride: ``(vertical, horizontal)`` size in tokens of the window that has one dst token.
@@ -68,7 +67,7 @@ class MergeConfig:
 
     threshold: float | None = 0.7
     ratio: float | None = None
-    schedule: str | Auto | Schedule | Iterable[int] | Iterable[float] | None = "EVEN_13"
+    schedule: str | Schedule | Iterable[int] | Iterable[float] | None = "EVEN_13"
     keep_queries: bool = True
     weighted: bool = True
     stride: tuple[int, int] = (2, 2)
@@ -118,11 +117,6 @@ class MergeConfig:
         if not any(getattr(self, part) for part in PARTS) and self.forecast is None:
             given = ", ".join(f"{part}=False" for part in PARTS)
             raise ValueError(f"{given}: at least one of them must be True, or forecast must be given")
-        if isinstance(self.schedule, Auto) and self.dst == "random":
-            raise ValueError(
-                "dst='random' draws other dst tokens at each checkpoint, and schedule='auto' compares old "
-                "with new"
-            )
 
     def changed(self, **changes) -> MergeConfig:
         """This configuration with some fields changed; a threshold takes the place of a ratio, and the other
@@ -157,11 +151,8 @@ class MergeConfig:
 
     @property
     def interval(self) -> float:
-        """Steps for which the pairs of one checkpoint serve, on average; four are assumed where that is
-        decided on the way."""
-        if self.schedule is None:
-            return 1.0
-        return 4.0 if isinstance(self.schedule, Auto) else self.schedule.interval
+        """Steps for which the pairs of one checkpoint serve, on average."""
+        return 1.0 if self.schedule is None else self.schedule.interval
 
 
 FIELDS = tuple(field.name for field in fields(MergeConfig))

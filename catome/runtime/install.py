@@ -64,6 +64,7 @@ def install(
     config: MergeConfig,
     choose: Callable[[Matches, MergeConfig], MergePlan] = decide,
     pipe=None,
+    outdated: Callable[[MergePlan, torch.Tensor, MergeConfig], torch.Tensor] | None = None,
 ) -> Patch:
     """Put a patch on a model, or give the one that is there another rule.
 
@@ -75,6 +76,8 @@ def install(
         config: what to merge.
         choose: makes a plan of what was found similar; by default as the configuration says.
         pipe: the pipeline that the model is in, whose scheduler may tell how long a generation is.
+        outdated: says at every step between checkpoints which images need new pairs
+            (`catome.runtime.state.Rule`); none unless given.
 
     Raises:
         TypeError, ValueError: if the configuration asks for what the model does not have, before anything is
@@ -83,7 +86,7 @@ def install(
     """
     refuse_other_merging(model)
     _check_fits(model, config)
-    rule = Rule(config, choose)
+    rule = Rule(config, choose, outdated)
     patch = patch_of(model)
     if patch is None:
         patch = Patch(rule, pipe)

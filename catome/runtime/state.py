@@ -12,8 +12,7 @@ import torch
 
 from catome.models.base import Layout, ModelCall
 from catome.policy.cost_model import without_small
-from catome.policy.refresh import broken_share, weakest_pair
-from catome.policy.schedule import LENGTH, Auto
+from catome.policy.schedule import LENGTH
 from catome.runtime.config import MergeConfig
 from catome.runtime.report import Report
 from catome.runtime.steps import Condition, Generation
@@ -28,11 +27,19 @@ def decide(matches: Matches, config: MergeConfig) -> MergePlan:
 
 @dataclass(frozen=True)
 class Rule:
-    """The rule by which a generation merges: its configuration, and the function that makes plans of
-    matches."""
+    """The rule by which a generation merges.
+
+    Attributes:
+        config: the configuration.
+        choose: makes a plan of what was found similar.
+        outdated: looks at cached pairs at every step between checkpoints: given the plan, the tokens as they
+            are now ``[B, N, C]`` and the configuration, it returns a boolean ``[B]``, True for the images
+            that need new pairs. None where checkpoints alone decide.
+    """
 
     config: MergeConfig
     choose: Callable[[Matches, MergeConfig], MergePlan] = decide
+    outdated: Callable[[MergePlan, torch.Tensor, MergeConfig], torch.Tensor] | None = None
 
 
 class Kept:
@@ -61,14 +68,11 @@ class Cached:
         plan: the plan.
         fits: what it was made for: batch, layout, dtype and device.
         made: the step at which it was made.
-        floor: with an online schedule, the similarity below which a pair counts as broken, one for all images
-            or for each.
     """
 
     plan: MergePlan
     fits: tuple
     made: int
-    floor: torch.Tensor | float | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class Running:
     def cached(self) -> bool:
         """True if every plan of this condition still serves at this step, so that nothing is compared in
         it."""
-        if isinstance(self.config.schedule, Auto) or self.condition.since is not None:
+        if self.rule.outdated is not None or self.condition.since is not None:
             return False
         due = self._due()
         return all(cached.made >= due for cached in self.condition.plans.values())
@@ -168,8 +172,6 @@ class Running:
         schedule = self.config.schedule
         if schedule is None:
             return self.generation.step
-        if isinstance(schedule, Auto):
-            return 0
         return schedule.due(self.generation.step, self.generation.length)
 
     @torch.inference_mode(False)  # a later call may want gradients through the same plan
@@ -201,8 +203,7 @@ class Running:
         step = self.generation.step
         if cached is None or cached.fits != fits or cached.made < self._due():
             x = tokens()
-            plan = self._find(x, layout, place)
-            made = Cached(plan, fits, step, self._floor(plan, x, layout))
+            made = Cached(self._find(x, layout, place), fits, step)
         elif cached.made == step:
             return cached.plan
         else:
@@ -217,14 +218,9 @@ class Running:
     ) -> Cached:
         """The cached plan, with new pairs for the images whose old ones no longer hold."""
         rows = self._of_other_images(cached)
-        online = isinstance(self.config.schedule, Auto)
-        if online:
-            x = tokens()
-            broken = (
-                broken_share(cached.plan, x, cached.floor, self.config.measure)
-                > self.config.schedule.tolerance
-            )
-            rows = broken if rows is None else broken | rows.to(broken.device)
+        if self.rule.outdated is not None:
+            outdated = self.rule.outdated(cached.plan, tokens(), self.config)
+            rows = outdated if rows is None else outdated | rows.to(outdated.device)
         if rows is None or not rows.any():
             return cached
         x = tokens()
@@ -232,10 +228,7 @@ class Running:
         fresh = self._find(x[images], layout, place)
         target = cached.plan.target.index_copy(0, images, fresh.target)
         plan = pack(target, cached.plan.lengths if self.config.threshold is None else None)
-        floor = cached.floor
-        if isinstance(floor, torch.Tensor):
-            floor = floor.index_copy(0, images, weakest_pair(plan, x, self.config.measure)[images])
-        return Cached(plan, cached.fits, self.generation.step, floor)
+        return Cached(plan, cached.fits, self.generation.step)
 
     def _of_other_images(self, cached: Cached) -> torch.Tensor | None:
         """The rows of a plan that were made for the latents of another image; None where all were made for
@@ -249,13 +242,6 @@ class Running:
             return changed.any().expand(images)
         # a video's frames are rows behind each other
         return changed.repeat_interleave(images // len(changed))
-
-    def _floor(self, plan: MergePlan, x: torch.Tensor, layout: Layout) -> torch.Tensor | float | None:
-        if not isinstance(self.config.schedule, Auto):
-            return None
-        if self.config.threshold is not None:
-            return self.config.threshold
-        return weakest_pair(plan, x, self.config.measure)
 
     def _find(self, x: torch.Tensor, layout: Layout, place: str) -> MergePlan:
         """A plan for the tokens ``x`` ``[B, N, C]`` of a ``place`` where tokens are compared."""

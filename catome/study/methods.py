@@ -19,7 +19,7 @@ import torch
 from catome.merge_keys import merge_keys
 from catome.patch import applied_patch, patched
 from catome.policy.forecast import Forecast
-from catome.policy.schedule import Auto, Schedule, parse_schedule
+from catome.policy.schedule import Schedule, parse_schedule
 from catome.runtime.config import PAPER, RECOMMENDED, TOME, Compare, MergeConfig
 from catome.runtime.install import install, uninstall
 from catome.study.run.denoiser import denoiser, topmost_blocks, topmost_downsample, transformer_blocks
@@ -57,18 +57,16 @@ def unmerged() -> Method:
     return Method("unmerged", "unmerged", _as_it_is)
 
 
-def schedule_name(schedule: str | Auto | Schedule | Iterable[int] | None) -> str:
+def schedule_name(schedule: str | Schedule | Iterable[int] | None) -> str:
     """The name of a schedule in labels."""
     if schedule is None or isinstance(schedule, str):
         return schedule or "every step"
     parsed = parse_schedule(schedule)
-    if isinstance(parsed, Auto):
-        return f"auto {parsed.tolerance:g}"
     return " ".join(str(step) for step in parsed.at(parsed.length))
 
 
 def tome(
-    ratio: float, schedule: str | Auto | Iterable[int] | None = None, only_where_faster: bool = False
+    ratio: float, schedule: str | Iterable[int] | None = None, only_where_faster: bool = False
 ) -> Method:
     """ToMe for Stable Diffusion by catome: a fixed share, found afresh at each step unless a schedule is
     given."""
@@ -78,7 +76,7 @@ def tome(
     return Method(label, "ToMe", lambda pipe: patched(pipe, TOME, **given))
 
 
-def ca_tome(threshold: float, schedule: str | Auto | Iterable[int] | None, weighted: bool = False) -> Method:
+def ca_tome(threshold: float, schedule: str | Iterable[int] | None, weighted: bool = False) -> Method:
     """CA-ToMe by catome. With ``weighted``, which the paper does not have, a merged token counts as often as
     it has members."""
     aside = ", weighted" if weighted else ""
@@ -91,7 +89,7 @@ def merged_keys(
     threshold: float | None = None,
     ratio: float | None = None,
     stride: tuple[int, int] = (2, 2),
-    schedule: str | Auto | Schedule | Iterable[int] | None = "EVEN_13",
+    schedule: str | Schedule | Iterable[int] | None = "EVEN_13",
     weighted: bool = True,
     measure: Measure = "distance",
     compare: Compare = "input",

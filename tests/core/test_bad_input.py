@@ -28,10 +28,10 @@ import catome
 from catome import bench, study, tiny
 from catome.models.unet import transformer_blocks
 from catome.patch import applied_patch
-from catome.policy.refresh import broken_share
 from catome.policy.schedule import derive
 from catome.policy.staleness import total_staleness
 from catome.study.measure import quality
+from catome.study.online import broken_share, online
 from catome.study.run.parameters import (
     Cosines,
     Count,
@@ -110,8 +110,7 @@ PATCH = (
         "the names are CONFIG_1,",
     ),
     (dict(schedule=""), "schedule='' ", "the names are CONFIG_1, CONFIG_2"),
-    (dict(schedule=catome.Auto), "must be a name, a collection of step indices or None, not type"),
-    (dict(schedule="auto", dst="random"), "dst='random' draws other dst tokens", "schedule='auto'"),
+    (dict(schedule=catome.Schedule), "must be a name, a collection of step indices or None, not type"),
     (dict(stride=2), "stride=2 must be two integers (vertical, horizontal)"),
     (dict(stride=None), "stride=None must be two integers (vertical, horizontal)"),
     (dict(stride=(2,)), "stride=(2,) must be two integers (vertical, horizontal)"),
@@ -566,7 +565,7 @@ def test_plans_unmerge_whatever_there_is():
     (0.5, "schedule=0.5 must be a name", "not float"),
     (torch.tensor(3), "schedule=tensor(3) must be a name", "not Tensor"),
     ("config_3", "schedule='config_3' ", "did you mean 'CONFIG_3'?"),
-    ("Auto", "schedule='Auto' ", "did you mean 'auto'?"),
+    ("auto", "schedule='auto' ", "is not a named schedule", "the names are CONFIG_1"),
     (b"CONFIG_3", "schedule=b'CONFIG_3' ", "did you mean 'CONFIG_3'?", "the names are CONFIG_1"),
     ("0,8,11", "schedule='0,8,11' ", "the names are"),
     ([], "schedule=[] lacks step 0"),
@@ -596,12 +595,12 @@ def test_schedules_are_refused(pipe, what, says):
 
 
 @cases(
-    (lambda: catome.Auto(NAN), "tolerance=nan must be between 0 and 1"),
-    (lambda: catome.Auto(-0.1), "tolerance=-0.1 must be between 0 and 1"),
-    (lambda: catome.Auto(30), "tolerance=30 must be between 0 and 1"),
-    (lambda: catome.Auto(None), "tolerance=None must be a number, not NoneType"),
-    (lambda: catome.Auto("low"), "tolerance='low' must be a number, not str"),
-    (lambda: catome.Auto(True), "tolerance=True must be a number, not bool"),
+    (lambda: online(0.8, NAN), "tolerance=nan must be between 0 and 1"),
+    (lambda: online(0.8, -0.1), "tolerance=-0.1 must be between 0 and 1"),
+    (lambda: online(0.8, 30), "tolerance=30 must be between 0 and 1"),
+    (lambda: online(0.8, None), "tolerance=None must be a number, not NoneType"),
+    (lambda: online(0.8, "low"), "tolerance='low' must be a number, not str"),
+    (lambda: online(0.8, True), "tolerance=True must be a number, not bool"),
     (lambda: derive("abc", 2), "staleness='abc' must be a square matrix of numbers"),
     (lambda: derive(None, 1), "staleness=None must be a square matrix of numbers"),
     (lambda: derive([[0, 1], [2]], 1), "staleness=[[0, 1], [2]] must be a square matrix of numbers"),

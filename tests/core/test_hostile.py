@@ -26,7 +26,6 @@ COUNTED = dict(keep_queries=True, weighted=True)  # as the recommended configura
 AMOUNTS = {
     "threshold": dict(threshold=0.6, schedule=[0]),
     "ratio": dict(ratio=0.5, schedule=[0]),
-    "auto": dict(threshold=0.6, schedule="auto"),
     "everything": dict(threshold=0.6, schedule=[0], merge_crossattn=True, merge_mlp=True),
     "keys and values": dict(threshold=0.6, schedule=[0], **COUNTED),
     "input compared": dict(threshold=0.6, schedule=[0], compare="input", **COUNTED),
@@ -352,7 +351,7 @@ def live_tensors():
     [
         dict(threshold=0.6, schedule=[0, 2]),
         dict(ratio=0.5, schedule=None, dst="random"),
-        dict(threshold=0.6, schedule="auto", merge_mlp=True, merge_crossattn=True),
+        dict(threshold=0.6, schedule=[0, 1], merge_mlp=True, merge_crossattn=True),
     ],
 )
 def test_hundreds_of_calls_of_changing_shape_keep_nothing(only_new, arguments):
@@ -517,7 +516,6 @@ def test_what_is_not_finite_stays_in_its_image(bad, amount, since):
     for sick in (False, True):
         with catome.patched(unet, catome.PAPER, **AMOUNTS[amount]):
             for step in range(3):
-                # so little that "auto" keeps a healthy image's pairs
                 x = sample(3) + 0.1 * sample(3, seed=1 + step)
                 if sick and step >= since:
                     x[1, 2, 5, 3] = bad
@@ -535,7 +533,7 @@ def test_what_is_not_finite_stays_in_its_image(bad, amount, since):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("threshold", [-1.0, 0.6, 1.0])
-@pytest.mark.parametrize("schedule", [[0], None, "auto"])
+@pytest.mark.parametrize("schedule", [[0], None])
 def test_tokens_that_are_not_finite_are_never_merged_by_a_threshold(bad, threshold, schedule):
     unet = small_unet()
     with catome.patched(unet, catome.PAPER, threshold=threshold, schedule=schedule):
@@ -548,7 +546,7 @@ def test_tokens_that_are_not_finite_are_never_merged_by_a_threshold(bad, thresho
         assert torch.equal(after, call(unet, sample(), 950))
 
 
-@pytest.mark.parametrize("schedule", [[0], None, "auto"])
+@pytest.mark.parametrize("schedule", [[0], None])
 def test_a_ratio_keeps_its_count_where_nothing_is_finite(schedule):
     unet = small_unet()
     with catome.patched(unet, catome.PAPER, ratio=0.5, schedule=schedule):
@@ -687,7 +685,7 @@ def test_plans_made_in_inference_mode_serve_gradients_later():
         assert (x.grad != 0).any()
 
 
-@pytest.mark.parametrize("amount", [name for name in AMOUNTS if name != "auto"])
+@pytest.mark.parametrize("amount", AMOUNTS)
 def test_the_gradient_through_a_patched_unet_is_that_of_finite_differences(amount):
     """At a cached step, where the pairs stand still."""
     unet = small_unet().double().train()

@@ -10,10 +10,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import catome
-from catome.policy.refresh import broken_share, weakest_pair
 from catome.policy.schedule import parse_schedule
 from catome.policy.staleness import derive, total_staleness
 from catome.runtime.steps import CallFacts, Timeline
+from catome.study.online import broken_share, pair_similarity
 from catome.tensors.matching import split_tokens
 from catome.tensors.plan import pack
 
@@ -320,7 +320,7 @@ def test_scaling_tokens_by_any_positive_factor_changes_no_pair(problem, threshol
 @some
 @given(problems(dtypes=(torch.float32, torch.float16, torch.bfloat16)), st.data())
 def test_pairs_just_found_are_not_broken(problem, data):
-    """Pairs of the same tokens have what ``schedule="auto"`` asks of pairs, also where one just reaches the
+    """Pairs of the same tokens have what an online schedule asks of pairs, also where one just reaches the
     threshold."""
     tokens, division = problem
     matches = division.matches(tokens)
@@ -328,7 +328,7 @@ def test_pairs_just_found_are_not_broken(problem, data):
     just = [value for value in matches.similarity.flatten()[:12].tolist() if -1 < value < 0.999]
     for amount in (dict(ratio=ratio), *(dict(threshold=value) for value in (threshold, *just))):
         plan = catome.make_plan(matches, **amount)
-        weakest, merged = weakest_pair(plan, tokens), plan.merged_share > 0
+        weakest, merged = pair_similarity(plan, tokens).amin(1), plan.merged_share > 0
         assert (weakest[merged] >= amount.get("threshold", -1.0) - 1e-5).all()
         assert torch.equal(broken_share(plan, tokens, amount.get("threshold", weakest)), (~merged).float())
         # a floor above the weakest pair breaks it

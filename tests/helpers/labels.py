@@ -2,8 +2,8 @@
 
 import re
 
-from catome.policy.schedule import Auto
 from catome.study import methods
+from catome.study.online import online
 
 
 def from_label(label: str) -> methods.Method:
@@ -19,9 +19,15 @@ def from_label(label: str) -> methods.Method:
     return method
 
 
+def _ca_tome(threshold: float, schedule, **rest) -> methods.Method:
+    if isinstance(schedule, str) and schedule.startswith("auto "):
+        return online(threshold, float(schedule.removeprefix("auto ")), **rest)
+    return methods.ca_tome(threshold, schedule, **rest)
+
+
 _MAKERS = {
     "ToMe": methods.tome,
-    "CA-ToMe": methods.ca_tome,
+    "CA-ToMe": _ca_tome,
     "merged keys": methods.merged_keys,
     "tomesd": methods.tomesd,
     "batch maximum": methods.batch_maximum,
@@ -62,6 +68,4 @@ def _argument(name: str, value: str):
         return int(value) if value.isdecimal() else float(value)
     if value == "every step":
         return None
-    if value.startswith("auto "):
-        return Auto(float(value.removeprefix("auto ")))
     return tuple(map(int, value.split())) if value[0].isdecimal() else value

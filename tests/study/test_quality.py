@@ -32,6 +32,7 @@ from catome.study.measure.real_images import (
     real_images,
 )
 from catome.study.measure.searches import searches, searches_made, staleness_of
+from catome.study.online import online
 from catome.study.plots import figures
 from catome.study.run.generate import generate_batch
 from catome.study.run.parameters import imagenet_classes
@@ -170,7 +171,7 @@ EVERY_METHOD = [
     methods.tomesd(0.5),
     methods.ca_tome(0.9, "CONFIG_3"),
     methods.ca_tome(0.9, [0, 2]),
-    methods.ca_tome(0.9, "auto"),
+    online(0.9),
     methods.batch_maximum(0.9, None, 2),
     methods.todo(2),
     methods.deep_cache(2),
@@ -405,7 +406,7 @@ def test_a_change_of_fid_by_chance_is_told_as_seldom_as_it_should():
 
 def test_an_online_schedule_is_counted_in_the_rows_with_a_prompt(pipe, tmp_path):
     chosen = setting(tmp_path, images=2, batch_size=2, steps=8)
-    method = methods.ca_tome(0.8, catome.Auto(0.3))
+    method = online(0.8, 0.3)
     count = searches_made(searches(pipe, chosen, method, recorded=None))
     with method.applied(pipe), catome.probe(pipe) as record:
         generate_batch(pipe, chosen, range(2))
@@ -453,8 +454,17 @@ def test_compare_and_its_record(pipe, tmp_path, monkeypatch):
     compare(pipe, chosen, [*asked, methods.tome(0.25)], real_set, recorded=None)
     assert made == [[0, 1], [0, 1], [2], [2]]  # the unmerged images to compare with, and the new method
     made.clear()
+    # rows with real images serve where none are asked for
+    alone = compare(pipe, chosen, asked, recorded=None)
+    assert made == []
+    assert alone.rows["psnr"].tolist() == found.rows["psnr"].tolist()
+    assert alone.rows["psnr_real"].isna().all() and found.rows["psnr_real"].notna().all()
+    again = compare(pipe, chosen, asked[:1], recorded=None, recompute=True)
+    assert made == [[0, 1], [2]]
+    assert again.rows["run"].tolist() != alone.of(asked[0])["run"].tolist()  # and own ones before them
+    made.clear()
     compare(pipe, replace(chosen, guidance=3.0), asked[:1], recorded=None)
-    assert made == [[0, 1], [2]]  # without real images, and other guidance: nothing fits
+    assert made == [[0, 1], [2]]  # with other guidance nothing fits
     with pytest.raises(ValueError, match="each may be named once"):
         compare(pipe, chosen, [methods.tome(0.5), methods.tome(0.5)])
     with catome.patched(pipe, catome.PAPER), pytest.raises(ValueError, match="pipe is patched"):
@@ -578,8 +588,8 @@ def test_summary_and_paired_differences(pipe, tmp_path):
 def test_an_online_schedule_is_counted(pipe, tmp_path):
     chosen = setting(tmp_path, images=1, batch_size=1)
     staleness = 1 - np.eye(5)
-    always = searches(pipe, chosen, methods.ca_tome(0.8, catome.Auto(0.0)), recorded=None)
-    once = searches(pipe, chosen, methods.ca_tome(0.8, catome.Auto(1.0)), recorded=None)
+    always = searches(pipe, chosen, online(0.8, 0.0), recorded=None)
+    once = searches(pipe, chosen, online(0.8, 1.0), recorded=None)
     assert searches_made(once) == 1
     assert staleness_of(once, staleness) == pytest.approx(4 / 5)
     assert 1 < searches_made(always) <= 5
@@ -588,7 +598,7 @@ def test_an_online_schedule_is_counted(pipe, tmp_path):
 
 def test_searches_are_kept_and_belong_to_their_image_and_method(pipe, tmp_path, monkeypatch):
     chosen = setting(tmp_path, images=3, batch_size=2, steps=6)
-    method = methods.ca_tome(0.9, catome.Auto(0.4))
+    method = online(0.9, 0.4)
     first = searches(pipe, chosen, method, recorded=None)
     assert len(first) == 3
     assert first[0] != first[1]
@@ -794,7 +804,7 @@ def test_schedules_are_tried_on_images_they_were_not_derived_from(tmp_path):
         methods.ca_tome(0.9, None),
         methods.ca_tome(-1, (0,)),
         methods.ca_tome(0.7, (0, 5, 9)),
-        methods.ca_tome(0.9, catome.Auto(0.25)),
+        online(0.9, 0.25),
         methods.tomesd(0.5),
         methods.batch_maximum(0.9, "CONFIG_1", 12),
         methods.todo(3),

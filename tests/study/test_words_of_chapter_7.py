@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import catome
 from catome.study.costs import accounting, counts
 from catome.study.costs.counts import Counted
 from catome.study.measure import quality
@@ -79,9 +78,7 @@ def test_parameters_become_sorted_lists():
         ("EVEN_2", 8, 4, "with EVEN_2"),
         ("EVEN_51", 51, 1, "with pairs found at every step"),
         (None, 51, 1, "with pairs found at every step"),
-        ("auto", 51, 1, "with pairs found at every step"),
         ([0, 3], 5, 2.5, "with pairs found at one of 2.5 steps"),
-        (catome.Auto(0.1), 51, 1, "with pairs found at every step"),
     ],
 )
 def test_how_often_pairs_are_found(schedule, calls, every, said):

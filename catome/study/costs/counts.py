@@ -9,7 +9,7 @@ import pandas as pd
 
 from catome.policy.cost_model import least_share
 from catome.policy.rates import ESTIMATES
-from catome.policy.schedule import Schedule, parse_schedule
+from catome.policy.schedule import parse_schedule
 from catome.study import paper
 from catome.study.bench.kernel_table import least_times
 from catome.study.costs import accounting
@@ -56,10 +56,9 @@ class Counted:
 
     @cached_property
     def match_every(self) -> float:
-        """Pairs are found once in so many calls, on average; a schedule that is not fixed counts as every
-        call."""
+        """Pairs are found once in so many calls, on average."""
         checkpoints = parse_schedule(self.schedule)
-        return self.calls / len(checkpoints.at(self.calls)) if isinstance(checkpoints, Schedule) else 1
+        return 1 if checkpoints is None else self.calls / len(checkpoints.at(self.calls))
 
     @cached_property
     def tables(self) -> dict[str, dict[int, pd.DataFrame]]:

@@ -262,7 +262,7 @@ def compare(
         wanted = [method for method in methods if method.label not in (failed or ())]
         if recompute:
             return [] if part in again else wanted
-        held = of_these_images(store.find(**shared, image=part), setting)
+        held = _kept(store, setting, shared | {"image": part})
         have = held.groupby("method")["image"].nunique()
         return [method for method in wanted if have.get(method.label, 0) < len(part)]
 
@@ -305,9 +305,20 @@ def compare(
             again.add(part)
     store.finish()
     there = [label for label in labels if label not in (failed or ())]
-    rows = of_these_images(store.find(**shared, method=there, image=range(setting.images)), setting)
+    rows = _kept(store, setting, shared | {"method": there, "image": range(setting.images)})
     runs = store.runs_of(rows)
     return Comparison(rows, there, net.label, runs)
+
+
+def _kept(store: Store, setting: Setting, keys: dict) -> pd.DataFrame:
+    """The rows of the images of a setting. Where no real images were asked for, rows with any serve, since
+    only two of their columns depend on them."""
+    if keys["reference"]:
+        return of_these_images(store.find(**keys), setting)
+    rows = store.find(**{name: value for name, value in keys.items() if name != "reference"})
+    # those without real images, named "", come first
+    rows = rows.sort_values("reference", kind="stable").drop_duplicates(["image", "prompt", "method"])
+    return of_these_images(rows.assign(psnr_real=np.nan, ssim_real=np.nan), setting)
 
 
 def _plain(pipe, setting: Setting, part: range, bar) -> np.ndarray:

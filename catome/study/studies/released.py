@@ -41,7 +41,7 @@ NOTEBOOK = None
 
 
 def _of_steps(name: str, value) -> object:
-    if not isinstance(parse_schedule(value), Schedule):
+    if parse_schedule(value) is None:
         raise ValueError(f"{name}={value!r} must be a schedule of steps, such as 'CONFIG_3'")
     return value
 

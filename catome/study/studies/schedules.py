@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pydantic import model_validator
 
-from catome.policy.schedule import SCHEDULES, Auto, derive, evenly, parse_schedule
+from catome.policy.schedule import SCHEDULES, derive, evenly, parse_schedule
 from catome.study import methods, paper
 from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, timed_alone
@@ -26,6 +26,7 @@ from catome.study.measure.quality import listed
 from catome.study.measure.real_images import Reference
 from catome.study.measure.searches import searches, searches_made, staleness_of
 from catome.study.methods import Method
+from catome.study.online import online
 from catome.study.run.parameters import (
     AllOr,
     Cosines,
@@ -133,8 +134,7 @@ def asked_of(
     found = {}
 
     def add(t: float, kind: str, name: str, schedule, steps) -> None:
-        checkpoints = None if steps is None else tuple(steps)
-        found[t, name] = Asked(t, kind, name, methods.ca_tome(t, schedule), checkpoints)
+        found[t, name] = Asked(t, kind, name, methods.ca_tome(t, schedule), tuple(steps))
 
     for t in params.thresholds:
         add(t, "bounds", EVERY, None, range(params.calls))
@@ -145,7 +145,8 @@ def asked_of(
             if at == t:
                 add(t, "derived", f"best {count}", steps, steps)
         for tolerance in params.tolerances:
-            add(t, "online", f"auto {tolerance:g}", Auto(tolerance), None)
+            name = f"auto {tolerance:g}"
+            found[t, name] = Asked(t, "online", name, online(t, tolerance), None)
     return found
 
 
@@ -163,10 +164,10 @@ def jobs(params: Parameters) -> Iterator[Job]:
     yield from of_images(2, params, dict.fromkeys(labels))
     if params.of_base.images > params.images:
         yield from of_images(3, params.of_base, [one.method.label for one in of_base(asked_of(params, {}))])
-    online = [one for one in asked_of(params, {}).values() if one.checkpoints is None]
-    for one in online:
+    deciding = [one for one in asked_of(params, {}).values() if one.checkpoints is None]
+    for one in deciding:
         yield of_searches(4, params.counted, one.method.label)
-    rivals = [f"CA-ToMe, t = {one.threshold:g}, evenly, as often as {one.name} searches" for one in online]
+    rivals = [f"CA-ToMe, t = {one.threshold:g}, evenly, as often as {one.name} searches" for one in deciding]
     yield from of_images(5, params, rivals)
 
 
@@ -203,8 +204,8 @@ def run(params: Parameters, pipe, **kept) -> Result:
     rivals = {(t, name): as_often(t, steps, params.calls) for (t, name), steps in searched.items()}
     even = list({one.method.label: one.method for one in rivals.values()}.values())
     compare(pipe, params, even, real, recompute=params.recompute, **kept)
-    online = [asked[key].method for key in rivals]
-    beside = compare(pipe, params, [*online, *even], real, **kept)  # the online ones have just been computed
+    deciding = [asked[key].method for key in rivals]
+    beside = compare(pipe, params, [*deciding, *even], real, **kept)  # the first have just been computed
     return Result(params, real, staleness, derived, asked, made, more, searched, rivals, beside)
 
 

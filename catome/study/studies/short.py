@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from catome.policy.schedule import Schedule, parse_schedule
+from catome.policy.schedule import parse_schedule
 from catome.study import methods
 from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, speed_ups, timed_alone
@@ -103,10 +103,10 @@ class Parameters(Setting):
         return self.calls if steps == self.steps else steps
 
     def paper_checkpoints(self, steps: int) -> int:
-        """The number of calls at which CA-ToMe finds pairs: all where its schedule names none, or decides
-        while it runs."""
-        parsed, calls = parse_schedule(self.schedule), self.calls_with(steps)
-        return len(parsed.at(calls)) if isinstance(parsed, Schedule) else calls
+        """The number of calls at which CA-ToMe finds pairs: all where its schedule names none."""
+        parsed = parse_schedule(self.schedule)
+        calls = self.calls_with(steps)
+        return calls if parsed is None else len(parsed.at(calls))
 
 
 def sampled(pipe, params: Parameters, steps: int) -> AbstractContextManager:

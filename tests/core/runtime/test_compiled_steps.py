@@ -249,7 +249,6 @@ def test_a_pipeline_generates_the_same_image(compiled):
         ({}, {"buckets": (0.0,)}, "a share must be above 0"),
         ({"config": catome.PAPER}, {}, "keep_queries=False"),
         ({"merge_mlp": True}, {}, "merge_mlp=True"),
-        ({"schedule": "auto"}, {}, "schedule=Auto"),
     ],
 )
 def test_what_makes_no_sense_is_refused(patch, given, said):

@@ -676,14 +676,10 @@ def test_perturbed_attention_guidance(scale, config):
 
 @by_config
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize(
-    "amount", [dict(threshold=0.3), dict(threshold=1.0), dict(ratio=0.5), dict(schedule="auto")]
-)
+@pytest.mark.parametrize("amount", [dict(threshold=0.3), dict(threshold=1.0), dict(ratio=0.5)])
 def test_another_default_device(device, amount, config):
     """Tensors that nobody told where to live would be there, and on a "meta" device have no numbers."""
-    config = config.changed(**amount)
-    if amount != dict(schedule="auto"):
-        config = config.changed(dst="random")
+    config = config.changed(**amount, dst="random")
     model = unet()
 
     def outputs():

@@ -1,13 +1,14 @@
-"""``schedule="auto"``."""
+"""A schedule that decides while it runs."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
 import catome
-from catome.policy.refresh import broken_share, weakest_pair
-from catome.policy.schedule import Auto
+from catome.patch import applied_patch
+from catome.study.online import broken_share, online
 
 
 def smooth(batch, seed, size=16, channels=16):
@@ -44,30 +45,15 @@ def test_a_plan_without_pairs_has_nothing_to_reuse():
     plan = catome.match(tokens, (8, 8), threshold=0.99)
     assert len(plan.pairs(0)) == 0
     assert broken_share(plan, tokens, 0.99).tolist() == [1, 1]
-    assert weakest_pair(plan, tokens).tolist() == [1, 1]
     tokens[0, 5] = float("nan")
     everything = catome.match(torch.ones(2, 64, 32), (8, 8), threshold=0.5)
     assert broken_share(everything, tokens, -1.0)[0] > 0  # a token that is not finite is similar to none
 
 
-@pytest.mark.parametrize("measure", ["cosine", "distance"])
-def test_the_floor_of_a_fixed_share_is_its_weakest_pair(measure):
-    tokens = smooth(2, 0)
-    plan = catome.match(tokens, (16, 16), ratio=0.5, measure=measure)
-    matches = catome.best_matches(tokens, (16, 16), measure=measure)
-    expected = matches.similarity.topk(128, dim=1).values[:, -1]
-    torch.testing.assert_close(weakest_pair(plan, tokens, measure), expected, atol=1e-5, rtol=0)
-    assert broken_share(plan, tokens, expected, measure).tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("amount", [dict(threshold=0.8), dict(ratio=0.5)])
-def test_tolerance_decides_how_often_pairs_are_found(pipe, generate, amount):
+def test_tolerance_decides_how_often_pairs_are_found(pipe, generate):
     made = {}
     for tolerance in (0.0, 0.3, 1.0):
-        with (
-            catome.patched(pipe, catome.PAPER, **amount, schedule=Auto(tolerance)),
-            catome.probe(pipe) as record,
-        ):
+        with online(0.8, tolerance).applied(pipe), catome.probe(pipe) as record:
             generate(["volcano"], steps=10)
         plans = [record.at(step, 0).plan.target[1] for step in record.steps()]
         made[tolerance] = 1 + sum(not torch.equal(a, b) for a, b in itertools.pairwise(plans))
@@ -75,24 +61,62 @@ def test_tolerance_decides_how_often_pairs_are_found(pipe, generate, amount):
     assert made[1.0] < made[0.3] <= made[0.0]
 
 
+def latents(seed, batch=1):
+    return torch.randn(batch, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def call(pipe, sample, step):
+    """The output of the U-Net at a step of a generation."""
+    text = torch.zeros(len(sample), 77, pipe.unet.config.cross_attention_dim)
+    with torch.no_grad():
+        return pipe.unet(sample, 500 - step, text).sample
+
+
 def test_pairs_that_all_hold_are_kept_without_any_tolerance(pipe):
     """Nothing is broken, which is no more than is tolerated."""
-    unet = pipe.unet
-    sample = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    text = torch.zeros(1, 77, unet.config.cross_attention_dim)
-    times = torch.arange(500, 494, -1)
-    with catome.patched(unet, catome.PAPER, threshold=-1.0, schedule=Auto(0.0)), torch.no_grad():
-        for timestep in times:
-            unet(sample, timestep, text)
-        found = {attention.found_at for attention in catome.summary(unet).attentions}
+    with online(-1.0, 0.0).applied(pipe):
+        for step in range(6):
+            call(pipe, latents(0), step)
+        found = {attention.found_at for attention in catome.summary(pipe).attentions}
     assert found == {(0,)}  # no pair is below the threshold of -1
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_stays_in_its_image(pipe, bad):
+    """Its pairs no longer hold, and those of the other images are kept."""
+    seen = []
+    for sick in (False, True):
+        with online(0.5, 0.3).applied(pipe):
+            for step in range(2):
+                # so little that a healthy image keeps its pairs
+                sample = latents(0, batch=3) + 0.02 * latents(1 + step, batch=3)
+                if sick and step == 1:
+                    sample[1, 2, 5, 3] = bad
+                output = call(pipe, sample, step)
+            seen.append((output, [plan.target for plan in applied_patch(pipe).cached()]))
+    (healthy, pairs), (ill, pairs_ill) = seen
+    assert not ill[1].isfinite().all()
+    for image in (0, 2):
+        torch.testing.assert_close(ill[image], healthy[image], atol=1e-5, rtol=0)
+        assert all(torch.equal(a[image], b[image]) for a, b in zip(pairs, pairs_ill, strict=True))
+
+
+def test_a_patch_over_it_gives_it_back(pipe):
+    """It decides again when another patch, which was there for a while, is gone."""
+    with online(0.8, 0.0).applied(pipe):
+        rule = applied_patch(pipe).rule
+        with catome.patched(pipe):
+            assert applied_patch(pipe).rule.outdated is None
+        assert applied_patch(pipe).rule == rule
+        for step in range(3):
+            call(pipe, latents(0) + 0.3 * latents(1 + step), step)
+        found = {attention.found_at for attention in catome.summary(pipe).attentions}
+    assert found == {(0, 1, 2)}
+    assert applied_patch(pipe) is None
+
+
 def test_no_tolerance_leaves_no_pair_below_the_threshold(pipe, generate):
-    with (
-        catome.patched(pipe, catome.PAPER, threshold=0.8, schedule=Auto(0.0)),
-        catome.probe(pipe, keep_tokens=True) as record,
-    ):
+    with online(0.8, 0.0).applied(pipe), catome.probe(pipe, keep_tokens=True) as record:
         generate(["volcano", "desert"], steps=5)
     for seen in record.generations[0]:
         for image in range(4):
@@ -108,7 +132,7 @@ def test_each_image_has_checkpoints_of_its_own(pipe, generate):
     names = ["desert", "city at night", "volcano"]
     pipe.unet.double(), pipe.text_encoder.double(), pipe.vae.double()
     try:
-        with catome.patched(pipe, catome.PAPER, threshold=0.8, schedule="auto"):
+        with online(0.8).applied(pipe):
             with catome.probe(pipe) as together:
                 generate(names, steps=6, seed=5)
             for i, name in enumerate(names):
@@ -119,21 +143,3 @@ def test_each_image_has_checkpoints_of_its_own(pipe, generate):
                         assert torch.equal(alone.pairs(step, block, 1), together.pairs(step, block, 3 + i))
     finally:
         pipe.unet.float(), pipe.text_encoder.float(), pipe.vae.float()
-
-
-@pytest.mark.parametrize(
-    ("make", "says"),
-    [
-        (lambda: Auto(tolerance=1.5), "tolerance=1.5 must be between 0 and 1"),
-        (lambda: Auto(tolerance="low"), "tolerance='low' must be a number"),
-        (lambda: catome.parse_schedule("atuo"), "did you mean 'auto'"),
-    ],
-)
-def test_bad_values_are_named(make, says):
-    with pytest.raises((TypeError, ValueError), match=says.replace("(", r"\(")):
-        make()
-
-
-def test_random_dst_tokens_cannot_be_compared(pipe):
-    with pytest.raises(ValueError, match="dst='random'"):
-        catome.apply_patch(pipe, catome.PAPER, schedule="auto", dst="random")
