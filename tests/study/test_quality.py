@@ -326,6 +326,19 @@ def test_a_table_of_no_differences_has_its_columns():
     assert len(quality.difference_table({})) == 0
 
 
+def test_an_interval_for_other_classes_is_that_of_their_means():
+    """A class with many images counts once, however alike they are."""
+    values, classes = [1.0, 1.0, 1.0, 3.0, 8.0, np.inf], ["a", "a", "a", "b", "c", "c"]
+    mean, low, high = quality.over_classes(values, classes)
+    assert mean == pytest.approx(4)
+    expected = stats.t.interval(0.95, 2, loc=4, scale=stats.sem([1.0, 3.0, 8.0]))
+    assert (low, high) == pytest.approx(expected)
+    assert np.isnan(quality.over_classes([1.0, 2.0], ["a", "a"])).all()
+    table = quality.difference_table({"x": values[:5], "y": values[:3]}, classes=classes)
+    assert table[quality.OVER_CLASSES].tolist() == [f"[{low:+.2f}, {high:+.2f}]", ""]
+    assert quality.OVER_CLASSES not in quality.difference_table({"x": values[:5]})
+
+
 def test_images_of_a_class_that_are_alike_make_intervals_within_classes_narrow():
     values, classes = [0.0, 0.2, 4.0, 4.2], ["a", "a", "b", "b"]
     assert quality.within_classes(values, classes) == pytest.approx(np.sqrt(0.02) / np.std(values, ddof=1))
@@ -458,7 +471,8 @@ def test_compare_and_its_record(pipe, tmp_path, monkeypatch):
     alone = compare(pipe, chosen, asked, recorded=None)
     assert made == []
     assert alone.rows["psnr"].tolist() == found.rows["psnr"].tolist()
-    assert alone.rows["psnr_real"].isna().all() and found.rows["psnr_real"].notna().all()
+    assert alone.rows["psnr_real"].isna().all()
+    assert found.rows["psnr_real"].notna().all()
     again = compare(pipe, chosen, asked[:1], recorded=None, recompute=True)
     assert made == [[0, 1], [2]]
     assert again.rows["run"].tolist() != alone.of(asked[0])["run"].tolist()  # and own ones before them

@@ -21,16 +21,24 @@ from helpers.settings import setting
 IMAGES = 12
 
 
-def result(psnr: dict[tuple[int, str], float], **params) -> Result:
+def result(psnr: dict[tuple[int, str], float], other=(), **params) -> Result:
     """A result whose images have these PSNR by steps and method, a little scattered; all others have 30
-    dB."""
+    dB. By the other sampler they have what ``other`` says instead."""
     asked = Parameters(images=IMAGES, **params)
     named = {steps: short.methods_of(asked, steps) for steps in asked.settings}
+    made = compared(named, psnr)
+    by_other = compared(
+        {steps: named[steps] for steps in asked.by_other_sampler}, psnr | dict(other), "Euler"
+    )
+    return Result(asked, None, named, made, by_other)
+
+
+def compared(named: dict, psnr: dict, scattered: str = "") -> dict[int, Comparison]:
     made = {}
     for steps, methods in named.items():
         rows = []
         for name, method in methods.items():
-            scatter = np.random.default_rng(crc32(f"{steps} {name}".encode())).permutation(
+            scatter = np.random.default_rng(crc32(f"{steps} {name}{scattered}".encode())).permutation(
                 np.linspace(-0.1, 0.1, IMAGES)
             )
             merged = [0.5, 0.25] if method.family in ("ToMe", "CA-ToMe", "merged keys") else []
@@ -44,7 +52,7 @@ def result(psnr: dict[tuple[int, str], float], **params) -> Result:
         made[steps] = Comparison(
             pd.DataFrame(rows), [method.label for method in methods.values()], "scene", {}
         )
-    return Result(asked, None, named, made)
+    return made
 
 
 def clocks(found: Result) -> dict[int, pd.DataFrame]:
@@ -76,7 +84,7 @@ def test_the_sampler_is_that_of_short_generations_and_is_put_back(pipe):
     own = pipe.scheduler
     params = Parameters(step_counts=(3,), steps=5)
     for sampler, kind in (("DPM++", DPMSolverMultistepScheduler), ("Euler", EulerDiscreteScheduler)):
-        with short.sampled(pipe, Parameters(step_counts=(3,), sampler=sampler), 3):
+        with short.sampled(pipe, Parameters(step_counts=(3,), sampler=sampler, other_sampler=None), 3):
             assert type(pipe.scheduler) is kind
             assert pipe.scheduler.config.beta_end == own.config.beta_end
         assert pipe.scheduler is own
@@ -97,7 +105,7 @@ def test_the_knobs_of_each_length_have_its_sampler_and_the_held_out_seed():
 def test_rows_of_samplers_are_told_apart(pipe):
     names = {fingerprint(pipe)}
     for sampler in ("DPM++", "Euler"):
-        with short.sampled(pipe, Parameters(sampler=sampler), 8):
+        with short.sampled(pipe, Parameters(sampler=sampler, other_sampler=None), 8):
             names.add(fingerprint(pipe))
     assert len(names) == 3
 
@@ -109,6 +117,8 @@ def test_rows_of_samplers_are_told_apart(pipe):
         ({"step_counts": [1]}, r"step_counts\[0\]=1 must be at least 2"),
         ({"step_counts": 8}, "step_counts=8 must be a list"),
         ({"sampler": "LCM"}, "sampler='LCM' must be one of 'DPM\\+\\+', 'Euler'"),
+        ({"other_sampler": "LCM"}, "other_sampler='LCM' must be one of 'DPM\\+\\+', 'Euler'"),
+        ({"sampler": "Euler"}, "other_sampler='Euler' must differ from sampler='Euler', or be None"),
         ({"every": 0}, "every=0 must be at least 1"),
     ],
 )
@@ -169,8 +179,34 @@ def test_comparisons_are_paired_within_each_length():
 
 def test_jobs_are_what_is_generated():
     counted = counting.table(short.jobs(Parameters(images=10)))
-    assert counted["images"].sum() == 10 * 3 * 9
+    assert counted["images"].sum() == 10 * (3 + 2) * 9
     assert sorted(set(counted["calls"])) == [8, 20, 51]  # PLMS alone takes one more than its steps
+    alone = counting.table(short.jobs(Parameters(images=10, other_sampler=None)))
+    assert alone["images"].sum() == 10 * 3 * 9
+
+
+def test_two_samplers_are_compared_seed_by_seed():
+    """Merged keys gain over fewer steps by one sampler and lose by the other, and are the same elsewhere."""
+    found = result({(8, FEWER): 28.0}, {(8, FEWER): 33.0})
+    table = found.by_sampler()
+    assert list(table)[:3] == ["DPM++ (dB)", "Euler (dB)", "Euler minus DPM++ (dB)"]
+    assert len(table) == 2 * 5  # the long generation has one sampler
+    turned = table.loc["8 steps", f"{CACHED} - {FEWER}"]
+    assert [turned.iloc[i].split()[0][:2] for i in range(3)] == ["+2", "-3", "-5"]
+    assert (turned["verdict"], turned["after Holm"]) == ("less", "less")
+    assert set(table.drop(turned.name)["after Holm"]) == {"not told apart"}
+    assert_says(
+        found.samplers(), "Of 10 differences, 9 have the same verdict", "In 1 the signs", "In 1 their"
+    )
+    larger = result({(8, FEWER): 28.0}, {(8, FEWER): 26.0})
+    assert_says(larger.samplers(), "10 have the same", "In none", "In 1 their size differs")
+    assert larger.by_sampler().loc[turned.name, "after Holm"] == "more"
+
+
+def test_there_may_be_one_sampler_only():
+    found = result({}, other_sampler=None)
+    assert found.by_sampler().empty
+    assert_says(found.samplers(), "No other sampler than DPM++")
 
 
 def test_from_end_to_end(pipe, tmp_path):
@@ -192,6 +228,17 @@ def test_from_end_to_end(pipe, tmp_path):
     assert np.isinf(psnr[3, "unmerged"])
     assert np.isfinite(psnr[3, CACHED])
     assert psnr[3, CACHED] > psnr[3, PAPER_CACHED]
+    assert list(found.other) == [3]
+    model = {
+        sampler: made[3].rows["model"].unique()
+        for sampler, made in (("", found.made), ("Euler", found.other))
+    }
+    assert model[""] != model["Euler"]  # each kept under its own sampler
+    assert not np.array_equal(
+        found.made[3].of(found.methods[3][CACHED])["psnr"],
+        found.other[3].of(found.methods[3][CACHED])["psnr"],
+    )
+    assert len(found.by_sampler()) == 5
     again = short.run(params, pipe, recorded=None)
     # nothing is computed again
     assert again.made[3].rows["run"].tolist() == found.made[3].rows["run"].tolist()

@@ -200,6 +200,11 @@ class Comparison:
         shares = pd.Series(_shares(rows), index=rows["image"])
         return float(shares[image]), float(shares.mean())
 
+    @property
+    def classes(self) -> np.ndarray:
+        """The class of each image, by its number: ``[images]``."""
+        return self.rows.drop_duplicates("image").sort_values("image")["class"].to_numpy()
+
     def differences(self, column: str, a: str | Method, b: str | Method) -> np.ndarray:
         """``column`` of ``a`` minus that of ``b``, ``[images]``, each on the same seed.
 

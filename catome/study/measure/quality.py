@@ -379,8 +379,15 @@ def paired_table(
     return pd.DataFrame(shown).T
 
 
+OVER_CLASSES = "for other prompts (dB)"
+"""The column of `difference_table` with the interval of `over_classes`."""
+
+
 def difference_table(
-    differences: Mapping[Any, Sequence[float]], column: str = "difference (dB)", **words: str
+    differences: Mapping[Any, Sequence[float]],
+    column: str = "difference (dB)",
+    classes: Sequence[str] | None = None,
+    **words: str,
 ) -> pd.DataFrame:
     """`paired_table` of differences seed by seed, with a column ``after Holm``: the verdict that stays when
     all rows are tested at once, by `holm` of their `mean_chance`, which comes from the same bootstrap as the
@@ -389,6 +396,8 @@ def difference_table(
     Args:
         differences: of each seed, by name.
         column, words: as in `paired_table`.
+        classes: of the images, by number; with these, a column `OVER_CLASSES` has the interval of
+            `over_classes`. Differences that are fewer are those of the first images.
     """
     if not differences:
         return pd.DataFrame(columns=[column, "verdict", "after Holm"])
@@ -397,6 +406,9 @@ def difference_table(
     table["after Holm"] = [
         said if stay else UNTOLD for said, stay in zip(table["verdict"], stays, strict=True)
     ]
+    if classes is not None:
+        over = [over_classes(found, classes[: len(found)]) for found in differences.values()]
+        table[OVER_CLASSES] = ["" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]" for _, low, high in over]
     return table
 
 
@@ -434,6 +446,25 @@ def within_classes(values: Sequence[float], classes: Sequence[str]) -> float:
         return float("nan")
     within = sum(len(group) * group.var(ddof=1) for group in groups)
     return float(np.sqrt(within / len(values)) / values.std(ddof=1))
+
+
+def over_classes(
+    values: Sequence[float], classes: Sequence[str], level: float = 0.95
+) -> tuple[float, float, float]:
+    """``(mean, low, high)`` of a difference for classes like these, rather than for images of these classes.
+
+    The interval is Student's, of the means of the classes: with twelve of them it is much wider than
+    `mean_interval`, and says whether the difference would be found with other prompts. Infinite values are
+    left out; NaN where fewer than two classes have any value.
+    """
+    values, classes = np.asarray(values, float), np.asarray(classes)
+    finite = np.isfinite(values)
+    values, classes = values[finite], classes[finite]
+    means = np.array([values[classes == name].mean() for name in dict.fromkeys(classes)])
+    if len(means) < 2:
+        return float("nan"), float("nan"), float("nan")
+    half = students_t.ppf((1 + level) / 2, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
+    return float(means.mean()), float(means.mean() - half), float(means.mean() + half)
 
 
 def power_words(differences: Iterable[Sequence[float]], effect: float = 1.0) -> str:

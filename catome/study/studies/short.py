@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from pydantic import model_validator
 
 from catome.policy.schedule import parse_schedule
 from catome.study import methods
@@ -23,6 +24,7 @@ from catome.study.run.parameters import (
     Factor,
     Flag,
     Folder,
+    OwnSampler,
     Part,
     Sampler,
     ScheduleName,
@@ -52,6 +54,7 @@ class Parameters(Setting):
     Attributes:
         step_counts: of the short generations; ``steps`` is that of the long one, which PLMS makes.
         sampler: of the short ones: "DPM++" or "Euler", as diffusers has them.
+        other_sampler: by which the short ones are compared again; None for by the first alone.
         threshold: of CA-ToMe and of merged keys.
         ratio: ToMe's fixed share.
         schedule: CA-ToMe's checkpoints; a named schedule is fitted to the number of calls.
@@ -69,6 +72,7 @@ class Parameters(Setting):
 
     step_counts: StepCounts = (8, 20)
     sampler: Sampler = "DPM++"
+    other_sampler: OwnSampler = "Euler"
     threshold: Cosine = 0.7
     ratio: Share = 0.5
     schedule: ScheduleName = "CONFIG_3"
@@ -83,10 +87,25 @@ class Parameters(Setting):
     timed_images: Count = 6
     recompute: Flag = False
 
+    @model_validator(mode="after")
+    def _has_two_samplers(self) -> Parameters:
+        if self.other_sampler == self.sampler:
+            raise ValueError(
+                f"other_sampler={self.other_sampler!r} must differ from sampler={self.sampler!r}, or be None"
+            )
+        return self
+
     @property
     def settings(self) -> dict[int, Parameters]:
         """The parameters for each number of steps, from few to many."""
         return {steps: replace(self, steps=steps) for steps in sorted({*self.step_counts, self.steps})}
+
+    @property
+    def by_other_sampler(self) -> dict[int, Parameters]:
+        """The parameters for each short generation that another sampler makes as well."""
+        if self.other_sampler is None:
+            return {}
+        return {steps: setting for steps, setting in self.settings.items() if steps != self.steps}
 
     @property
     def knobs(self) -> dict[int, curves.Parameters]:
@@ -138,7 +157,8 @@ def methods_of(params: Parameters, steps: int) -> dict[str, Method]:
 
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations."""
-    for phase, (steps, setting) in enumerate(params.settings.items(), 1):
+    asked = [*params.settings.items(), *params.by_other_sampler.items()]
+    for phase, (steps, setting) in enumerate(asked, 1):
         labels = [method.label for method in methods_of(params, steps).values()]
         yield from of_images(phase, setting, labels, params.calls_with(steps))
 
@@ -153,14 +173,20 @@ def run(params: Parameters, pipe, **kept) -> Result:
     """
     check(params, pipe)
     real = real_images.beside(pipe, params, params.reference)
-    made, by_steps = {}, {}
+    by_steps = {steps: methods_of(params, steps) for steps in params.settings}
+
+    def compared(steps: int, setting: Parameters) -> Comparison:
+        ways = list(by_steps[steps].values())
+        return compare(pipe, setting, ways, real, recompute=params.recompute, **kept)
+
+    made, other = {}, {}
     for steps, setting in params.settings.items():
-        by_steps[steps] = methods_of(params, steps)
         with sampled(pipe, params, steps):
-            made[steps] = compare(
-                pipe, setting, list(by_steps[steps].values()), real, recompute=params.recompute, **kept
-            )
-    return Result(params, real, by_steps, made)
+            made[steps] = compared(steps, setting)
+    with with_sampler(pipe, params.other_sampler):
+        for steps, setting in params.by_other_sampler.items():
+            other[steps] = compared(steps, setting)
+    return Result(params, real, by_steps, made, other)
 
 
 def timed(result: Result, pipe, **kept) -> dict[int, pd.DataFrame]:
@@ -182,12 +208,14 @@ class Result:
         real: the real images that rows are kept with.
         methods: for each number of steps, the methods by name.
         made: for each number of steps, the rows.
+        other: the same of the short generations by the other sampler.
     """
 
     params: Parameters
     real: Reference
     methods: dict[int, dict[str, Method]]
     made: dict[int, Comparison]
+    other: dict[int, Comparison] = field(default_factory=dict)
 
     def records(self, clocks: dict[int, pd.DataFrame]) -> pd.DataFrame:
         """One row for each number of steps and method: ``steps``, ``method``, ``family``, ``PSNR`` with its
@@ -228,12 +256,52 @@ class Result:
         """Merged keys with a cache against the others, to be read."""
         return quality.difference_table(self.differences(self._others()))
 
+    def _by(self, made: Mapping[int, Comparison]) -> dict[tuple[str, str], np.ndarray]:
+        """PSNR of merged keys with a cache minus that of the others in the short generations of one sampler,
+        seed by seed, in dB."""
+        found = {}
+        for steps in self.other:
+            named = self.methods[steps]
+            for a, b in [(CACHED, AFRESH), *self._others()]:
+                found[f"{steps} steps", f"{a} - {b}"] = made[steps].differences("psnr", named[a], named[b])
+        return found
+
+    def by_sampler(self) -> pd.DataFrame:
+        """Merged keys with a cache minus the others by each sampler, and how far the two samplers are apart,
+        seed by seed; to be read. Empty where there is one sampler."""
+        first, second = self.params.sampler, self.params.other_sampler
+        one, two = self._by(self.made), self._by(self.other)
+        shown = {}
+        for sampler, found in ((first, one), (second, two)):
+            shown[f"{sampler} (dB)"] = quality.difference_table(found)["difference (dB)"]
+        apart = {name: two[name] - one[name] for name in one}
+        column = f"{second} minus {first} (dB)"
+        return pd.DataFrame(shown).join(quality.difference_table(apart, column, better="more", worse="less"))
+
+    def samplers(self) -> str:
+        """Say what the other sampler changes in the verdicts on merged keys with a cache."""
+        first, second = self.params.sampler, self.params.other_sampler
+        if second is None:
+            return f"No other sampler than {first} was tried here."
+        one = quality.difference_table(self._by(self.made))["after Holm"]
+        two = quality.difference_table(self._by(self.other))["after Holm"]
+        both_told = (one != quality.UNTOLD) & (two != quality.UNTOLD)
+        opposite = int((both_told & (one != two)).sum())
+        moved = int((self.by_sampler()["after Holm"] != quality.UNTOLD).sum())
+        turned = f"In {opposite} the signs are opposite." if opposite else "In none are the signs opposite."
+        return (
+            f"Of {len(one)} differences, {int((one == two).sum())} have the same verdict by {first} and by "
+            f"{second}, if all of one sampler are tested at once. {turned} In {moved} their size differs "
+            "detectably between the samplers."
+        )
+
     def words(self) -> dict[str, str]:
         """The numbers that the chapter's text takes up, by their names there, with _ for -."""
 
         few, many = min(self.methods), max(self.methods)
         papers = {steps: self.params.paper_checkpoints(steps) for steps in (few, many)}
         words = {"images": str(self.made[few].rows["image"].nunique()), "sampler": self.params.sampler}
+        words |= {"other_sampler": str(self.params.other_sampler)}
         words |= {"needed": quality.power_words(self.differences([*CACHES, *self._others()]).values())}
         words |= {"few": str(few), "many": str(many), "schedule": str(self.params.schedule)}
         words |= {"reused_paper_few": str(self.params.calls_with(few) - papers[few])}
