@@ -147,6 +147,27 @@ MUTATIONS = (
         ONLINE,
     ),
     Mutation(
+        "compiled steps do not ask whether pairs are outdated",
+        "runtime/state.py",
+        "if self.rule.outdated is not None or self.condition.since is not None:",
+        "if self.condition.since is not None:",
+        "core/runtime/test_outdated.py",
+    ),
+    Mutation(
+        "a patch that is put back no longer asks whether pairs are outdated",
+        "patch.py",
+        "rule.choose, pipe, rule.outdated)",
+        "rule.choose, pipe)",
+        ONLINE,
+    ),
+    Mutation(
+        "rows of another set of real images serve where some are asked for",
+        "study/measure/comparison.py",
+        'if keys["reference"]:',
+        "if False:",
+        QUALITY + " -k record",
+    ),
+    Mutation(
         "broken pairs are those that still hold",
         "study/online.py",
         "broken = (merged & ~(similarity >= least)).sum(1)",
@@ -443,8 +464,8 @@ MUTATIONS = (
     Mutation(
         "who is as close and faster does not beat",
         "study/measure/quality.py",
-        "((closeness > c) | (gain > g))",
-        "((closeness > c) & (gain > g))",
+        "better = (closeness > own_closeness) | (gain > own_gain)",
+        "better = (closeness > own_closeness) & (gain > own_gain)",
         "study/test_curves.py -k frontier",
     ),
     Mutation(

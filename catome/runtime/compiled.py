@@ -66,6 +66,11 @@ def compile_cached_steps(pipe, buckets: Iterable[float] = BUCKETS, **options):
                 f"pipe={type(pipe).__name__} is not patched: call catome.apply_patch(pipe) first"
             )
         _check(patch.config)
+        if patch.rule.outdated is not None:
+            raise ValueError(
+                "pipe decides while it runs when pairs are found, so no step is known to be a cached one and "
+                "nothing can be compiled as a whole"
+            )
     for model in models:
         CompiledSteps.take_off(model)
         CompiledSteps(model, tuple(sorted({*shares, 1.0})), {"fullgraph": True, **options}).put_on()

@@ -34,7 +34,8 @@ class Rule:
         choose: makes a plan of what was found similar.
         outdated: looks at cached pairs at every step between checkpoints: given the plan, the tokens as they
             are now ``[B, N, C]`` and the configuration, it returns a boolean ``[B]``, True for the images
-            that need new pairs. None where checkpoints alone decide.
+            that need new pairs. None where checkpoints alone decide. Where only it decides, the schedule is
+            ``(0,)``, and ``only_where_faster`` counts as if pairs were found once.
     """
 
     config: MergeConfig

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from catome.merge_keys import merge_keys
-from catome.patch import applied_patch, patched
+from catome.patch import applied_patch, patched, put_back
 from catome.policy.forecast import Forecast
 from catome.policy.schedule import Schedule, parse_schedule
 from catome.runtime.config import PAPER, RECOMMENDED, TOME, Compare, MergeConfig
 from catome.runtime.install import install, uninstall
+from catome.runtime.state import Rule
 from catome.study.run.denoiser import denoiser, topmost_blocks, topmost_downsample, transformer_blocks
 from catome.tensors.matching import Matches, Measure
 from catome.tensors.plan import MergePlan, make_plan
@@ -439,12 +440,16 @@ def forecast(interval: int = 3, order: int = 1, first: int = 4, growth: float = 
 
     @contextmanager
     def applied(pipe) -> Iterator:
-        patch = applied_patch(pipe)
-        beside = (
-            patch.config if patch is not None else RECOMMENDED.changed(merge_attn=False, forecast=Forecast())
-        )
-        with patched(pipe, beside, forecast=Forecast(first, interval, growth, order)):
+        patch, model = applied_patch(pipe), denoiser(pipe)
+        before = patch.rule if patch is not None else None
+        # over another method it goes on by that method's rule
+        rule = before or Rule(RECOMMENDED.changed(merge_attn=False, forecast=Forecast()))
+        config = rule.config.changed(forecast=Forecast(first, interval, growth, order))
+        install(model, config, rule.choose, pipe, rule.outdated)
+        try:
             yield pipe
+        finally:
+            put_back(model, before, pipe)
 
     grows = f", growth={growth:g}" if growth != 1 else ""
     return Method(f"forecast(interval={interval}, order={order}, first={first}{grows})", "forecast", applied)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,6 @@ from catome.runtime.config import PAPER, MergeConfig
 from catome.runtime.install import install, uninstall
 from catome.study.methods import Method
 from catome.study.run.denoiser import denoiser
-from catome.tensors.matching import Measure, centre, within_range
 from catome.tensors.plan import MergePlan
 
 _ROUNDING = 1e-5  # two computations of one similarity may differ by this much
@@ -42,10 +42,7 @@ def online(threshold: float, tolerance: float = 0.3) -> Method:
     Raises:
         TypeError, ValueError: for a tolerance out of range.
     """
-    most = check_number("tolerance", tolerance, 0.0, 1.0)
-
-    def outdated(plan: MergePlan, tokens: torch.Tensor, config: MergeConfig) -> torch.Tensor:
-        return broken_share(plan, tokens, config.threshold, config.measure) > most
+    outdated = Outdated(check_number("tolerance", tolerance, 0.0, 1.0))
 
     @contextmanager
     def applied(pipe) -> Iterator:
@@ -60,17 +57,28 @@ def online(threshold: float, tolerance: float = 0.3) -> Method:
     return Method(f"CA-ToMe(threshold={threshold:g}, schedule=auto {tolerance:g})", "CA-ToMe", applied)
 
 
+@dataclass(frozen=True)
+class Outdated:
+    """`catome.runtime.state.Rule.outdated`: True for images of which too large a share of pairs is broken.
+
+    Attributes:
+        tolerance: the share that is not too large.
+    """
+
+    tolerance: float
+
+    def __call__(self, plan: MergePlan, tokens: torch.Tensor, config: MergeConfig) -> torch.Tensor:
+        return broken_share(plan, tokens, config.threshold) > self.tolerance
+
+
 @torch.no_grad()
-def broken_share(
-    plan: MergePlan, tokens: torch.Tensor, floor: torch.Tensor | float, measure: Measure = "cosine"
-) -> torch.Tensor:
+def broken_share(plan: MergePlan, tokens: torch.Tensor, floor: torch.Tensor | float) -> torch.Tensor:
     """The share of an image's cached pairs whose similarity has fallen below ``floor``: ``[B]`` float32.
 
     Args:
         plan: made for ``[B, N, C]`` tokens at an earlier step.
         tokens: ``[B, N, C]``, as they are now.
-        floor: a similarity, or one for each image ``[B]``.
-        measure: of similarity, as in `catome.best_matches`.
+        floor: a cosine, or one for each image ``[B]``.
 
     Returns:
         A share in [0, 1]; 1 for an image that has no pairs, and so nothing to reuse.
@@ -78,7 +86,7 @@ def broken_share(
     Raises:
         ValueError: if the tokens do not fit the plan.
     """
-    similarity = pair_similarity(plan, tokens, measure)
+    similarity = pair_similarity(plan, tokens)
     merged = _merged(plan)
     least = torch.as_tensor(floor, dtype=similarity.dtype, device=tokens.device).reshape(-1, 1) - _ROUNDING
     pairs = merged.sum(1)
@@ -87,26 +95,21 @@ def broken_share(
 
 
 @torch.no_grad()
-def pair_similarity(plan: MergePlan, tokens: torch.Tensor, measure: Measure = "cosine") -> torch.Tensor:
-    """Similarity, in float32 at least, of every token of ``tokens`` ``[B, N, C]`` and its target: ``[B, N]``.
+def pair_similarity(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
+    """Cosine, in float32 at least, of every token of ``tokens`` ``[B, N, C]`` and its target: ``[B, N]``.
 
-    ``measure`` is that of `catome.best_matches`. 1 for tokens that are not merged; NaN where a token is not
-    finite. Raises a ValueError if the tokens do not fit the plan."""
+    1 for tokens that are not merged; NaN where a token is not finite.
+
+    Raises:
+        ValueError: if the tokens do not fit the plan.
+    """
     check_values("tokens", tokens, plan.target)
     exact = tokens.to(torch.promote_types(tokens.dtype, torch.float32)).contiguous()
     with torch.autocast(tokens.device.type, enabled=False):
-        if measure == "cosine":
-            unit = F.normalize(exact, dim=-1)
-            similarity = (unit * _partners(plan, unit)).sum(-1)
-        else:
-            centred, variance = centre(exact)
-            similarity = 1 - (centred - _partners(plan, centred)).square().sum(-1) / (2 * variance)
-            similarity = torch.where(similarity.isfinite(), within_range(similarity), torch.nan)
+        unit = F.normalize(exact, dim=-1)
+        partners = unit.gather(1, plan.target[..., None].expand_as(unit))
+        similarity = (unit * partners).sum(-1)
     return torch.where(_merged(plan), similarity, 1.0)
-
-
-def _partners(plan: MergePlan, tokens: torch.Tensor) -> torch.Tensor:
-    return tokens.gather(1, plan.target[..., None].expand_as(tokens))
 
 
 def _merged(plan: MergePlan) -> torch.Tensor:

@@ -8,7 +8,8 @@ import torch
 
 import catome
 from catome.patch import applied_patch
-from catome.study.online import broken_share, online
+from catome.study import methods
+from catome.study.online import Outdated, broken_share, online
 
 
 def smooth(batch, seed, size=16, channels=16):
@@ -20,23 +21,20 @@ def smooth(batch, seed, size=16, channels=16):
     )
 
 
-@pytest.mark.parametrize("measure", ["cosine", "distance"])
-def test_broken_pairs_are_those_below_the_floor(measure):
+def test_broken_pairs_are_those_below_the_floor():
     before = smooth(3, 0)
     now = 0.8 * before + 0.2 * smooth(3, 1)
     now[2] = before[2]
-    plan = catome.match(before, (16, 16), threshold=0.9, measure=measure)
-    found = broken_share(plan, now, 0.9, measure)
+    plan = catome.match(before, (16, 16), threshold=0.9)
+    found = broken_share(plan, now, 0.9)
     for image in range(3):
         pairs = plan.pairs(image)
         a, b = now[image][pairs[:, 0]], now[image][pairs[:, 1]]
         similarity = torch.nn.functional.cosine_similarity(a, b, dim=-1)
-        if measure == "distance":
-            similarity = 1 - (a - b).square().sum(-1) / (2 * now[image].var(0, correction=0).sum())
         assert found[image].item() == pytest.approx((similarity < 0.9).float().mean().item(), abs=1e-6)
     assert 0 < found[0] < 1
     assert found[2] == 0
-    apart = broken_share(plan, now, torch.tensor([0.9, -1.0, 0.9]), measure)
+    apart = broken_share(plan, now, torch.tensor([0.9, -1.0, 0.9]))
     assert torch.equal(apart, torch.stack([found[0], found[2], found[2]]))
 
 
@@ -81,10 +79,10 @@ def test_pairs_that_all_hold_are_kept_without_any_tolerance(pipe):
     assert found == {(0,)}  # no pair is below the threshold of -1
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays_in_its_image(pipe, bad):
-    """Its pairs no longer hold, and those of the other images are kept."""
-    seen = []
+    """It gets new pairs, and those of the other images are kept."""
+    seen, found = [], []
     for sick in (False, True):
         with online(0.5, 0.3).applied(pipe):
             for step in range(2):
@@ -93,9 +91,14 @@ def test_what_is_not_finite_stays_in_its_image(pipe, bad):
                 if sick and step == 1:
                     sample[1, 2, 5, 3] = bad
                 output = call(pipe, sample, step)
-            seen.append((output, [plan.target for plan in applied_patch(pipe).cached()]))
+            plans = applied_patch(pipe).cached()
+            assert all((plan.merged_share[[0, 2]] > 0).all() for plan in plans)
+            seen.append((output, [plan.target for plan in plans]))
+            found.append({attention.found_at for attention in catome.summary(pipe).attentions})
     (healthy, pairs), (ill, pairs_ill) = seen
+    assert found == [{(0,)}, {(0, 1)}]
     assert not ill[1].isfinite().all()
+    assert not any(torch.equal(a[1], b[1]) for a, b in zip(pairs, pairs_ill, strict=True))
     for image in (0, 2):
         torch.testing.assert_close(ill[image], healthy[image], atol=1e-5, rtol=0)
         assert all(torch.equal(a[image], b[image]) for a, b in zip(pairs, pairs_ill, strict=True))
@@ -112,6 +115,19 @@ def test_a_patch_over_it_gives_it_back(pipe):
             call(pipe, latents(0) + 0.3 * latents(1 + step), step)
         found = {attention.found_at for attention in catome.summary(pipe).attentions}
     assert found == {(0, 1, 2)}
+    assert applied_patch(pipe) is None
+
+
+def test_a_forecast_beside_it_goes_on_by_its_rule(pipe):
+    """As beside every method that the configuration alone does not describe."""
+    with methods.together(online(0.8, 0.1), methods.forecast()).applied(pipe):
+        rule = applied_patch(pipe).rule
+        assert rule.outdated == Outdated(0.1)
+        assert rule.config.forecast is not None
+    with methods.together(methods.batch_maximum(0.8, None, 2), methods.forecast()).applied(pipe):
+        assert applied_patch(pipe).rule.choose is methods.fullest_row
+    with methods.forecast().applied(pipe):
+        assert not applied_patch(pipe).config.merge_attn
     assert applied_patch(pipe) is None
 
 

@@ -475,7 +475,15 @@ def test_compare_and_its_record(pipe, tmp_path, monkeypatch):
     assert found.rows["psnr_real"].notna().all()
     again = compare(pipe, chosen, asked[:1], recorded=None, recompute=True)
     assert made == [[0, 1], [2]]
-    assert again.rows["run"].tolist() != alone.of(asked[0])["run"].tolist()  # and own ones before them
+    assert len(again.rows) == 3
+    assert not set(again.rows["run"]) & set(alone.rows["run"])  # those without real images come first
+    made.clear()
+    # and do not serve where real images are asked for
+    elsewhere = tmp_path / "elsewhere"
+    compare(pipe, chosen, asked[:1], folder=elsewhere, recorded=None)
+    made.clear()
+    compare(pipe, chosen, asked[:1], real_set, folder=elsewhere, recorded=None)
+    assert made == [[0, 1], [2]]
     made.clear()
     compare(pipe, replace(chosen, guidance=3.0), asked[:1], recorded=None)
     assert made == [[0, 1], [2]]  # with other guidance nothing fits

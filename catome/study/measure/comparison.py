@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
+from scipy.stats import t as students_t
 from tqdm import tqdm
 
 from catome.patch import applied_patch
@@ -57,8 +58,8 @@ QUALITY = Table(
 """One row for each image and method. ``psnr`` (dB), ``ssim`` and ``feature_distance`` (Euclidean, of the
 extractor's features) are against the unmerged image of the same seed; ``psnr_real`` and ``ssim_real`` are the
 paper's way, against an unrelated real image of the class (of the set named ``reference``; empty where none
-was given). ``merged_share`` is that of the image's prompted row at each step, mean over blocks, and empty for
-methods that merge nothing or do not tell."""
+was given); nothing else depends on that set. ``merged_share`` is that of the image's prompted row at each
+step, mean over blocks, and empty for methods that merge nothing or do not tell."""
 
 COST = Table(
     "cost",
@@ -240,7 +241,8 @@ def compare(
         pipe: an unpatched pipeline.
         setting: what to generate.
         methods: labels must differ.
-        real: real images to compare with as well, the paper's way.
+        real: real images to compare with as well, the paper's way. Without them, rows that were compared with
+            any serve, too.
         folder: where to keep new rows; ``setting.output`` unless given.
         recompute: compute everything again, whatever was kept.
         recorded: a folder of recorded rows.
@@ -316,12 +318,12 @@ def compare(
 
 
 def _kept(store: Store, setting: Setting, keys: dict) -> pd.DataFrame:
-    """The rows of the images of a setting. Where no real images were asked for, rows with any serve, since
-    only two of their columns depend on them."""
+    """The rows of the images of a setting. Where no real images were asked for, rows with any serve as well,
+    but those without any come first."""
     if keys["reference"]:
         return of_these_images(store.find(**keys), setting)
     rows = store.find(**{name: value for name, value in keys.items() if name != "reference"})
-    # those without real images, named "", come first
+    # the set of no real images is named ""
     rows = rows.sort_values("reference", kind="stable").drop_duplicates(["image", "prompt", "method"])
     return of_these_images(rows.assign(psnr_real=np.nan, ssim_real=np.nan), setting)
 
@@ -517,18 +519,43 @@ def _with_class(rows: pd.DataFrame, store: Store, setting: Setting) -> pd.DataFr
     return rows.assign(**{"class": (run.get("timed") or replace(setting, classes=None).names)[0]})
 
 
+def time_ratio(
+    rows: pd.DataFrame, method: str | Method, other: str | Method = "unmerged"
+) -> tuple[float, float, float]:
+    """``(ratio, low, high)``: how long a generation takes by one method, over how long it takes by another in
+    the same turns.
+
+    The ratio is the geometric mean over turns. It is no median, so that it belongs to its interval: this is
+    Student's, at 95 %, of the logarithms of the ratios.
+
+    Args:
+        rows: of `cost`.
+        method, other: two of its methods.
+
+    Returns:
+        NaN for the interval where there is only one turn.
+    """
+    seconds = rows.pivot(index="repetition", columns="method", values="seconds")
+    logs = np.log(seconds[str(method)] / seconds[str(other)]).dropna().to_numpy(float)
+    mean, turns = logs.mean(), len(logs)
+    reach = float("nan")
+    if turns > 1:
+        reach = students_t.ppf(0.975, turns - 1) * logs.std(ddof=1) / np.sqrt(turns)
+    return float(np.exp(mean)), float(np.exp(mean - reach)), float(np.exp(mean + reach))
+
+
 def speed_ups(rows: pd.DataFrame) -> pd.DataFrame:
     """The speed-up of each method against unmerged, by its label, from rows of `cost`.
 
     Returns:
-        ``speed-up``, the median over turns, ``speed-up low`` and ``speed-up high``, the lowest and the
-        highest of them; each against the unmerged generation of the same turn.
+        ``speed-up``, the geometric mean over turns, each against the unmerged generation of the same turn,
+        and the 95 % interval of `time_ratio`, ``speed-up low`` and ``speed-up high``: NaN for one turn.
     """
-    seconds = rows.pivot(index="repetition", columns="method", values="seconds")
-    faster = 1 / seconds.div(seconds["unmerged"], axis=0)
-    return pd.DataFrame(
-        {"speed-up": faster.median(), "speed-up low": faster.min(), "speed-up high": faster.max()}
-    )
+    found = {}
+    for method in rows["method"].unique():
+        ratio, low, high = time_ratio(rows, method)
+        found[method] = {"speed-up": 1 / ratio, "speed-up low": 1 / high, "speed-up high": 1 / low}
+    return pd.DataFrame(found).T
 
 
 def timed_on(rows: pd.DataFrame) -> str:
