@@ -77,12 +77,19 @@ def tome(
     return Method(label, "ToMe", lambda pipe: patched(pipe, TOME, **given))
 
 
-def ca_tome(threshold: float, schedule: str | Iterable[int] | None, weighted: bool = False) -> Method:
-    """CA-ToMe by catome. With ``weighted``, which the paper does not have, a merged token counts as often as
-    it has members."""
-    aside = ", weighted" if weighted else ""
+def ca_tome(
+    threshold: float,
+    schedule: str | Iterable[int] | None,
+    weighted: bool = False,
+    stride: tuple[int, int] = (2, 2),
+) -> Method:
+    """CA-ToMe by catome, in windows of ``stride`` tokens, vertical and horizontal; the paper's are two by
+    two. With ``weighted``, which the paper does not have, a merged token counts as often as it has
+    members."""
+    aside = f", stride={stride[0]}x{stride[1]}" if stride != (2, 2) else ""
+    aside += ", weighted" if weighted else ""
     label = f"CA-ToMe(threshold={threshold:g}, schedule={schedule_name(schedule)}{aside})"
-    given = dict(threshold=threshold, schedule=schedule, weighted=weighted)
+    given = dict(threshold=threshold, schedule=schedule, weighted=weighted, stride=stride)
     return Method(label, "CA-ToMe", lambda pipe: patched(pipe, PAPER, **given))
 
 

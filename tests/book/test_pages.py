@@ -473,7 +473,7 @@ def test_the_examples_of_what_can_be_added_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.chdir(tmp_path)
     examples = [block for block in blocks("extend", "python") if not block.startswith(("# cell:", "# file:"))]
-    assert len(examples) == 6
+    assert len(examples) == 7
     names = {"__name__": "page"}
     for block in examples:
         exec(compile(block, "book/extend.md", "exec"), names)
@@ -481,6 +481,9 @@ def test_the_examples_of_what_can_be_added_run(tmp_path, monkeypatch, capsys):
     setting, capped = names["setting"], names["capped"]
     assert study.load(replace(setting, model="runs/mymodel")).unet.config.in_channels == 4
     assert len(names["best"]) == 3
+    # pairs were found again
+    found = names["found_at"].values()
+    assert any(len(steps) > 1 for steps in found)
 
     rows = Store(QUALITY, tmp_path / "runs/extend", None)
     free, held = (

@@ -7,6 +7,7 @@ import pytest
 
 from catome.patch import applied_patch
 from catome.study import methods
+from catome.study.measure import quality
 from catome.study.run.generate import generate_batch
 from catome.study.studies import allocation
 from catome.study.studies.allocation import FREEDOMS, Parameters, measured_left, shares_by
@@ -109,5 +110,6 @@ def test_the_table_and_the_gains_say_what_the_rows_say(made):
     assert mean == pytest.approx((psnr["image"] - psnr["step and block"]).mean())
     shown = made.steps_of_freedom(0.9)
     assert shown.loc["and each image", "difference (dB)"].startswith(f"{mean:+.2f} [")
+    assert shown[quality.OVER_CLASSES].str.startswith("[").all()
     report = made.report()
-    assert all(name in report for name in (*FREEDOMS.values(), "and each image", "2 images"))
+    assert all(name in report for name in (*FREEDOMS.values(), "and each image", "2 images", made.needed()))

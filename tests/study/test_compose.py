@@ -1,5 +1,6 @@
 """Forecasts, and the search for the fastest composition."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -62,6 +63,13 @@ def test_the_frontier_is_what_no_other_is_both_faster_and_closer_than():
     assert frontier([d, c, b, a]) == [a, b, d]
 
 
+def test_the_unmerged_pipeline_beats_what_is_slower():
+    unmerged, slow, fast = tried("unmerged", math.inf, 4.0), tried("a", 45, 4.5), tried("b", 35, 3.0)
+    assert frontier([slow, fast, unmerged]) == [unmerged, fast]
+    assert chosen([unmerged, fast], floors=(30.0,))[0] == fast.method
+    assert unmerged.method not in chosen([unmerged, fast], floors=(30.0,))
+
+
 def test_errors_add_up_and_times_multiply():
     psnr, seconds = predicted([tried("a", 33.0, 2.0), tried("b", 33.0, 3.0)], unmerged_s=4.0)
     assert psnr == pytest.approx(33 - 3.01, abs=0.01)
@@ -111,9 +119,9 @@ def test_the_search_from_end_to_end(pipe, tmp_path, monkeypatch):
     together = (
         "merged keys(threshold=0.7, stride=2x2, schedule=EVEN_13) + forecast(interval=2, order=1, first=2)"
     )
-    assert labels == [few["merged keys"][0].label, few["forecast"][0].label, together]
+    assert labels == ["unmerged", few["merged keys"][0].label, few["forecast"][0].label, together]
     assert all(one.seconds > 0 for one in found)
-    assert found[2].psnr < found[0].psnr
+    assert found[3].psnr < found[1].psnr < found[0].psnr == math.inf
     monkeypatch.setattr(
         "catome.study.measure.comparison.generate_batch", lambda *_: pytest.fail("it was made again")
     )
@@ -122,9 +130,10 @@ def test_the_search_from_end_to_end(pipe, tmp_path, monkeypatch):
         (one.method.label, one.psnr, one.seconds) for one in found
     ]
     monkeypatch.undo()
-    table = judged(pipe, replace(asked, seed=7), [one.method for one in found], repetitions=2, recorded=None)
+    merging = [one.method for one in found[1:]]
+    table = judged(pipe, replace(asked, seed=7), merging, repetitions=2, recorded=None)
     assert table["speedup"].is_monotonic_increasing
-    assert set(table["method"]) == set(labels)
+    assert set(table["method"]) == {method.label for method in merging}
     said = report(table, floors=(5.0, 99.0))
     assert "Fastest above 5 dB: " in said
     assert "99 dB" not in said

@@ -15,7 +15,7 @@ from catome.study.measure import quality
 from catome.study.measure import turns as timing
 from catome.study.measure.clock import method_set
 from catome.study.measure.comparison import QUALITY, Comparison
-from catome.study.measure.quality import is_best
+from catome.study.measure.quality import is_best, share_unbeaten, unbeaten
 from catome.study.measure.turns import faster, turns, turns_on
 from catome.study.plots.frontier_figures import frontier, frontiers
 from catome.study.run.generate import with_sampler
@@ -130,6 +130,7 @@ def test_records_mark_what_no_other_setting_beats():
     assert records["flops"].to_list() == pytest.approx([0.5, 0.25, 0.75])
     assert records["best in time"].to_list() == [True, False, True]
     assert records["best in work"].to_list() == [True, True, False]
+    assert records["stays"].to_list() == [1, 0, 1]
     assert records["poor"].to_list() == pytest.approx([0, 1, 1 / 3])
     assert (records["speed-up low"] <= records["speed-up"]).all()
     assert found.gain(names[0], names[2])[0] == pytest.approx(5)
@@ -180,15 +181,50 @@ def test_words_say_which_settings_nothing_beats():
     told = (": in time r = 0.25;", "in work r = 0.25 and r = 0.5.")
     assert_says(found.place_of(records, "ToMe"), "Settings of ToMe are among them", *told)
     assert_says(
-        found.place_of(records, "fewer steps"), "of fewer steps are among them", ": in time 30 steps."
+        found.place_of(records, "fewer steps"),
+        "of fewer steps are among them",
+        ": in time 30 steps; none in work.",
     )
     assert_says(words["papers_curve"], "No setting of CA-ToMe", "tried")
     beaten = found.place_of(records.assign(**{"best in time": False, "best in work": False}), "ToMe")
     assert_says(beaten, "No setting of ToMe", "among them")
     table = found.shown(records)
     assert table["unbeaten in"].tolist() == ["time, work", "work", "time"]
+    assert table[curves.STAYS].tolist() == ["100%", "0%", "100%"]
     assert table["below 30 dB"].tolist() == ["0%", "100%", "33%"]
     assert table["speed-up"].tolist()[1] == "2.00 [2.00,\u00a02.00]"
+
+
+def test_what_saves_nothing_is_beaten_by_the_unmerged_pipeline():
+    """It takes 4 seconds and 8 operations."""
+    found, records = found_and_records((35, 28, 30), (5.0, 2.0, 1.0), (9.0, 2.0, 6.0))
+    assert records["best in time"].to_list() == [False, False, True]
+    assert records["best in work"].to_list() == [False, True, True]
+    assert records["stays"].to_list() == [0, 0, 1]
+    said = found.place_of(records, "ToMe")
+    assert_says(said, "of ToMe are among them", ": none in time; in work r = 0.5.")
+    assert_says(said, "unmerged pipeline beats 1 of the 2 settings of ToMe in time")
+    assert "unmerged" not in found.place_of(records, "fewer steps")
+    table = found.unbeaten(records)
+    assert table.index.tolist() == [("ToMe", "r = 0.5"), ("fewer steps", "30 steps")]
+    assert table["unbeaten in"].tolist() == ["work", "time, work"]
+    assert table[curves.STAYS].tolist() == ["0%", "100%"]
+    found, records = found_and_records((35, 28, 30), (4.0, 5.0, 6.0), (8.0, 9.0, 9.0))
+    words = found.words(records)
+    assert (words["best_in_time"], words["best_in_work"]) == ("none", "none")
+    assert_says(found.place_of(records, "ToMe"), "No setting of ToMe", "beats 2 of the 2 settings")
+    assert found.unbeaten(records).empty
+
+
+def test_a_place_that_may_be_chance_has_its_share_beside_it():
+    found, records = found_and_records((35, 28, 30), (3.0, 2.0, 1.0), (4.0, 2.0, 6.0))
+    records = records.assign(stays=[0.4, 0.0, 0.6])
+    words = found.words(records)
+    assert words["best_in_time"] == "ToMe (r = 0.25 [in only 40% of resamples]); fewer steps (30 steps)"
+    assert words["best_in_work"] == "ToMe (r = 0.25 and r = 0.5)"
+    told = ("in time r = 0.25 [in only 40% of resamples];", "in work r = 0.25 and r = 0.5.")
+    assert_says(found.place_of(records, "ToMe"), *told)
+    assert words["curve_resamples"] == "1,000"
 
 
 def test_chapter_6_is_given_the_words_of_the_curves_that_its_text_takes_up():
@@ -215,10 +251,14 @@ def lengths() -> curves.Lengths:
 def test_each_number_of_steps_has_a_frontier():
     several = lengths()
     table = several.unbeaten()
-    assert table["unbeaten in time"].to_dict() == {
-        "8 steps": "ToMe (r = 0.25 and r = 0.5); fewer steps (30 steps)",
-        "50 steps": "fewer steps (30 steps)",
-    }
+    assert table.index.tolist() == [
+        ("8 steps", "ToMe", "r = 0.25"),
+        ("8 steps", "ToMe", "r = 0.5"),
+        ("8 steps", "fewer steps", "30 steps"),
+        ("50 steps", "fewer steps", "30 steps"),
+    ]
+    assert table["unbeaten in"].tolist() == ["time, work"] * 4
+    assert table[curves.STAYS].tolist() == ["100%"] * 4
     assert list(several.shown().index.get_level_values(0)) == ["8 steps"] * 3 + ["50 steps"] * 3
     leads = several.rivals("ToMe")["its lead in time (dB)"]
     assert leads["8 steps", "ToMe, r = 0.25"] == "-15.0 [-15.0, -15.0]"
@@ -329,6 +369,7 @@ def test_the_figure_fills_what_no_other_setting_beats():
                 filled = line.get_markerfacecolor() != "white"
                 drawn |= {round(float(x), 6): filled for x in line.get_xdata()}
         assert drawn == dict(zip(records[column].astype(float).round(6), records[best], strict=True))
+        assert [1, 1] in [list(line.get_xdata()) for line in ax.lines]  # the unmerged pipeline
     plt.close(figure)
 
 
@@ -336,6 +377,38 @@ def test_the_frontier_keeps_equals_and_drops_what_is_beaten():
     closeness = np.array([3.0, 3.0, 2.0, 1.0, 2.0, 3.0, 1.5])
     gain = np.array([1.0, 1.0, 2.0, 1.5, 2.0, 0.5, 2.0])
     assert is_best(closeness, gain).tolist() == [True, True, True, False, True, False, False]
+
+
+def test_the_unmerged_pipeline_competes():
+    closeness = np.array([40.0, 30.0, 40.0, np.inf, np.inf])
+    gain = np.array([0.9, 1.5, 1.0, 1.0, 0.8])
+    assert unbeaten(closeness, gain).tolist() == [False, True, False, True, False]
+    faster_first = np.array([2.0, 1.5, 1.0, 1.0, 0.8])
+    both = unbeaten(np.stack([closeness, closeness]), np.stack([gain, faster_first]))
+    assert both.tolist() == [[False, True, False, True, False], [True, False, False, True, False]]
+    work = np.array([1.0, 0.9])
+    assert unbeaten(np.array([45.0, 40.0]), -work, unmerged=-1).tolist() == [False, True]
+
+
+def test_the_share_of_resamples_in_which_a_method_is_unbeaten():
+    half = np.full((2, 3), 0.5)
+    # of two images: in a quarter of the resamples the first alone, in a quarter the second
+    shares = share_unbeaten(np.array([[40.0, 20.0], [30.0, 30.0]]), half)
+    assert shares == pytest.approx([0.75, 0.75], abs=0.05)
+    # images differ by more than the methods do: the comparison is paired
+    images = np.array([20.0, 35.0, 50.0])
+    assert share_unbeaten(np.stack([images + 1, images]), half).tolist() == [1, 0]
+    assert share_unbeaten(np.stack([images, images]), half).tolist() == [1, 1]
+    # of two turns: a mean of 0.5, 1.25 or 2
+    slow_once = np.array([[0.5, 2.0]])
+    assert share_unbeaten(images[None], slow_once) == pytest.approx([0.25], abs=0.05)
+    turns_too = share_unbeaten(np.array([[40.0], [30.0]]), np.array([[0.5, 0.9], [0.6, 1.0]]))
+    assert turns_too.tolist() == [1, 0]
+    # an image that is unchanged is left out of a mean, unless there is no other
+    as_long = np.ones((1, 3))
+    assert share_unbeaten(np.array([[np.inf, 40.0]]), as_long) == pytest.approx([0.25], abs=0.05)
+    fast = share_unbeaten(images[None], np.array([[0.5, 2.0]]), speed=lambda left: 1 / left.min(-1))
+    assert fast == pytest.approx([0.75], abs=0.05)
 
 
 def test_speed_ups_are_ratios_of_each_turn():

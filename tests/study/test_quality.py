@@ -22,7 +22,15 @@ import catome
 from catome import tiny
 from catome.study import methods
 from catome.study.measure import quality
-from catome.study.measure.comparison import COST, compare, cost, speed_ups, timed_blocks, timed_on
+from catome.study.measure.comparison import (
+    COST,
+    compare,
+    cost,
+    speed_ups,
+    time_ratio,
+    timed_blocks,
+    timed_on,
+)
 from catome.study.measure.drift import held_out
 from catome.study.measure.real_images import (
     check_reference,
@@ -339,6 +347,47 @@ def test_an_interval_for_other_classes_is_that_of_their_means():
     assert quality.OVER_CLASSES not in quality.difference_table({"x": values[:5]})
 
 
+def test_which_verdicts_stay_and_hold_over_classes():
+    scatter, classes = np.tile([-0.1, 0.1], 6), np.repeat(["a", "b", "c"], 4)
+    of_two = np.repeat([-9.0, -9.0, 0.0], 4)  # certain for these images, and not for other classes
+    found = {"all": scatter + 3, "two": scatter + of_two, "none": scatter, "nan": np.full(12, np.nan)}
+    assert quality.held_over_classes(found, classes) == (["all", "two"], ["all"])
+    assert quality.held_over_classes({}, classes) == ([], [])
+    few = {"first": np.full(6, 3.0) + scatter[:6]}
+    assert quality.held_over_classes(few, classes) == (["first"], ["first"])
+
+
+def test_what_other_prompts_would_give_is_said_beside_the_verdict_on_these():
+    scatter, classes = np.tile([-0.1, 0.1], 6), ["a"] * 4 + ["b"] * 4 + ["c"] * 4
+    assert_says(quality.other_prompts(scatter + 1, classes), "This holds for other prompts", "([+1.00, ")
+    assert_says(quality.other_prompts(scatter - 1, classes), "This holds for other prompts", "([-1.00, ")
+    by_one = scatter + np.repeat([0.0, 0.0, 9.0], 4)  # certain for these images, and not for other classes
+    said = quality.other_prompts(by_one, [*classes, "d"])
+    _, low, high = quality.over_classes(by_one, classes)
+    assert said == f"For other prompts like these this is not decided ([{low:+.2f}, {high:+.2f}] dB)."
+    assert low < 0 < high
+    assert_says(quality.other_prompts(scatter, classes), "other prompts", "nothing is decided, either")
+    assert_says(quality.other_prompts(scatter, ["a"] * 12), "so few prompts")
+
+
+def test_the_chance_of_a_rank_correlation_is_of_all_orders():
+    agreement, chance = quality.rank_correlation([1, 2, 3, 4], [10, 20, 30, 99])
+    assert (agreement, chance) == (pytest.approx(1), pytest.approx(2 / 24))  # two orders of 24 agree so well
+    agreement, chance = quality.rank_correlation([1, 2, 3], [1, 3, 2])
+    assert (agreement, chance) == (pytest.approx(0.5), pytest.approx(1))
+    assert np.isnan(quality.rank_correlation([1, 1, 1], [1, 2, 3])).all()
+    x, y = np.random.default_rng(0).normal(size=(2, 12))
+    drawn = quality.rank_correlation(x, y)
+    assert drawn[0] == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert drawn[1] == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.03)
+    assert quality.rank_correlation(x, x, draws=99)[1] == pytest.approx(0.01)  # the observed order alone
+
+
+def test_directions_that_images_span():
+    assert quality.rank_words(np.zeros((120, 128))).endswith("120 images span at most 119 of them.")
+    assert quality.rank_words(np.zeros((2000, 1024))).endswith("2,000 images span all of them.")
+
+
 def test_images_of_a_class_that_are_alike_make_intervals_within_classes_narrow():
     values, classes = [0.0, 0.2, 4.0, 4.2], ["a", "a", "b", "b"]
     assert quality.within_classes(values, classes) == pytest.approx(np.sqrt(0.02) / np.std(values, ddof=1))
@@ -569,10 +618,25 @@ def test_speed_ups_are_of_the_same_turn():
         ("a", 0, 1.0),
         ("a", 2, 1.0),
     ]
-    found = speed_ups(pd.DataFrame(rows, columns=["method", "repetition", "seconds"]))
-    assert found.loc["a"].tolist() == [4.0, 2.0, 4.0]
+    clock = pd.DataFrame(rows, columns=["method", "repetition", "seconds"])
+    found = speed_ups(clock)
+    # the ratios are 4, 2 and 4; their logarithms have a standard error of log(2) / 3
+    middle, reach = 32 ** (1 / 3), 2 ** (stats.t.ppf(0.975, 2) / 3)
+    assert found.loc["a"].tolist() == pytest.approx([middle, middle / reach, middle * reach])
     assert found.loc["unmerged"].tolist() == [1.0, 1.0, 1.0]
     assert found.columns.tolist() == ["speed-up", "speed-up low", "speed-up high"]
+    # turned upside down, it is the time, and one method may be set against any other
+    expected = [1 / middle, 1 / middle / reach, reach / middle]
+    assert list(time_ratio(clock, "a")) == pytest.approx(expected)
+    assert list(time_ratio(clock, "unmerged", "a")) == pytest.approx(found.loc["a"].tolist())
+
+
+def test_one_turn_has_no_interval():
+    rows = [("unmerged", 0, 4.0), ("a", 0, 1.0)]
+    found = speed_ups(pd.DataFrame(rows, columns=["method", "repetition", "seconds"]))
+    assert found.loc["a", "speed-up"] == pytest.approx(4)
+    assert found[["speed-up low", "speed-up high"]].isna().all(axis=None)
+    assert figures.with_interval(found, "speed-up").tolist() == ["1.00", "4.00"]
 
 
 def test_block_times_leave_nothing_behind(pipe):
@@ -807,6 +871,11 @@ def test_intervals_in_words():
     )
     assert figures.with_interval(table, "x").tolist() == ["1.23 [1.00,\u00a02.00]", "unchanged", ""]
     assert figures.with_interval(table, "x", 0).tolist()[0] == "1 [1,\u00a02]"
+    alone = pd.DataFrame({"x": [1.234], "x low": [np.nan], "x high": [np.nan]})
+    assert figures.with_interval(alone, "x").tolist() == ["1.23"]
+    assert figures.with_interval(table.iloc[:0], "x").tolist() == []
+    assert quality.bracketed((1.234, 1.0, 2.0)) == "1.23 [1.00, 2.00]"
+    assert quality.bracketed((1.234, np.nan, np.nan)) == "1.23"
 
 
 def test_schedules_are_tried_on_images_they_were_not_derived_from(tmp_path):

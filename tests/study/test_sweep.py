@@ -1,6 +1,7 @@
 """The words of chapter 3 follow from the numbers, and every number in its text is given."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nbformat
@@ -78,6 +79,19 @@ def clock(found: sweep.Result, slow: tuple[float, ...] = ()) -> pd.DataFrame:
     )
 
 
+def against_fixed_shares(gains: dict[float, dict[str, float]]) -> sweep.Result:
+    """A sweep whose thresholds are closer to unmerged than their fixed shares, by so many dB in each
+    class."""
+    found = result(dict.fromkeys(gains, 30.0))
+    twins, both = {t: methods.tome(round(t / 2, 3)) for t in gains}, {}
+    for t, of_class in gains.items():
+        both[t] = comparison({found.sweep[t].label: 30.0, twins[t].label: 30.0})
+        rows = both[t].rows
+        own = rows["method"] == found.sweep[t].label
+        rows.loc[own, "psnr"] += rows.loc[own, "class"].map(of_class)
+    return replace(found, twins=twins, both=both)
+
+
 def test_the_sweep_is_told_from_its_first_threshold_to_the_last_that_changes_anything():
     found = result({0.5: 31.0, 0.7: 29.0, 0.9: 35.0, 1.0: np.inf})
     said = found.moving()
@@ -90,6 +104,10 @@ def test_the_sweep_is_told_from_its_first_threshold_to_the_last_that_changes_any
 def test_a_dip_is_told_with_its_interval():
     said = result({0.5: 31.0, 0.7: 29.0, 0.9: 35.0}).dip()
     assert re.search(r"changes by \+2\.\d\d \[\+1\.\d\d, \+2\.\d\d\] dB from t = 0.7 to t = 0.5", said)
+    assert_says(said, "Merging more is not always worse", "holds for other prompts")
+    none = result({0.5: 29.01, 0.7: 29.0, 0.9: 35.0}).dip()
+    assert_says(none, "changes by +0.01 [-", "no gain", "detectable", "other prompts", "nothing is decided")
+    assert "not always worse" not in none
     assert "lowest where most is merged" in result({0.5: 28.0, 0.7: 29.0}).dip()
     assert "lowest where most is merged" in result({0.5: np.inf, 1.0: np.inf}).dip()
 
@@ -138,10 +156,95 @@ def test_images_are_given_for_each_comparison_or_none(given):
         sweep.Parameters.checked({"compared_images": given})
 
 
-def test_thresholds_that_are_slower_than_unmerged_are_named():
-    found = result({0.5: 31.0, 0.9: 35.0})
-    assert "At t = 0.9 a generation takes longer" in found.slower(found.records(clock(found, slow=(0.9,))))
-    assert "At none of these" in found.slower(found.records(clock(found)))
+def turns_of(found: sweep.Result, t: float, seconds: list[float], turns: pd.DataFrame) -> pd.DataFrame:
+    """Timed turns in which a threshold takes so many seconds."""
+    turns = turns.copy()
+    turns.loc[turns["method"] == found.sweep[t].label, "seconds"] = seconds
+    return turns
+
+
+def test_thresholds_that_change_the_time_are_named_by_their_intervals():
+    found = result({0.5: 31.0, 0.7: 32.0, 0.9: 35.0})
+    # of the threshold in the middle, the mean is slower than unmerged, but one turn is faster
+    turns = turns_of(found, 0.7, [1.0, 4.0, 3.0], clock(found, slow=(0.9,)))
+    said = found.slower(found.records(turns))
+    assert_says(said, "taken alone", "At t = 0.9 a generation takes longer", "At t = 0.5 it takes less time")
+    assert_says(said, "At t = 0.7 these turns do not decide")
+    fast = found.slower(found.records(clock(found)))
+    assert_says(fast, "At no threshold", "longer", "At t = 0.5, 0.7 and 0.9 it takes less time")
+    assert "do not decide" not in fast
+    assert_says(found.slower(found.records(turns[turns["repetition"] == 0])), "One turn cannot tell")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        ([0.5, 0.6, 0.5], (" 0.53 [0.4", "So it is faster.")),
+        ([3.0, 3.1, 3.0], (" 3.03 [2.", "So it is slower.")),
+        ([0.5, 2.0, 1.0], (" 1.00 [0.", "these turns do not decide.")),
+        ([0.5], (" 0.50 of the time.", "One turn cannot tell")),
+    ],
+)
+def test_the_lowest_threshold_is_timed_against_the_highest_that_changes_anything(seconds, says):
+    found = result({0.5: 31.0, 0.9: 35.0, 1.0: np.inf})
+    turns = clock(found)
+    turns = turns_of(found, 0.5, seconds, turns[turns["repetition"] < len(seconds)])
+    turns.loc[turns["method"] == found.sweep[0.5].label, "flops"] = 8e8
+    assert_says(found.lowest_time(turns), "At t = 0.5", " 0.80 of the work", "at t = 0.9.", *says)
+
+
+def test_where_one_threshold_changes_anything_no_times_are_compared():
+    found = result({0.5: 31.0, 1.0: np.inf})
+    assert "Fewer than two thresholds" in found.lowest_time(clock(found))
+
+
+def test_neighbouring_thresholds_are_compared_seed_by_seed():
+    found = result({0.5: 29.0, 0.7: 29.0, 0.9: 35.0, 1.0: np.inf})
+    differences = found.neighbours()
+    assert list(differences) == [(0.5, 0.7), (0.7, 0.9)]
+    assert differences[0.7, 0.9].mean() == pytest.approx(6)
+    _, low, high = quality.mean_interval(differences[0.5, 0.7])
+    said = found.neighbours_told()
+    assert_says(
+        said, "Holm", "1 of 2 pairs", f" {low:+.2f} to {high:+.2f} dB from t = 0.5 to 0.7, and exclude"
+    )
+    assert "0.9" not in said
+    apart = result({0.5: 29.0, 0.7: 31.0, 0.9: 35.0}).neighbours_told()
+    assert "2 of 2 pairs" in apart
+    assert "exclude" not in apart
+    assert_says(result({1.0: np.inf}).neighbours_told(), "Fewer than two thresholds")
+
+
+def test_whether_adapting_pays_is_said_for_these_prompts_and_for_others():
+    gains = {0.7: 2.0, 0.8: 4.0, 0.9: 0.0}
+    found = against_fixed_shares(
+        {t: {"desert": gain, "beach": gain if t != 0.8 else 1.0} for t, gain in gains.items()}
+    )
+    said = found.adapts()
+    assert_says(
+        said, "At t = 0.7 the threshold is closer", "these prompts", "+2.00 dB [+1.9", "This holds for"
+    )
+    assert_says(said, "At t = 0.8 the threshold is closer", "+2.50 dB [", "other prompts", "is not decided")
+    assert_says(said, "At t = 0.9 no difference", "lies between -0.05 and +0.05 dB", "nothing is decided")
+    table = found.adapting_table()
+    assert table["verdict"].tolist() == ["closer", "closer", quality.UNTOLD]
+    _, low, high = quality.over_classes(found.differences()[0.8], found.both[0.8].classes)
+    assert low < 0 < high
+    assert table[quality.OVER_CLASSES].iloc[1] == f"[{low:+.2f}, {high:+.2f}]"
+    assert table["PSNR (dB)"].iloc[1].startswith("+2.50 [")
+    assert table["feature distance"].tolist() == ["+0.00 [+0.00, +0.00]"] * 3
+    assert "No threshold was compared" in result({0.5: 31.0}).adapts()
+
+
+def test_where_fid_tells_nothing_it_is_said_what_is_excluded(monkeypatch):
+    found = result({0.5: 31.0, 0.9: 59.0})
+    ends = found.summary[["FID change low", "FID change high"]].abs().max(axis=1)
+    far, near = (ends[found.sweep[t].label] for t in (0.5, 0.9))
+    assert far > near
+    monkeypatch.setattr(Comparison, "told_by_fid", lambda self, reference, methods: {})
+    assert_says(found.fid_told(), "no threshold changes FID", "At all of them", f"more than {far:.2f}.")
+    monkeypatch.setattr(Comparison, "told_by_fid", lambda self, reference, methods: {0.5: 0.01})
+    assert_says(found.fid_told(), "t = 0.5 (p = 0.010)", "At the others", f"more than {near:.2f}.")
 
 
 def test_unrelated_images_are_told_for_the_papers_thresholds_alone():
@@ -170,13 +273,14 @@ def test_records_hold_the_change_of_kid():
     [
         ({"image": 42.0}, ("the image decides, too",)),
         ({"image": 38.0}, ("closer if the image does not decide",)),
-        ({}, ("may be chance", "95 %", "no more than 0.1 dB")),
+        ({}, ("may be chance", "95 %", "gains no more than 0.1 dB", "loses no more than 0.1 dB")),
     ],
 )
 def test_who_decides_follows_from_the_interval(psnr, says):
     found = controlled(psnr | {"generation": 35.0})
     assert_says(found.decides(0.9), "step and the block", " +5.0 [", *says)
-    assert_says(result({0.9: 30.0}, controlled(psnr)).decides(), *says)
+    others = "This holds for other prompts" if psnr else "nothing is decided, either"
+    assert_says(result({0.9: 30.0}, controlled(psnr)).decides(), *says, others)
 
 
 def test_the_controls_table_has_a_row_for_each_freedom():
@@ -187,12 +291,30 @@ def test_the_controls_table_has_a_row_for_each_freedom():
     assert (shown["scores left"] == "0.500").all()
 
 
+def test_what_each_freedom_adds_has_an_interval_for_other_prompts():
+    found = controlled({"step": 42.0})
+    rows = found.made.rows
+    of_deserts = (rows["method"] == found.ways[0.9, "step"].label) & (rows["class"] == "desert")
+    rows.loc[of_deserts, "psnr"] += 9.0
+    table = found.steps_of_freedom(0.9)
+    values = found.differences(0.9)["each step"]
+    _, low, high = quality.over_classes(values, found.made.classes)
+    assert table.loc["each step", "verdict"] == "closer"
+    assert table.loc["each step", quality.OVER_CLASSES] == f"[{low:+.2f}, {high:+.2f}]"
+    assert low < 0 < high
+    assert_says(
+        found.needed(), " 0.5 dB", f" to {quality.images_needed(values, 0.5)} images", "there are 12."
+    )
+
+
 def test_every_number_that_the_chapters_text_takes_up_is_given_to_it():
     notebook = nbformat.read(ROOT / f"notebooks/{sweep.NOTEBOOK}.ipynb", 4)
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     taken = set(re.findall(r"\{glue:text\}`([\w-]+)`", text))
     found = result({0.5: 31.0, 0.9: 33.0})
-    words = found.words(found.records(clock(found)))
+    words = found.words(found.records(clock(found)), clock(found))
+    assert_says(words["needed_sweep"], " 0.5 dB", "there are 12.")
+    assert words["prompts"] == "2"
     assert all(isinstance(word, str) and word for name, word in words.items() if name != "merged_there")
     assert taken == {name.replace("_", "-") for name in words} | {"recorded", "clock"}
 

@@ -212,57 +212,92 @@ def test_layers_that_are_merged_alone_are_evenly_spaced():
 
 
 class Made:
-    """Rows of a comparison, each with its mean PSNR."""
+    """Rows of a comparison: the PSNR of each method's images."""
 
-    def __init__(self, psnr: dict[str, float]):
+    def __init__(self, psnr: dict):
         self.psnr = psnr
 
     def of(self, method):
-        return pd.DataFrame({"psnr": [self.psnr[method.label]]})
+        return pd.DataFrame({"psnr": np.atleast_1d(self.psnr[method.label]).astype(float)})
+
+    def share_of_image(self, method):
+        return 0.5, 0.25
 
 
 def with_controls(own: dict, other: dict, **given) -> transformer.Result:
-    seen = types.SimpleNamespace(blocks=[f"layer {i}" for i in range(6)])
     models = {
-        name: transformer.OfModel(None, seen, None, None, Made(psnr))
-        for name, psnr in zip(BOTH, (own, other), strict=True)
+        name: transformer.OfModel(
+            None,
+            types.SimpleNamespace(blocks=[f"layer {i}" for i in range(layers)]),
+            None,
+            None,
+            Made(psnr),
+        )
+        for name, psnr, layers in zip(BOTH, (own, other), (6, 5), strict=True)
     }
     return transformer.Result(Parameters(**GIVEN | given), models)
 
 
 @pytest.mark.parametrize(
-    ("own", "says"),
+    ("own", "other", "says"),
     [
-        ([45, 32, 31, 33, 41, 42], ("fewer tokens lose more", "6 layers", "exp(entropy)/N is 0.")),
-        ([31, 45, 44, 43, 32, 33], ("not these layers", "6 layers", "exp(entropy)/N is -0.")),
+        # in the order of their selectivity, as far as the cards have one: exactly, and not at all
+        ([45, 31, 32, 33, 41, 46], [48, 49, 52, 47, 51], ("is 1.00 over the transformer's 6", "p = 0.003")),
+        ([45, 31, 32, 33, 41, 46], [48, 49, 52, 47, 51], ("stays", "on the transformer", "fewer tokens")),
+        ([46, 33, 32, 31, 41, 45], [48, 49, 52, 47, 51], ("5 layers", "neither is", "so few layers")),
+        ([31, 46, 45, 44, 33, 30], [48, 49, 52, 47, 51], ("is -1.00", "stays", "more tokens lose more")),
     ],
 )
-def test_selective_layers_are_held_against_what_they_lose(own, says):
-    psnr = {f"keys in one layer(layer={layer}, ratio=0.5)": float(value) for layer, value in enumerate(own)}
-    assert_says(with_controls(psnr, psnr).by_selectivity(), *says)
-    assert "not known" in with_controls(psnr, psnr, single_layers=2).by_selectivity()
+def test_selective_layers_are_held_against_what_they_lose(own, other, says):
+    of_own, of_other = (
+        {f"keys in one layer(layer={layer}, ratio=0.5)": value for layer, value in enumerate(psnr)}
+        for psnr in (own, other)
+    )
+    assert_says(with_controls(of_own, of_other).by_selectivity(), *says)
+    assert "not known" in with_controls(of_own, of_other, single_layers=2).by_selectivity()
+
+
+def test_how_selective_layers_are_is_said_of_embedded_models():
+    found = with_controls({}, {})
+    assert found.spread_of_layers(TRANSFORMER) == "0.59, 0.11, 0.11, 0.11, 0.37 and 0.59"
+    assert found.spread_of_layers(UNET).startswith("0.68, 0.57, ")
+    other = transformer.Result(types.SimpleNamespace(model="somebody/something", beside="tiny"), {})
+    assert other.spread_of_layers(TRANSFORMER) == "not known here"
+
+
+SPREAD = np.linspace(-1, 1, 12)
 
 
 @pytest.mark.parametrize(
-    ("noise", "merged", "says"),
+    ("noise", "merging", "says"),
     [
+        # PSNR (dB) on the transformer; on the U-Net both controls leave 50
+        (49 + 5 * SPREAD, 30 + SPREAD, ("+1.0 [-", "+20.0 [+", "25% of the tokens", "is 5% of", "at most")),
         (
-            (50.0, 52.0),
-            (20.0, 40.0),
-            (" +2.0 [+2.0, +2.0] dB", "median gap", " 20.0 dB", "it is the merging"),
+            49 + 5 * SPREAD,
+            30 + SPREAD,
+            ("interval of -", "accounts for at most", "and not detectably for any"),
         ),
-        ((40.0, 50.0), (20.0, 40.0), ("both have a part",)),
-        ((30.0, 48.0), (20.0, 40.0), ("it is the model",)),
-        ((30.0, 48.0), (40.0, 20.0), ("no loss",)),
+        (40 + SPREAD, 30 + SPREAD, ("is 50% of", "to 5", "at most", "for at least 4")),
+        (15 + SPREAD, 30 + SPREAD, ("is 175% of", "accounts for all of the loss")),
+        (31 + 9 * SPREAD, 30 + SPREAD, ("at least", "perhaps for all")),
+        (40 + 60 * SPREAD, 30 + SPREAD, ("may account for none of the loss, or for all",)),
+        (49 + SPREAD, 50 + 9 * SPREAD, ("not shown that merging costs more",)),
     ],
 )
-def test_noise_tells_the_model_from_the_merging(noise, merged, says):
-    result = with_controls({"noise(share=0.01)": noise[0]}, {"noise(share=0.01)": noise[1]})
-    records = {
-        name: pd.DataFrame({"kind": ["ToDo", "fewer steps"], "setting": "", "PSNR": [psnr, 30.0]})
-        for name, psnr in zip(BOTH, merged, strict=True)
-    }
-    assert_says(result.sensitivity(records), "Noise of 1.0%", *says)
+def test_noise_tells_the_model_from_the_merging(noise, merging, says):
+    names = ("noise(share=0.01)", transformer.controls(Parameters(**GIVEN))["merged keys, t = 0.9"].label)
+    own = dict(zip(names, (noise, merging), strict=True))
+    result = with_controls(own, dict.fromkeys(names, np.full(12, 50.0)))
+    assert_says(result.sensitivity(), "noise of 1.0% leaves 50.0 dB", "merged keys, t = 0.9", *says)
+
+
+def test_the_controls_that_change_the_unets_images_alike_are_compared():
+    given = Parameters(**GIVEN | {"noises": (0.01, 0.03), "gentle": (0.9, 0.95)})
+    labels = [method.label for method in transformer.controls(given).values()]
+    psnr = dict(zip(labels, (60.0, 50.0, 45.0, 51.0), strict=True))
+    found = with_controls(psnr, psnr, noises=(0.01, 0.03), gentle=(0.9, 0.95))
+    assert found._alike() == ("noise of 3.0%", "merged keys, t = 0.95")
 
 
 @torch.no_grad()
@@ -317,63 +352,89 @@ def test_variance_is_named_by_model(found):
 
 
 def drifting(own: float, other: float) -> transformer.Result:
-    """A result whose pairs move so much from step to step."""
+    """A result of twelve images of three classes whose pairs move so much from step to step, give or take
+    0.02, in two layers."""
 
-    def of(distance):
-        rows = pd.DataFrame({"neighbour": [np.full(4, distance)] * 2})
+    def of(distance, seed):
+        scatter = np.random.default_rng(seed).permutation(np.linspace(-0.02, 0.02, 12))
+        rows = pd.DataFrame(
+            [
+                {"image": image, "class": f"class {image % 3}", "by_lag": np.full(4, distance + by)}
+                for image, by in enumerate(scatter)
+                for _ in range(2)
+            ]
+        )
         return transformer.OfModel(None, None, transformer.Drift(rows, rows, 5, {}), None, None)
 
-    return transformer.Result(Parameters(**GIVEN), {TRANSFORMER: of(own), UNET: of(other)})
+    return transformer.Result(Parameters(**GIVEN), {TRANSFORMER: of(own, 0), UNET: of(other, 1)})
 
 
 @pytest.mark.parametrize(
     ("own", "other", "said"),
     [
-        (0.1, 0.3, "for longer on the transformer than"),
-        (0.3, 0.1, "for longer on the U-Net than"),
-        (0.2, 0.21, "about as long"),
+        (0.1, 0.3, ("changes by -0.200 [-0.2", "for other prompts: [-0.", "for longer on the transformer")),
+        (0.3, 0.1, ("changes by +0.200 [+0.1", "over 12 images", "for longer on the U-Net")),
+        (0.2, 0.201, ("changes by -0.001 [-0.0", "not shown that pairs can be reused for longer")),
     ],
 )
 def test_the_model_whose_pairs_last_longer_is_named(own, other, said):
-    assert said in drifting(own, other).drifts()
+    assert_says(drifting(own, other).drifts(), *said)
 
 
 @pytest.mark.parametrize(
     ("shares", "distances", "said"),
     [
-        ((0.6, 0.3), (0.1, 0.2), ("both measures", "less on the transformer")),
-        ((0.3, 0.6), (0.2, 0.1), ("both measures", "less on the U-Net")),
-        ((0.6, 0.3), (0.2, 0.1), ("the first measure", "less on the transformer", "second on the U-Net")),
-        ((0.3, 0.6), (0.1, 0.2), ("the first measure", "less on the U-Net", "second on the transformer")),
+        ((0.6, 0.3), (0.1, 0.2), ("both measures", "less on the transformer", "+0.30 [", "-0.100 [")),
+        ((0.3, 0.6), (0.2, 0.1), ("both measures", "less on the U-Net", "-0.30 [", "+0.100 [")),
+        ((0.6, 0.3), (0.2, 0.1), ("the first measure", "less on the transformer", "second", "on the U-Net")),
+        ((0.3, 0.6), (0.1, 0.2), ("the first measure", "less on the U-Net", "second", "on the transformer")),
+        ((0.5, 0.5), (0.1, 0.2), ("the first measure nothing is decided", "second", "on the transformer")),
+        ((0.6, 0.3), (0.2, 0.2), ("the first measure", "on the transformer", "the second nothing")),
+        ((0.5, 0.5), (0.2, 0.2), ("Neither measure tells",)),
     ],
 )
 def test_what_the_papers_arguments_lead_to_expect(shares, distances, said, monkeypatch):
-    class Drifting:
-        def __init__(self, distance):
-            self.distance = distance
-
-        def by_lag(self, amount):
-            return {1: self.distance}
-
-    result = transformer.Result(
-        Parameters(**GIVEN),
-        {
-            name: transformer.OfModel(None, None, Drifting(d), None, None)
-            for name, d in zip(BOTH, distances, strict=True)
-        },
-    )
     own = dict(zip(BOTH, shares, strict=True))
-    monkeypatch.setattr(
-        transformer.Result, "_shares_of_layers", lambda self, name: pd.DataFrame([[own[name]]])
-    )
-    assert_says(result.expected(), *said)
+    scatter = {TRANSFORMER: np.linspace(-0.01, 0.01, 12), UNET: np.linspace(0.01, -0.01, 12)}
+    monkeypatch.setattr(transformer.Result, "_shares_of_images", lambda self, name: own[name] + scatter[name])
+    assert_says(drifting(*distances).expected(), *said)
+
+
+def test_shares_of_images_are_means_over_thresholds_steps_and_layers(found):
+    for name in BOTH:
+        shares = shares_above(found.models[name].seen, found.params.thresholds)
+        exact = [shares.loc[shares["image"] == image, "share"].mean() for image in range(2)]
+        assert found._shares_of_images(name) == pytest.approx(exact)
+
+
+def with_gaps(monkeypatch, gaps: dict, classes) -> transformer.Result:
+    monkeypatch.setattr(transformer.Result, "gaps", lambda self: gaps)
+    monkeypatch.setattr(transformer.Result, "_classes", np.asarray(classes))
+    return transformer.Result(Parameters(**GIVEN), {})
+
+
+def test_gaps_are_told_one_by_one_and_for_other_prompts(monkeypatch):
+    by_two = np.repeat([9.0, 9.0, 0.0], 4)  # certain for these images, and not for other prompts
+    gaps = {
+        ("ToDo", "2x2"): 3 + SPREAD / 5,
+        ("ToMe", "r = 0.5"): by_two + SPREAD / 5,
+        ("forecast", "x"): SPREAD,
+    }
+    result = with_gaps(monkeypatch, gaps, np.repeat(["a", "b", "c"], 4))
+    most = quality.mean_interval(SPREAD)[2]
+    said = ("all 3 settings", "detectable in 2 of them", "in 1 of those", f"gaps above {most:.1f} dB")
+    assert_says(result.farther_told(), *said)
+    table = result.gap_table()
+    assert table["after Holm"].tolist() == ["closer on the U-Net"] * 2 + [quality.UNTOLD]
+    assert table.loc[("ToMe", "r = 0.5"), quality.OVER_CLASSES].startswith("[-")
+    one = with_gaps(monkeypatch, gaps, np.full(12, "a"))
+    assert "prompts" not in one.farther_told()
 
 
 def points(psnr) -> pd.DataFrame:
     names = {"kind": ["ToMe"] * len(psnr), "setting": [f"r = {i}" for i in range(len(psnr))]}
-    return pd.DataFrame(
-        names | {"PSNR": psnr, "flops": 0.5, "speed-up": 1.25, "PSNR low": psnr, "PSNR high": psnr}
-    )
+    quality_of = {"PSNR": psnr, "PSNR low": psnr, "PSNR high": psnr, "poor": 0.25, "distance": 0.125}
+    return pd.DataFrame(names | quality_of | {"flops": 0.5, "speed-up": 1.25})
 
 
 def test_agreement_is_of_ranks():
@@ -391,8 +452,12 @@ def test_the_comparison_sets_the_same_settings_side_by_side():
     result = transformer.Result(Parameters(**GIVEN), {})
     table = result.compared({TRANSFORMER: points([30.0, 31]), UNET: points([10.0, 20])})
     assert list(table.columns) == [
-        (name, what) for name in BOTH for what in ("PSNR (dB)", "work left", "speed-up")
+        (name, what)
+        for name in BOTH
+        for what in ("PSNR (dB)", "below 30 dB", "feature distance", "work left", "speed-up")
     ]
+    shown = table.loc[("ToMe", "r = 1"), UNET]
+    assert shown[["below 30 dB", "feature distance"]].tolist() == ["25%", "0.12"]
     assert table.loc[("ToMe", "r = 1"), (UNET, "PSNR (dB)")].startswith("20.0")
 
 
@@ -401,6 +466,12 @@ def test_times_are_taken_on_both_models_and_words_are_given(found, params):
     records = found.records(clocks)
     assert set(records) == set(BOTH)
     assert len(records[UNET]) == len(records[TRANSFORMER]) == 5
+    for name in BOTH:
+        of = found.models[name].curves
+        away = of.made.of(of.kinds["ToDo"]["2x2"])["feature_distance"].mean()
+        row = records[name][(records[name]["kind"] == "ToDo") & (records[name]["setting"] == "2x2")]
+        assert row["distance"].item() == pytest.approx(away)
+        assert away > 0
     words = found.words(records)
     assert len(found.gaps()) == 5
     assert re.search(r" 5 settings .*at once.*Holm.* detectable in [0-5] of them", words["farther_told"])
@@ -408,8 +479,13 @@ def test_times_are_taken_on_both_models_and_words_are_given(found, params):
     assert words["layers"] == "6"
     assert words["tokens"] == "1,024"
     own = records[TRANSFORMER]
-    best = own[quality.is_best(own["PSNR"].to_numpy(float), own["speed-up"].to_numpy(float))]
+    best = own[quality.unbeaten(own["PSNR"].to_numpy(float), own["speed-up"].to_numpy(float))]
     assert all(setting in words["best_in_time"] for setting in best["setting"])
+    table = found.models[TRANSFORMER].curves.unbeaten(own)
+    assert [setting for (_, setting), where in table["unbeaten in"].items() if "time" in where] == list(
+        best["setting"]
+    )
+    assert words["curve_resamples"] == "1,000"
 
 
 def test_one_setting_of_each_kind_is_shown(found):

@@ -12,11 +12,12 @@ import pytest
 import catome
 from catome.patch import applied_patch
 from catome.study import methods
+from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison
 from catome.study.run.store import CHECKOUT
 from catome.study.studies import jobs as counting
 from catome.study.studies import weights
-from catome.study.studies.weights import BOTH, KEPT, MERGED, WEIGHTED, Parameters, Result
+from catome.study.studies.weights import AGAIN, BOTH, KEPT, LIBRARYS, MERGED, WEIGHTED, Parameters, Result
 from helpers.labels import from_label
 from helpers.sentences import assert_says
 
@@ -36,6 +37,7 @@ def result(psnr: dict, share: float = 0.5, images: int = 12, **params) -> Result
             values = {
                 "method": method.label,
                 "image": image,
+                "class": f"class {image % 3}",
                 "psnr": at.get(method.label, 30.0) + order[image],
             }
             rows.append(values | {"merged_share": np.array(merged)})
@@ -115,6 +117,7 @@ def test_queries_are_compared_where_equally_many_scores_are_left():
     table = found.at_equal_scores_table()
     assert len(table) == 10
     assert set(table["verdict"]) == {"closer"}
+    assert quality.OVER_CLASSES in table
     said = found.queries_told()
     assert_says(said, "Without weights", "closer at 5 of 5", "farther at 0", "Holm", "With weights")
     unlike = result({key: value for key, value in FLAT.items() if key[1] == 0.7})
@@ -169,6 +172,125 @@ def test_each_change_is_measured_against_the_row_above_it():
     for number, said in enumerate(others, 1):
         assert float(said.split()[0]) == pytest.approx(2 * number - 1)
     assert table.loc["CA-ToMe", "PSNR (dB)"].startswith("30.0")
+    assert table.loc["CA-ToMe", ["verdict", "after Holm", quality.OVER_CLASSES]].tolist() == ["", "", ""]
+    assert set(table["after Holm"].iloc[1:]) == {"closer"}
+    assert found.words()["gain_library"] == "+25.0 [+25.0, +25.0]"  # five changes, before the last one
+
+
+def test_reused_pairs_are_held_against_pairs_found_at_every_step():
+    found = result(FLAT)
+    rows, pairs = found.made.rows, weights.caches_of(found.params)
+    theirs = [(way, "CONFIG_3") for way in (MERGED, WEIGHTED, BOTH, LIBRARYS)]
+    assert list(pairs) == [*theirs, (LIBRARYS, "EVEN_13")]
+    for (_, schedule), (reused, afresh) in pairs.items():
+        assert reused.label.replace(f"schedule={schedule}", "schedule=every step") == afresh.label
+        assert {reused.label, afresh.label} <= set(found.made.methods)
+    rows.loc[rows["method"] == pairs[LIBRARYS, "CONFIG_3"][0].label, "psnr"] -= 2
+    table = found.cache_costs_table()
+    assert table.loc[(LIBRARYS, "CONFIG_3"), "reused - every step (dB)"].startswith("-2.00 [")
+    assert table["after Holm"].tolist() == [quality.UNTOLD] * 3 + ["farther", quality.UNTOLD]
+    said = found.cache_told()
+    assert_says(said, "Of these 5", "closer", "in none", f"farther in 1 ({LIBRARYS}, CONFIG_3)", "allow one")
+    for reused, _ in pairs.values():
+        rows.loc[rows["method"] == reused.label, "psnr"] -= 2
+    assert "farther in 5 (" in found.cache_told()
+    assert "allow" not in found.cache_told()
+
+
+def test_windows_of_other_sizes_stand_beside_those_of_two_by_two(pipe):
+    found = result(FLAT)
+    rows, pairs = found.made.rows, weights.windows_of(found.params)
+    small, large = "windows of 1 \u00d7 2", "windows of 4 \u00d7 4"
+    assert list(pairs) == [(way, window) for way in (MERGED, BOTH) for window in (small, large)]
+    for (way, _), (other, plain) in pairs.items():
+        assert plain.label == found.sweep[way, 0.7].label
+        assert {other.label, plain.label} <= set(found.made.methods)
+    at = rows["method"] == pairs[BOTH, large][0].label
+    rows.loc[at, "psnr"] += 3
+    rows.loc[at, "merged_share"] = rows["merged_share"].map(lambda share: 0 * share + 0.8)
+    table = found.other_windows_table()
+    assert table.loc[(BOTH, large), "minus 2 \u00d7 2 (dB)"].startswith("+3.00 [")
+    assert table.loc[(BOTH, large), "scores left"].startswith("0.20 - 0.6")
+    assert table["after Holm"].tolist() == [quality.UNTOLD] * 3 + ["closer"]
+    assert_says(found.windows_told(), "Of these 4", "closer", f"1 ({BOTH}, {large})", "farther in none")
+    with pairs[MERGED, small][0].applied(pipe):
+        assert applied_patch(pipe).config == catome.PAPER.changed(schedule=None, stride=(1, 2))
+
+
+def test_what_did_not_help_is_told():
+    """Queries kept at 0.9 and pairs that are reused or found in other windows are worse than the rest, and
+    groups weighted at 0.4 change nothing."""
+    better = {(way, t): 35.0 for way, t in FLAT if way != MERGED}
+    found = result(FLAT | better | {(KEPT, 0.9): 28.0, (WEIGHTED, 0.4): 30.0})
+    rows = found.made.rows
+    # in one class the gain is much larger, so that other classes may have none
+    in_one = (rows["method"] == found.sweep[BOTH, 0.4].label) & (rows["class"] == "class 2")
+    rows.loc[in_one, "psnr"] += 8
+    tried = found.tried()
+    assert AGAIN in found.changes
+    assert AGAIN not in {name for name, _ in tried}
+    table = found.unhelpful()
+    assert (BOTH, "t = 0.7") in tried
+    assert (BOTH, "t = 0.7") not in table.index
+    assert table.loc[(KEPT, "t = 0.9"), "after Holm"] == "farther"
+    assert table.loc[(WEIGHTED, "t = 0.4"), "after Holm"] == quality.UNTOLD
+    assert table.loc[("pairs reused by CONFIG_3", BOTH), "after Holm"] == "farther"
+    assert table.loc[("windows of 4 \u00d7 4", BOTH), "after Holm"] == "farther"
+    assert ("similar by distance", "after queries kept") in table.index
+    # 7 of 9 gains are closer; farther are one of them, two with pairs reused, and two in other windows
+    said = found.helped()
+    assert_says(said, "Of 23 comparisons, 7 show", "5 show", "11 show no", "Of the 12", "11 hold for other")
+    rows["class"] = "the only one"
+    assert "for other prompts" not in found.helped()
+
+
+def test_whether_the_dip_is_one_of_these_prompts_only():
+    found = result(FLAT | {(MERGED, 0.7): 28.0, (MERGED, 0.9): 40, (WEIGHTED, 0.9): 40})
+    _, low, high = quality.over_classes(found.dip(MERGED), found.more.classes)
+    interval = f"[{low:+.2f}, {high:+.2f}]"
+    assert_says(
+        found.over_prompts(),
+        "That there is a dip holds",
+        interval,
+        "That weights bring more",
+        "holds for other prompts",
+    )
+    assert found.dips()[quality.OVER_CLASSES].iloc[0] == interval
+    rows = found.more.rows
+    in_one = (rows["method"] == found.sweep[MERGED, 0.7].label) & (rows["class"] == "class 0")
+    rows.loc[in_one, "psnr"] -= 8
+    assert_says(found.over_prompts(), "Whether there is a dip is not", "Whether weights bring more", "not")
+    rows["class"] = "the only one"
+    assert "so few prompts" in found.over_prompts()
+
+
+@pytest.mark.parametrize("kind", ["windows", "caches", "changes", "peers"])
+def test_every_comparison_counts_for_the_number_of_images_needed(kind):
+    found = result(FLAT)
+    rows = found.made.rows
+    method = {
+        "windows": weights.windows_of(found.params)[BOTH, "windows of 4 \u00d7 4"][0],
+        "caches": weights.caches_of(found.params)[LIBRARYS, "EVEN_13"][1],
+        "changes": found.changes[AGAIN],
+        "peers": found.peers["ToMe, r = 0.5"],
+    }[kind]
+    before = found.words()["needed"]
+    at = rows["method"] == method.label
+    rows.loc[at, "psnr"] += np.where(rows.loc[at, "image"] % 2, 10.0, -10.0)
+    assert found.words()["needed"] != before
+
+
+def test_tables_of_differences_have_an_interval_for_other_prompts():
+    found = result(FLAT)
+    tables = [found.gains_table(), found.dips(), found.against_peers(), found.steps()]
+    tables += [found.cache_costs_table(), found.other_windows_table(), found.unhelpful()]
+    for table in tables:
+        assert len(table)
+        assert quality.OVER_CLASSES in table
+    gains = found.gains_table()
+    assert len(gains) == 9
+    _, low, high = quality.over_classes(found.gains()[BOTH, "t = 0.7"], found.made.classes)
+    assert gains.loc[(BOTH, "t = 0.7"), quality.OVER_CLASSES] == f"[{low:+.2f}, {high:+.2f}]"
 
 
 def test_the_way_leads_from_the_papers_configuration_to_the_librarys(pipe):

@@ -337,6 +337,15 @@ def test_a_search_counts_for_its_share_among_the_kernels(monkeypatch):
     assert counts.kernel_times().loc["b"].tolist() == [200.0, 80.0, 10.0, 40.0]
 
 
+def test_the_share_of_merged_keys_that_is_told_is_the_one_that_is_counted(counted):
+    share = int(counted.words()["kernels_share"].removesuffix("%")) / 100
+    told = counts.least_times("H200 SXM", share=share).set_index(["model", "work"])["us"]
+    shown = counts.kernel_times()
+    assert len(told) == shown.size
+    for (model, work), us in told.items():
+        assert shown.loc[model, work] == pytest.approx(us)
+
+
 MEASURED = pd.DataFrame(
     [
         dict(

@@ -207,8 +207,12 @@ SIZES = {
 """Rows of a batch, image tokens, text tokens, heads and channels of a head in a self-attention of a model."""
 
 
+SHARE = 0.64
+"""The share of keys that is merged away in `least_times`, unless another one is asked for."""
+
+
 def least_times(
-    device: str, share: float = 0.64, sources: float = 0.75, dtype: str = "float16"
+    device: str, share: float = SHARE, sources: float = 0.75, dtype: str = "float16"
 ) -> pd.DataFrame:
     """The roofline of what merged keys take in one self-attention, beside that attention as it is.
 

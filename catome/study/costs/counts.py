@@ -11,7 +11,7 @@ from catome.policy.cost_model import least_share
 from catome.policy.rates import ESTIMATES
 from catome.policy.schedule import parse_schedule
 from catome.study import paper
-from catome.study.bench.kernel_table import least_times
+from catome.study.bench.kernel_table import SHARE, least_times
 from catome.study.costs import accounting
 from catome.study.measure import quality
 
@@ -181,6 +181,7 @@ class Counted:
             "cost_is": "small" if cost < 0.1 else "not small",
             "sdxl_bounds": quality.listed([f"{bound:.2f} at {size} px" for size, bound in sdxl.items()]),
             "how_often": how_often(self.match_every),
+            "kernels_share": f"{SHARE:.0%}",
             "kernels_least": f"{gains.min():.1f}",
             "kernels_most": f"{gains.max():.1f}",
             "worth": worthwhile_sizes(_free(self.bounds, most)),

@@ -4,6 +4,7 @@ seeds."""
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.stats import norm as normal
+from scipy.stats import rankdata
 from scipy.stats import t as students_t
 from skimage.metrics import structural_similarity
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -120,6 +122,14 @@ def fid(features: np.ndarray, reference: np.ndarray | dict) -> float:
 def fid_statistics(features: np.ndarray) -> dict:
     """Mean and covariance of features ``[n, F]``, float64."""
     return fid_features_to_statistics(torch.from_numpy(np.asarray(features, np.float64)))
+
+
+def rank_words(features: np.ndarray) -> str:
+    """A sentence on how many directions of their features ``[n, F]`` images span: a FID compares covariance
+    matrices."""
+    count, size = features.shape
+    spans = "span all of them" if count > size else f"span at most {count - 1} of them"
+    return f"These features have {size:,} dimensions, and {count:,} images {spans}."
 
 
 ENOUGH = 50
@@ -320,13 +330,81 @@ def verdict(low: float, high: float, better: str = "closer", worse: str = "farth
 
 
 def is_best(closeness: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """Mark methods that no other beats, by being at least as good in both and better in one: ``[M]`` bool of
-    two ``[M]``."""
-    beaten = [
-        bool((((closeness >= c) & (gain >= g)) & ((closeness > c) | (gain > g))).any())
-        for c, g in zip(closeness, gain, strict=True)
-    ]
-    return ~np.array(beaten, bool)
+    """Mark methods that no other beats, by being at least as good in both and better in one: ``[..., M]``
+    bool of two ``[..., M]``."""
+    own_closeness, own_gain = closeness[..., :, None], gain[..., :, None]
+    closeness, gain = closeness[..., None, :], gain[..., None, :]
+    as_good = (closeness >= own_closeness) & (gain >= own_gain)
+    better = (closeness > own_closeness) | (gain > own_gain)
+    return ~(as_good & better).any(-1)
+
+
+def unbeaten(closeness: np.ndarray, gain: np.ndarray, unmerged: float = 1.0) -> np.ndarray:
+    """`is_best` where the unmerged pipeline competes, too.
+
+    It changes no image, so it beats every method that changes one and gains no more than it does.
+
+    Args:
+        closeness: PSNR in dB, infinite where nothing is changed: ``[..., M]``.
+        gain: the speed-up, or the share of the work that is left, negated: ``[..., M]``.
+        unmerged: the gain of the unmerged pipeline: 1 of a speed-up, -1 of work.
+
+    Returns:
+        ``[..., M]`` bool; the unmerged pipeline itself is left out.
+    """
+    unchanged = np.full((*closeness.shape[:-1], 1), np.inf)
+    closeness = np.concatenate([closeness, unchanged], -1)
+    gain = np.concatenate([gain, np.full_like(unchanged, unmerged)], -1)
+    return is_best(closeness, gain)[..., :-1]
+
+
+DRAWS = 1000
+"""Resamples of `share_unbeaten`."""
+
+SURE = 0.5
+"""Text that calls a method unbeaten names its share of resamples, too, where that is less than this."""
+
+
+def mean_speed(time_left: np.ndarray) -> np.ndarray:
+    """The speed-up ``[...]`` of turns ``[..., turns]``, each a time over that of the unmerged generation: one
+    over their mean."""
+    return 1 / time_left.mean(-1)
+
+
+def share_unbeaten(
+    psnr: np.ndarray,
+    time_left: np.ndarray,
+    speed: Callable[[np.ndarray], np.ndarray] = mean_speed,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> np.ndarray:
+    """The share of bootstrap resamples in which each method is `unbeaten` in time: ``[M]``.
+
+    Each resample has as many images as there are, drawn anew, and as many turns. All methods get the same
+    ones, so the comparison stays paired.
+
+    Args:
+        psnr: of each image, in dB: ``[M, images]``. Infinite values are left out of a mean, as in
+            `mean_interval`.
+        time_left: the time of each turn over that of the unmerged generation in it: ``[M, turns]``.
+        speed: makes a speed-up of turns.
+        seed, draws: of the resamples.
+    """
+    rng = np.random.default_rng(seed)
+    images = rng.integers(psnr.shape[1], size=(draws, psnr.shape[1]))
+    turns = rng.integers(time_left.shape[1], size=(draws, time_left.shape[1]))
+    # method by method: equal rows get equal means, to the last bit, and so beat each other in no resample
+    closeness = np.stack([_finite_means(values[images]) for values in psnr], -1)
+    gain = np.stack([speed(left[turns]) for left in time_left], -1)
+    return unbeaten(closeness, gain).mean(0)
+
+
+def _finite_means(values: np.ndarray) -> np.ndarray:
+    """The mean ``[...]`` of the finite ones of ``[..., images]``; infinite where there are none."""
+    finite = np.isfinite(values)
+    count = finite.sum(-1)
+    total = np.where(finite, values, 0).sum(-1)
+    return np.divide(total, count, out=np.full(total.shape, np.inf), where=count > 0)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -339,7 +417,7 @@ def with_interval(table: pd.DataFrame, column: str, digits: int = 2) -> pd.Serie
     """``12.34 [11.90, 12.80]``, with a no-break space within the brackets, from the columns ``X``, ``X low``
     and ``X high``.
 
-    Infinite values are "unchanged", and NaN is nothing."""
+    Infinite values are "unchanged", and NaN is nothing. Without an interval there are no brackets."""
 
     def words(row) -> str:
         if np.isinf(row[column]):
@@ -347,10 +425,19 @@ def with_interval(table: pd.DataFrame, column: str, digits: int = 2) -> pd.Serie
         if np.isnan(row[column]):
             return ""
         low, high = (row[f"{column} {end}"] for end in ("low", "high"))
+        if np.isnan(low) or np.isnan(high):
+            return f"{row[column]:.{digits}f}"
         # an interval stays on one line
         return f"{row[column]:.{digits}f} [{low:.{digits}f},\u00a0{high:.{digits}f}]"
 
-    return table.apply(words, axis=1)
+    return pd.Series([words(row) for _, row in table.iterrows()], index=table.index)
+
+
+def bracketed(found: tuple[float, float, float], digits: int = 2) -> str:
+    """A value with its interval, as it stands in a sentence: ``1.13 [0.92, 1.38]``; without brackets where
+    the interval is NaN."""
+    value, low, high = (f"{one:.{digits}f}" for one in found)
+    return value if np.isnan(found[1]) or np.isnan(found[2]) else f"{value} [{low}, {high}]"
 
 
 def spoken(found: tuple[float, float, float], digits: int = 1) -> str:
@@ -412,6 +499,28 @@ def difference_table(
     return table
 
 
+def held_over_classes(
+    differences: Mapping[Any, Sequence[float]], classes: Sequence[str]
+) -> tuple[list, list]:
+    """``(stays, holds)``: the names of the differences whose verdict stays when all are tested at once, as in
+    `difference_table`, and those of them whose interval of `over_classes` gives the same verdict.
+
+    Args:
+        differences: of each seed, by name.
+        classes: of the images, by number.
+    """
+    stay = holm([mean_chance(found) for found in differences.values()])
+    stays, holds = [], []
+    for (name, found), stayed in zip(differences.items(), stay, strict=True):
+        said = verdict(*mean_interval(found)[1:])
+        if said == UNTOLD or not stayed:
+            continue
+        stays.append(name)
+        if verdict(*over_classes(found, classes[: len(found)])[1:]) == said:
+            holds.append(name)
+    return stays, holds
+
+
 def images_needed(
     differences: Sequence[float], effect: float = 1.0, power: float = 0.8, level: float = 0.05
 ) -> int:
@@ -467,6 +576,30 @@ def over_classes(
     return float(means.mean()), float(means.mean() - half), float(means.mean() + half)
 
 
+def other_prompts(
+    values: Sequence[float], classes: Sequence[str], better: str = "closer", worse: str = "farther"
+) -> str:
+    """Say in a sentence what the interval of `over_classes` tells of a difference in dB, beside that of
+    `mean_interval`: whether its verdict would hold for other prompts.
+
+    Args:
+        values: of each seed, in dB.
+        classes: of the images, by number; where there are more, the first are taken.
+        better, worse: as in `verdict`.
+    """
+    _, low, high = over_classes(values, classes[: len(values)])
+    if np.isnan(low):
+        return "With so few prompts nobody can say what others would give."
+    here, there = (verdict(*ends, better, worse) for ends in (mean_interval(values)[1:], (low, high)))
+    interval = f"([{low:+.2f}, {high:+.2f}] dB)"
+    if there == UNTOLD:
+        also = "nothing is decided, either" if here == UNTOLD else "this is not decided"
+        return f"For other prompts like these {also} {interval}."
+    if there == here:
+        return f"This holds for other prompts like these, too {interval}."
+    return f"For other prompts like these the verdict is '{there}' {interval}."
+
+
 def power_words(differences: Iterable[Sequence[float]], effect: float = 1.0) -> str:
     """`images_needed` of several comparisons, beside the images that there are, as a sentence."""
     given = [np.asarray(one, float) for one in differences]
@@ -512,6 +645,34 @@ def mean_chance(values: Sequence[float], seed: int = 0, resamples: int = RESAMPL
     mean, drawn = _drawn_means(values, seed, resamples)
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     return float("nan") if np.isnan(mean) else min(1.0, 2 * (1 + beyond) / (1 + resamples))
+
+
+ALL_ORDERS = 8
+"""Of so many values, `rank_correlation` tries every order."""
+
+
+def rank_correlation(
+    a: Sequence[float], b: Sequence[float], draws: int = 9999, seed: int = 0
+) -> tuple[float, float]:
+    """``(correlation, chance)``: Spearman's rank correlation, and its two-sided p-value by permutations.
+
+    Of at most `ALL_ORDERS` values every order is tried, so that the p-value is exact. Of more, ``draws``
+    orders are drawn, and the observed one counts as one more. NaN for both where one of the two does not
+    vary.
+    """
+    x, y = (rankdata(values) - (len(values) + 1) / 2 for values in (a, b))
+    scale = np.sqrt((x @ x) * (y @ y))
+    if not scale:
+        return float("nan"), float("nan")
+    count = len(x)
+    if count <= ALL_ORDERS:
+        orders = np.array(list(itertools.permutations(range(count))))
+    else:
+        orders = np.random.default_rng(seed).permuted(np.tile(np.arange(count), (draws, 1)), axis=1)
+    found = float(x @ y / scale)
+    as_much = np.abs(y[orders] @ x / scale) >= abs(found) - 1e-9
+    chance = as_much.mean() if count <= ALL_ORDERS else (1 + as_much.sum()) / (1 + draws)
+    return found, float(chance)
 
 
 def mean_interval(

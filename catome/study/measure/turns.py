@@ -148,6 +148,13 @@ def _flops(pipe, setting: Setting, method: Method, image: int) -> float:
     return float(counter.get_total_flops())
 
 
+def of_unmerged(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """``column`` of each method over that of the unmerged generation of the same image: one row for each
+    image, one column for each method, by its label."""
+    table = rows.pivot(index="image", columns="method", values=column)
+    return table.div(table["unmerged"], axis=0)
+
+
 def faster(rows: pd.DataFrame) -> pd.DataFrame:
     """The speed-up of each method against unmerged, over the images.
 
@@ -156,13 +163,12 @@ def faster(rows: pd.DataFrame) -> pd.DataFrame:
         over images, and ``flops``, the mean share of the unmerged generation's that is left, likewise;
         ``low`` and ``high`` behind the names.
     """
+    shares = {"speed-up": of_unmerged(rows, "seconds"), "flops": of_unmerged(rows, "flops")}
     found = {}
     for label in rows["method"].unique():
         row = {}
-        for column, name in (("seconds", "speed-up"), ("flops", "flops")):
-            table = rows.pivot(index="image", columns="method", values=column)
-            share = (table[label] / table["unmerged"]).to_numpy(float)
-            mean, low, high = quality.mean_interval(share)
+        for name, share in shares.items():
+            mean, low, high = quality.mean_interval(share[label].to_numpy(float))
             if name == "speed-up":
                 mean, low, high = 1 / mean, 1 / high, 1 / low
             row |= {name: mean, f"{name} low": low, f"{name} high": high}

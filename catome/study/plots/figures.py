@@ -722,6 +722,7 @@ def schedule_plot(table: pd.DataFrame, beside: str):
     kinds = {
         "paper": METHOD_COLOURS["CA-ToMe"],
         "derived": PALETTE[2],
+        "even": PALETTE[0],
         "online": PALETTE[4],
         "bounds": PALETTE[7],
     }
@@ -761,17 +762,19 @@ def schedule_plot(table: pd.DataFrame, beside: str):
 
 def quality_against_speed(table: pd.DataFrame):
     """Each method's quality against its speed-up: columns ``method``, ``family``, ``speed-up`` and ``PSNR``
-    with their intervals. Rows where one of the two is NaN or infinite are left out."""
+    with their intervals. Rows where one of the two is NaN or infinite are left out, and so is the bar of a
+    speed-up without an interval."""
     table = table[np.isfinite(table[["speed-up", "PSNR"]].astype(float)).all(axis=1)]
     figure, ax = plt.subplots(figsize=(WIDTH, 3.8))
     seen: dict[str, int] = {}
     for _, row in table.iterrows():
         family = row["family"]
         seen[family] = seen.get(family, -1) + 1
+        faster = [[row["speed-up"] - row["speed-up low"]], [row["speed-up high"] - row["speed-up"]]]
         ax.errorbar(
             row["speed-up"],
             row["PSNR"],
-            xerr=[[row["speed-up"] - row["speed-up low"]], [row["speed-up high"] - row["speed-up"]]],
+            xerr=np.nan_to_num(np.array(faster, float)),
             yerr=[[row["PSNR"] - row["PSNR low"]], [row["PSNR high"] - row["PSNR"]]],
             fmt="osD^"[seen[family] % 4],
             ms=7,

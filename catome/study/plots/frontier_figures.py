@@ -45,11 +45,12 @@ PANELS = {
     "speed-up": ("best in time", "times as fast as unmerged"),
     "flops": ("best in work", "share of the work left"),
 }
-"""For each cost: the column that says which settings no other one beats, and a name for the axis."""
+"""For each cost: the column that says which settings are unbeaten, and a name for the axis."""
 
 
 def frontier(records: pd.DataFrame):
-    """PSNR over the speed-up, and over the work that is left; what no other setting beats is filled.
+    """PSNR over the speed-up, and over the work that is left; what neither another setting nor the unmerged
+    pipeline beats is filled. A line marks the cost of the unmerged pipeline.
 
     Args:
         records: of `catome.study.studies.curves.Result.records`.
@@ -98,9 +99,8 @@ def _panel(ax, records: pd.DataFrame, column: str) -> None:
             ax.plot(points[column], points["PSNR"], marker, ms=size, mfc=face, mec=colour, mew=1.1, zorder=3)
         ax.plot([], [], f"{marker}", ls=line_of(kind), ms=size, color=colour, label=kind)
     ax.set(xlabel=label)
-    if column == "speed-up":
-        ax.axvline(1, color="0.6", lw=0.8)
-    elif not ax.xaxis_inverted():
+    ax.axvline(1, color="0.6", lw=0.8)  # the unmerged pipeline, whose PSNR is infinite
+    if column == "flops" and not ax.xaxis_inverted():
         ax.invert_xaxis()  # to the right is better in both
 
 

@@ -51,6 +51,9 @@ FREEDOMS = {
 BY_IMAGE = "a threshold: each image, step and block"
 """The name of the threshold in a table."""
 
+EFFECT = 0.5
+"""The difference in PSNR, in dB, that these comparisons and those of chapter 3 should be able to find."""
+
 
 @parameters
 class Parameters(Setting):
@@ -210,8 +213,8 @@ class Result:
         """PSNR of one freedom minus that of another on the same seeds, in dB, with its 95 % interval."""
         return self.made.paired("psnr", self.ways[t, freedom], self.ways[t, over])
 
-    def steps_of_freedom(self, t: float) -> pd.DataFrame:
-        """The gain of each freedom, seed by seed, to be read: over one share for all, and the image's over
+    def differences(self, t: float) -> dict[str, np.ndarray]:
+        """The gain of each freedom in PSNR, in dB, seed by seed: over one share for all, and the image's over
         all others."""
         pairs = {
             "each block": ("block", "generation"),
@@ -219,28 +222,39 @@ class Result:
             "each step and block": ("step and block", "generation"),
             "and each image": ("image", "step and block"),
         }
-        found = {
+        return {
             name: self.made.differences("psnr", *(self.ways[t, one] for one in pair))
             for name, pair in pairs.items()
         }
-        return quality.difference_table(found)
+
+    def steps_of_freedom(self, t: float) -> pd.DataFrame:
+        """`differences` to be read, with their intervals for other prompts."""
+        return quality.difference_table(self.differences(t), classes=self.made.classes)
+
+    def needed(self) -> str:
+        """Say in a sentence how many images `differences` need, over all thresholds, to find `EFFECT`."""
+        thresholds = dict.fromkeys(self.params.thresholds)
+        return quality.power_words((one for t in thresholds for one in self.differences(t).values()), EFFECT)
 
     def decides(self, t: float) -> str:
-        """Say in two sentences what the intervals tell of who decides how much is merged."""
+        """Say in sentences what the intervals tell of who decides how much is merged, for these prompts and
+        for others."""
         freer = self.gain(t, "step and block", "generation")
         own = self.gain(t, "image", "step and block")
         first = (
             f"Letting the share depend on the step and the block changes PSNR by {quality.spoken(freer)} dB."
         )
         second = f"Letting the image decide as well changes it by {quality.spoken(own)} dB"
+        differences = self.made.differences("psnr", self.ways[t, "image"], self.ways[t, "step and block"])
+        others = quality.other_prompts(differences, self.made.classes)
         _, low, high = own
         if low > 0:
-            return f"{first} {second}: the image decides, too."
+            return f"{first} {second}: the image decides, too. {others}"
         if high < 0:
-            return f"{first} {second}: the images are closer if the image does not decide."
+            return f"{first} {second}: the images are closer if the image does not decide. {others}"
         return (
             f"{first} {second}: this may be chance. At 95 % confidence, the image gains no more than "
-            f"{high:.1f} dB."
+            f"{high:.1f} dB, and loses no more than {-low:.1f} dB. {others}"
         )
 
     def shown(self, t: float) -> pd.DataFrame:
@@ -267,4 +281,5 @@ class Result:
             parts.append(self.shown(t).to_string())
             parts.append(self.steps_of_freedom(t).to_string())
             parts.append(self.decides(t))
+        parts.append(self.needed())
         return "\n\n".join(parts)

@@ -161,7 +161,8 @@ def promising(
 
 
 def search(pipe, setting: Setting, **kept) -> list[Tried]:
-    """Stages 1 and 2 on the images of ``setting``; ``kept`` as in `catome.study.compare`."""
+    """Stages 1 and 2 on the images of ``setting``, the unmerged pipeline first; ``kept`` as in
+    `catome.study.compare`."""
     of_kind, plain = kinds(setting.steps), {}
     everything = [methods.unmerged(), *(method for some in of_kind.values() for method in some)]
     seconds = _seconds(pipe, setting, everything, 2, **kept)
@@ -170,7 +171,8 @@ def search(pipe, setting: Setting, **kept) -> list[Tried]:
     for kind, some in of_kind.items():
         made = compare(pipe, setting, some, plain=plain, **kept)
         singles[kind] = [_tried(made, method, seconds[method.label]) for method in some]
-    tried = [one for some in singles.values() for one in some]
+    tried = [Tried(methods.unmerged(), 0.0, math.inf, unmerged_s)]  # competes, too
+    tried += [one for some in singles.values() for one in some]
     combined = {
         together(*(one.method for one in parts)): parts for parts in promising(singles, unmerged_s, FLOORS)
     }
@@ -194,6 +196,7 @@ def chosen(tried: Sequence[Tried], floors: Sequence[float] = FLOORS) -> list[Met
     """The methods to be judged: for each floor the fastest of each kind alone and the fastest three of
     all."""
     found = []
+    tried = [one for one in tried if one.method.family != "unmerged"]
     for floor in floors:
         above = sorted((one for one in tried if one.psnr >= floor), key=lambda one: one.seconds)
         found += [one.method for one in above[:3]]

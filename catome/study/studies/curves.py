@@ -19,7 +19,7 @@ from catome.runtime.config import FAST, RECOMMENDED
 from catome.study import from_papers, methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison, compare
-from catome.study.measure.turns import faster, turns, turns_on
+from catome.study.measure.turns import faster, of_unmerged, turns, turns_on
 from catome.study.methods import Method, together
 from catome.study.run.denoiser import check_has_unet
 from catome.study.run.generate import with_sampler
@@ -170,6 +170,22 @@ def _in_which(time: bool, work: bool) -> str:
     return ", ".join(name for name, best in (("time", time), ("work", work)) if best)
 
 
+STAYS = "unbeaten in time, of resamples"
+"""The column of tables with the share of resamples in which a setting is unbeaten in time."""
+
+
+def _said(rows: pd.DataFrame, column: str) -> str:
+    """Settings that are ``column`` ("best in time" or "best in work"), as a sentence names them.
+
+    Where a setting is unbeaten in time in fewer of the resamples than `catome.study.measure.quality.SURE`,
+    its share stands behind it: ``t = 0.8 and t = 0.7 [in only 39% of resamples]``."""
+    names = []
+    for setting, stays in zip(rows["setting"], rows["stays"], strict=True):
+        by_chance = column == "best in time" and stays < quality.SURE
+        names.append(f"{setting} [in only {stays:.0%} of resamples]" if by_chance else setting)
+    return quality.listed(names)
+
+
 def _all_of(of_kind: dict[str, dict[str, Method]]) -> list[Method]:
     return [method for some in of_kind.values() for method in some.values()]
 
@@ -235,8 +251,9 @@ class Result:
         Returns:
             ``kind``, ``setting``, ``PSNR`` (dB), ``speed-up`` and ``flops`` (the share of the unmerged
             generation's that is left), each with ``low`` and ``high`` of its 95 % interval over images;
-            ``poor``, the share of images below `catome.study.measure.quality.POOR_DB`; and ``best in time``
-            and ``best in work``, whether no other setting beats it.
+            ``poor``, the share of images below `catome.study.measure.quality.POOR_DB`; ``best in time`` and
+            ``best in work``, whether neither another setting nor the unmerged pipeline beats it; and
+            ``stays``, the share of resamples, of images and of timed images, in which this holds in time.
         """
         summary, speed = self.made.summary(), faster(clock)
         rows = []
@@ -247,8 +264,12 @@ class Result:
                 rows.append(row | {"poor": float((self.made.of(method)["psnr"] < quality.POOR_DB).mean())})
         table = pd.DataFrame(rows)
         psnr = table["PSNR"].to_numpy(float)
-        table["best in time"] = quality.is_best(psnr, table["speed-up"].to_numpy(float))
-        table["best in work"] = quality.is_best(psnr, -table["flops"].to_numpy(float))
+        table["best in time"] = quality.unbeaten(psnr, table["speed-up"].to_numpy(float))
+        table["best in work"] = quality.unbeaten(psnr, -table["flops"].to_numpy(float), unmerged=-1)
+        every = _all_of(self.kinds)
+        by_image = np.stack([self.made.of(method)["psnr"].to_numpy(float) for method in every])
+        time_left = of_unmerged(clock, "seconds")[[method.label for method in every]]
+        table["stays"] = quality.share_unbeaten(by_image, time_left.to_numpy(float).T)
         return table
 
     def gain(self, a: tuple[str, str], b: tuple[str, str]) -> tuple[float, float, float]:
@@ -266,9 +287,16 @@ class Result:
                 "work left": quality.with_interval(records, "flops").to_list(),
                 f"below {quality.POOR_DB} dB": records["poor"].map("{:.0%}".format).to_list(),
                 "unbeaten in": best.to_list(),
+                STAYS: records["stays"].map("{:.0%}".format).to_list(),
             },
             index=pd.MultiIndex.from_frame(records[["kind", "setting"]], names=[None, None]),
         )
+
+    def unbeaten(self, records: pd.DataFrame) -> pd.DataFrame:
+        """The rows of `shown` that neither another setting nor the unmerged pipeline beats, in time or in
+        work."""
+        best = records["best in time"] | records["best in work"]
+        return self.shown(records)[best.to_numpy(bool)]
 
     def rivals(self, records: pd.DataFrame, kind: str) -> pd.DataFrame:
         """For each setting of one kind, the closest setting of another kind that costs no more, to be read.
@@ -326,29 +354,35 @@ class Result:
         return found
 
     def best(self, records: pd.DataFrame, column: str) -> str:
-        """The settings that no other one beats, kind by kind: ``ToDo (1x2); merged keys (t = 0.8 and t =
-        0.7)``.
+        """The settings that no other one beats, nor the unmerged pipeline, kind by kind: ``ToDo (1x2); merged
+        keys (t = 0.8 and t = 0.7)``; "none" where all are beaten.
 
         Args:
             records: of `records`.
             column: "best in time" or "best in work".
         """
         unbeaten = records[records[column]].groupby("kind", sort=False)
-        return "; ".join(f"{kind} ({quality.listed(list(rows['setting']))})" for kind, rows in unbeaten)
+        return "; ".join(f"{kind} ({_said(rows, column)})" for kind, rows in unbeaten) or "none"
 
     def place_of(self, records: pd.DataFrame, kind: str) -> str:
-        """Name in a sentence the settings of a kind that no other one beats."""
+        """Name in sentences the settings of a kind that no other one beats, nor the unmerged pipeline, and
+        say how many the latter beats in time."""
         own = records[records["kind"] == kind]
-        found = []
-        for column, name in (("best in time", "in time"), ("best in work", "in work")):
-            settings = list(own.loc[own[column], "setting"])
-            if settings:
-                found.append(f"{name} {quality.listed(settings)}")
         if own.empty:
             return f"No setting of {kind} was tried."
-        if not found:
-            return f"No setting of {kind} is among them, in time or in work."
-        return f"Settings of {kind} are among them: {'; '.join(found)}."
+        found = []
+        for column, name in (("best in time", "in time"), ("best in work", "in work")):
+            best = own[own[column]]
+            found.append(f"{name} {_said(best, column)}" if len(best) else f"none {name}")
+        if own[["best in time", "best in work"]].any(axis=None):
+            said = f"Settings of {kind} are among them: {'; '.join(found)}."
+        else:
+            said = f"No setting of {kind} is among them, in time or in work."
+        psnr, speed = (own[[column]].to_numpy(float) for column in ("PSNR", "speed-up"))
+        slow = int((~quality.unbeaten(psnr, speed)).sum())  # each alone, so only the unmerged one can beat it
+        if not slow:
+            return said
+        return f"{said} The unmerged pipeline beats {slow} of the {len(own)} settings of {kind} in time."
 
     def words(self, records: pd.DataFrame) -> dict[str, str]:
         """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of
@@ -361,6 +395,7 @@ class Result:
             "best_in_work": self.best(records, "best in work"),
             "papers_curve": self.place_of(records, "CA-ToMe"),
             "own_curve": self.place_of(records, "merged keys"),
+            "curve_resamples": f"{quality.DRAWS:,}",
         }
 
     def report(self) -> str:
@@ -403,15 +438,10 @@ class Lengths:
         return pd.concat({f"{steps} steps": table for steps, table in tables.items()})
 
     def unbeaten(self) -> pd.DataFrame:
-        """The settings that no other one beats, for each number of steps, to be read."""
-        rows = {
-            f"{steps} steps": {
-                f"unbeaten in {kind}": self.results[steps].best(records, f"best in {kind}")
-                for kind in ("time", "work")
-            }
-            for steps, records in self.records.items()
-        }
-        return pd.DataFrame(rows).T
+        """`Result.unbeaten` for each number of steps."""
+        return self._joined(
+            {steps: self.results[steps].unbeaten(records) for steps, records in self.records.items()}
+        )
 
     def forecasts(self) -> pd.DataFrame:
         """`Result.forecasts` for each number of steps, to be read."""
@@ -465,4 +495,5 @@ class Lengths:
             "papers_curve_few": self.results[few].place_of(self.records[few], "CA-ToMe"),
             "forecasts_curve_few": self.forecasts_told(few),
             "own_curve_few": self.results[few].place_of(self.records[few], "merged keys"),
+            "curve_resamples": f"{quality.DRAWS:,}",
         }

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from catome.policy.schedule import SCHEDULES, derive, parse_schedule
+from catome.study.measure import quality
 from catome.study.measure.drift import Drift, amount_name, drift_study, lag_curves
 from catome.study.run.parameters import (
     Cosines,
@@ -26,6 +27,9 @@ from catome.study.studies.jobs import Job, of_drift
 from catome.study.studies.schedules import BASE
 
 NOTEBOOK = "04_pair_drift"
+
+EFFECT = 0.01
+"""The difference of two mean Jaccard distances for which `Result.needed` counts images."""
 
 
 @parameters
@@ -132,12 +136,123 @@ class Result:
         and blocks."""
         return np.stack(self._at(self.amount)["neighbour"].to_numpy()).astype(float).mean(0)
 
-    def by_amount(self) -> dict[str, float]:
-        """The mean distance of neighbouring steps, by the amount of merging."""
+    def by_amount(self) -> dict[str, tuple[float, float, float]]:
+        """The mean distance of neighbouring steps with its 95 % interval over images, by the amount of
+        merging: ``(mean, low, high)``."""
         return {
-            name: float(np.stack(part["neighbour"].to_numpy()).astype(float).mean())
+            name: quality.mean_interval(_neighbours_of(part))
             for name, part in self.drift.rows.groupby("amount", sort=False)
         }
+
+    def content(self) -> str:
+        """Say in a sentence how far the mean distance of neighbouring steps varies with the class, and how
+        far with the amount of merging."""
+        by_class = {
+            name: float(_neighbours_of(part).mean()) for name, part in self._at(self.amount).groupby("class")
+        }
+        by_amount = {name: mean for name, (mean, _, _) in self.by_amount().items()}
+        ends = []
+        for found in (by_class, by_amount):
+            low, high = min(found, key=found.get), max(found, key=found.get)
+            ends.append(f"between {found[low]:.3f} ({low}) and {found[high]:.3f} ({high})")
+        return (
+            f"At {self.amount} the mean distance of neighbouring steps lies {ends[0]}, depending on the "
+            f"class. Depending on the amount, it lies {ends[1]}."
+        )
+
+    def needed(self) -> str:
+        """Say how well the mean distance of neighbouring steps at the fixed share is known, and how many
+        images the comparisons of settings need."""
+        near = _neighbours_of(self._at(self.amount))
+        if len(near) < 2:
+            return "Of a single image, nobody can say how well a mean distance is known."
+        error = near.std(ddof=1) / np.sqrt(len(near))
+        known = (
+            f"Over these {len(near):,} images, the mean distance of neighbouring steps at {self.amount} has "
+            f"a standard error of {error:.4f}."
+        )
+        compared = [*self._guided().values(), *self._counted().values()]
+        needed = [images for one in compared if (images := quality.images_needed(one, EFFECT))]
+        if not needed:
+            return known
+        span = " to ".join(dict.fromkeys((f"{min(needed):,}", f"{max(needed):,}")))
+        return (
+            f"{known} Other settings are compared over {len(compared[0])} images. To find a difference of "
+            f"{EFFECT:g} in four studies out of five, these comparisons need {span} images."
+        )
+
+    def _guided(self) -> dict[str, np.ndarray]:
+        """The distance of neighbouring steps at each guidance scale minus that at the lowest, by image."""
+        scales = list(self.guided)
+        return {scale: self.guided[scale][:, 0] - self.guided[scales[0]][:, 0] for scale in scales[1:]}
+
+    def guidance_told(self) -> str:
+        """Say what the highest guidance scale changes in the distance of neighbouring steps against the
+        lowest, paired over images."""
+        if len(self.guided) < 2:
+            return "A single guidance scale was watched here."
+        lowest, *_, highest = self.guided
+        low, high = (self.guided[scale][:, 0].mean() for scale in (lowest, highest))
+        found = quality.mean_interval(self._guided()[highest])
+        verdict = quality.verdict(*found[1:], "faster", "more slowly")
+        effect = f"Stronger guidance makes the pairs drift {verdict}."
+        if verdict == quality.UNTOLD:
+            effect = "No effect of guidance is detectable."
+        return (
+            f"From a guidance scale of {lowest} to one of {highest}, the distance of neighbouring steps goes "
+            f"from {low:.3f} to {high:.3f}, a change of {quality.spoken(found, 3)}. {effect}"
+        )
+
+    def _counted(self) -> dict[str, np.ndarray]:
+        """The distance of pairs a quarter of the generation apart in each other number of steps minus that in
+        the base one, by image."""
+        own = str(self.params.steps)
+        return {
+            count: _at_quarter(curves) - _at_quarter(self.counted[own])
+            for count, curves in self.counted.items()
+            if count != own
+        }
+
+    def steps_told(self) -> str:
+        """Say what the number of steps changes in the distance of pairs a quarter of the generation apart,
+        paired over images."""
+        changes = {count: quality.mean_interval(values) for count, values in self._counted().items()}
+        if not changes:
+            return "A single number of steps was watched here."
+        distances = [
+            f"{_at_quarter(curves).mean():.3f} in {count} steps" for count, curves in self.counted.items()
+        ]
+        against = [f"{quality.spoken(found, 3)} in {count} steps" for count, found in changes.items()]
+        differ = [
+            f"{count} steps"
+            for count, (_, low, high) in changes.items()
+            if quality.verdict(low, high) != quality.UNTOLD
+        ]
+        verdict = (
+            f"So over the same share of the generation, the drift in {quality.listed(differ)} is another."
+            if differ
+            else "No difference over the same share of the generation is detectable."
+        )
+        return (
+            "A quarter of the generation apart, the pairs have a distance of "
+            f"{quality.listed(distances)}. Compared with {self.params.steps} steps, the change is "
+            f"{quality.listed(against)}. {verdict}"
+        )
+
+    def short(self) -> str:
+        """Say how far apart neighbouring steps are in the shortest generation that was watched, and in the
+        base one."""
+        fewest, own = min(self.counted, key=int, default=None), str(self.params.steps)
+        if fewest is None or int(fewest) >= self.params.steps:
+            return "No shorter generation was watched here."
+        found = {count: quality.mean_interval(self.counted[count][:, 0]) for count in (fewest, own)}
+        distances = {count: _with_interval(*ends) for count, ends in found.items()}
+        common = {count: f"{_common(mean):.0%}" for count, (mean, _, _) in found.items()}
+        return (
+            f"In {fewest} steps of PLMS, neighbouring steps have a mean distance of {distances[fewest]}, in "
+            f"{own} steps one of {distances[own]}. Such distances leave {common[fewest]} and {common[own]} "
+            "of the pairs in common."
+        )
 
     def ages(self) -> pd.DataFrame:
         """The mean distance of steps so far apart, at the fixed share, as a table to be read: one row."""
@@ -231,13 +346,38 @@ class Result:
             "farthest": self.farthest(),
             "half_life": self.half_life(),
             "second_timestep": self.second_timestep(),
-            "by_amount": ", ".join(f"{value:.3f} at {name}" for name, value in by_amount.items()),
+            "by_amount": ", ".join(f"{_with_interval(*ends)} at {name}" for name, ends in by_amount.items()),
+            "needed": self.needed(),
+            "content": self.content(),
+            "guidance": self.guidance_told(),
+            "steps": self.steps_told(),
+            "short": self.short(),
             "paid_base": f"{means[BASE]:.2f}",
             "freshest": freshest,
             "paid_freshest": f"{means[freshest]:.2f}",
             "least_stale": ", ".join(map(str, least)),
             "paid_least": f"{self.paid(least).mean():.2f}",
         }
+
+
+def _neighbours_of(rows: pd.DataFrame) -> np.ndarray:
+    """The distance of neighbouring steps of each image, mean over steps and blocks: ``[images]``."""
+    curves = rows.groupby("image")["neighbour"]
+    return np.array([np.stack(one.to_numpy()).astype(float).mean() for _, one in curves])
+
+
+def _at_quarter(curves: np.ndarray) -> np.ndarray:
+    """The distance of pairs a quarter of the generation apart, by image, of `lag_curves`: ``[images]``.
+
+    Where a quarter is no whole number of steps, it lies between those of the two nearest; a single step is
+    the least."""
+    shares = np.arange(1, curves.shape[1] + 1) / curves.shape[1]
+    return np.array([np.interp(0.25, shares, curve) for curve in curves])
+
+
+def _with_interval(mean: float, low: float, high: float) -> str:
+    """A distance with its interval: ``0.156 [0.155, 0.157]``."""
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _common(distance: float | np.ndarray) -> float | np.ndarray:

@@ -131,9 +131,13 @@ class Result:
     def records(self, clock: pd.DataFrame) -> pd.DataFrame:
         """One row for each method by its name: what changed, and what it costs by ``clock``, rows of `timed`.
 
-        The speed-up is that of `catome.study.measure.comparison.speed_ups`. What a method costs is NaN where
+        The speed-up with its interval is that of `catome.study.measure.comparison.speed_ups`, and ``s/image``
+        the median over turns. What a method costs is NaN where
         its images depend on their batch and ``clock`` has another one: what was timed is not what made
-        them."""
+        them. ``distance`` is that of the features, and ``poor`` the share of images below
+        `catome.study.measure.quality.POOR_DB`. ``stays`` is the share of resamples, of images and of turns,
+        in which neither another method nor the unmerged pipeline beats it in closeness and speed; NaN where
+        the speed is not known."""
         summary = self.summary()
         faster = speed_ups(clock)
         shown = [
@@ -141,6 +145,7 @@ class Result:
             "PSNR low",
             "PSNR high",
             "SSIM",
+            "distance",
             "share",
             "FID change",
             "FID change low",
@@ -157,7 +162,45 @@ class Result:
             rows[name] = {"method": name, "family": method.family} | cost
             found = summary.loc[method.label]
             rows[name] |= {column: found.get(column, np.nan) for column in shown}
-        return pd.DataFrame(rows).T.infer_objects()
+            rows[name]["poor"] = float((self.made.of(method)["psnr"] < quality.POOR_DB).mean())
+        table = pd.DataFrame(rows).T.infer_objects()
+        table["stays"] = self._stays(clock, table["speed-up"].astype(float).drop("unmerged").dropna().index)
+        return table
+
+    def _stays(self, clock: pd.DataFrame, names: pd.Index) -> pd.Series:
+        """The share of resamples, of images and of turns, in which each of these methods is unbeaten in
+        time."""
+        seconds = clock.pivot(index="repetition", columns="method", values="seconds")
+        labels = [self.peers[name].label for name in names]
+        shares = quality.share_unbeaten(
+            np.stack([self.made.of(label)["psnr"].to_numpy(float) for label in labels]),
+            seconds.div(seconds["unmerged"], axis=0)[labels].to_numpy(float).T,
+            speed=lambda left: np.exp(-np.log(left).mean(-1)),  # as in `speed_ups`
+        )
+        return pd.Series(shares, index=names)
+
+    def shown(self, records: pd.DataFrame) -> pd.DataFrame:
+        """``records`` of `records`, to be read; without columns of which nothing is known, such as the memory
+        on a CPU."""
+
+        def words(column: str, form: str) -> pd.Series:
+            return records[column].astype(float).map(form.format).replace("nan", "")
+
+        table = pd.DataFrame(
+            {
+                "speed-up": quality.with_interval(records, "speed-up"),
+                "PSNR (dB)": quality.with_interval(records, "PSNR"),
+                f"below {quality.POOR_DB} dB": words("poor", "{:.0%}"),
+                "SSIM": words("SSIM", "{:.4f}"),
+                "feature distance": words("distance", "{:.3f}"),
+                "FID change": quality.with_interval(records, "FID change"),
+                "merged share": words("share", "{:.3f}"),
+                "GFLOP": words("GFLOP", "{:.0f}"),
+                "s/image": words("s/image", "{:.2f}"),
+                "peak memory (MB)": words("peak MB", "{:.0f}"),
+            }
+        )
+        return table.loc[:, (table != "").any()]
 
     def gain(self, a: str, b: str) -> tuple[float, float, float]:
         """PSNR of one method minus another's on the same seeds, in dB, with its 95 % interval."""
@@ -191,7 +234,7 @@ class Result:
         """`differences` to be read, with how fast each of the two methods is and what share of the tokens it
         merges: a dash where that is not known, or nothing is merged."""
         pairs = self._pairs()
-        table = quality.difference_table(self.differences())
+        table = quality.difference_table(self.differences(), classes=self.made.classes)
         for place, (title, column) in enumerate(
             {"times as fast": "speed-up", "merged share": "share"}.items()
         ):
@@ -200,10 +243,22 @@ class Result:
         return table
 
     def frontier(self, records: pd.DataFrame) -> list[str]:
-        """The methods of known speed that no other one beats: none is at least as fast and as close, and
-        better in one."""
+        """The methods of known speed that no other one beats, nor the unmerged pipeline: none is at least as
+        fast and as close, and better in one."""
         points = records.drop(index="unmerged")[["speed-up", "PSNR"]].astype(float).dropna()
-        return list(points.index[quality.is_best(points["PSNR"].to_numpy(), points["speed-up"].to_numpy())])
+        return list(points.index[quality.unbeaten(points["PSNR"].to_numpy(), points["speed-up"].to_numpy())])
+
+    def frontier_words(self, records: pd.DataFrame) -> str:
+        """`frontier` in a sentence, each method that is unbeaten in fewer than half of the resamples with its
+        share; "none" where all are beaten."""
+        names = [f"{name}{self._by_chance(records, name)}" for name in self.frontier(records)]
+        return "; ".join(names) or "none"
+
+    def _by_chance(self, records: pd.DataFrame, name: str) -> str:
+        """Say behind the name of an unbeaten method in what share of the resamples it is so, where that is
+        small."""
+        stays = float(records.loc[name, "stays"])
+        return f" [in only {stays:.0%} of resamples]" if stays < quality.SURE else ""
 
     def beside_paper(self, records: pd.DataFrame) -> pd.DataFrame:
         """The paper's Table IV beside the same methods here, to be read; ``records`` of `records`."""
@@ -226,6 +281,8 @@ class Result:
         `records`."""
         headline = f"CA-ToMe, t = {self.params.threshold:g}"
         fast, seconds = records["speed-up"].astype(float).drop("unmerged"), paper.METHODS["seconds"]
+        ends = ["speed-up", "speed-up low", "speed-up high"]
+        of = {name: quality.bracketed(tuple(records.loc[name, ends])) for name in fast.index}
         return {
             "images": str(self.made.rows["image"].nunique()),
             "methods": str(len(self.peers)),
@@ -233,15 +290,19 @@ class Result:
             "real": f"{len(self.real.features):,}",
             "merged": self._merged(),
             "paper_speed": f"{seconds.iloc[0] / seconds.iloc[-1]:.2f}",
-            "speed": f"{fast[headline]:.2f}",
+            "speed": of[headline],
             "fastest": fast.idxmax(),
-            "fastest_speed": f"{fast.max():.2f}",
+            "fastest_speed": of[fast.idxmax()],
             "closest": self.closest(records),
-            "frontier": "; ".join(self.frontier(records)),
+            "frontier": self.frontier_words(records),
             "threshold": f"{self.params.threshold:g}",
             "papers_place": self.papers_place(records),
-            "told_by_fid": self.told_by_fid(),
-            "needed": quality.power_words(self.differences().values()),
+            "told_by_fid": self.told_by_fid(records),
+            "rank": quality.rank_words(self.made.features("unmerged")),
+            "needed": quality.power_words(self.differences().values(), effect=0.5),
+            "told_apart": self.told_apart(),
+            "other_prompts": self.other_prompts(),
+            **self.batch_shares(),
             **self.both_together(records),
         }
 
@@ -251,8 +312,8 @@ class Result:
 
         Returns:
             ``both_apart`` (the two shorten different parts of the work), ``both_product`` (each takes its
-            share of what the other leaves), ``both`` with its lowest and highest repetition, and
-            ``both_verdict``, which rules these allow.
+            share of what the other leaves), ``both`` with its interval over the turns, and
+            ``both_verdict``, which rules this allows.
         """
         merging = f"CA-ToMe, t = {self.params.gentle:g}"
         caching = f"DeepCache, every {self.params.interval}"
@@ -265,15 +326,16 @@ class Result:
             name for name, value in (("the sum", apart), ("the product", a * b)) if low <= value <= high
         ]
         verdicts = {
-            0: "The repetitions agree with neither rule.",
-            1: f"The repetitions agree with {quality.listed(allowed)} alone.",
-            2: "The repetitions agree with both rules, so these times cannot decide between them.",
+            0: "The interval contains neither value.",
+            1: f"The interval contains that of {quality.listed(allowed)} alone.",
+            2: "The interval contains both values, so these times cannot decide between the rules.",
         }
+        known = np.isfinite([low, high]).all()
         return {
             "both_apart": f"{apart:.2f}" if np.isfinite(apart) else "any number of",
             "both_product": f"{a * b:.2f}",
-            "both": f"{both:.2f} [{low:.2f}, {high:.2f}]",
-            "both_verdict": verdicts[len(allowed)],
+            "both": quality.bracketed((both, low, high)),
+            "both_verdict": verdicts[len(allowed)] if known else "One turn cannot decide between the rules.",
         }
 
     def _merged(self) -> str:
@@ -286,32 +348,91 @@ class Result:
         return " and ".join(said)
 
     def closest(self, records: pd.DataFrame) -> str:
-        """Say in a sentence which of the methods that are faster at every repetition is closest to the
+        """Say in a sentence which of the methods whose interval says that they are faster is closest to the
         unmerged images."""
         psnr = records.loc[(records["speed-up low"] > 1) & (records.index != "unmerged"), "PSNR"].astype(
             float
         )
         if not len(psnr):
-            return "No method is faster than doing nothing here at every repetition."
+            return "By the intervals over the turns, no method is detectably faster than doing nothing here."
         best = psnr.idxmax()
         near = f"with {psnr[best]:.1f} dB" if np.isfinite(psnr[best]) else "which it does not change"
         return (
-            "Of those in the first table that are faster than doing nothing here at "
-            f"every repetition, the closest to the unmerged images is {best}, {near}."
+            "Of those in the first table that are faster than doing nothing here by their intervals, each "
+            f"taken alone, the closest to the unmerged images is {best}, {near}."
         )
 
     def papers_place(self, records: pd.DataFrame) -> str:
         """Say as the end of a sentence whether the paper's own setting is on the frontier."""
-        there = f"CA-ToMe, t = {self.params.threshold:g}" in self.frontier(records)
-        return (
-            "is among them" if there else "is not among them: another method is at least as fast and as close"
-        )
+        own = f"CA-ToMe, t = {self.params.threshold:g}"
+        if own in self.frontier(records):
+            return f"is among them{self._by_chance(records, own)}"
+        faster = float(records.loc[own, "speed-up"]) > 1
+        rival = "another method" if faster else "the unmerged pipeline"
+        return f"is not among them: {rival} is at least as fast and as close"
 
-    def told_by_fid(self) -> str:
-        """Say in a sentence which methods FID tells from unmerged."""
+    def told_by_fid(self, records: pd.DataFrame) -> str:
+        """Say in sentences which methods FID tells from unmerged, and how large a change of the others is
+        excluded; ``records`` of `records`."""
         test = "By a paired permutation test of all methods at once"
         found = self.made.told_by_fid(self.real.features, self.peers)
+        others = [name for name in self.peers if name not in found and name != "unmerged"]
+        ends = records.loc[others, ["FID change low", "FID change high"]].astype(float).dropna()
+        excluded = ""
+        if len(ends):
+            excluded = (
+                f" For {'the others' if found else 'all of them'}, the 95 % intervals exclude changes below "
+                f"{ends['FID change low'].min():+.2f} and above {ends['FID change high'].max():+.2f}."
+            )
         if not found:
-            return f"{test}, no method's FID differs detectably from unmerged."
+            return f"{test}, no method's FID differs detectably from unmerged.{excluded}"
         told = "; ".join(f"{name} ({quality.chance_words(chance)})" for name, chance in found.items())
-        return f"{test}, FID differs from unmerged by more than chance with these methods: {told}."
+        return f"{test}, FID differs from unmerged by more than chance with these methods: {told}.{excluded}"
+
+    def told_apart(self) -> str:
+        """Say in sentences how many of `differences` are told from zero when all are tested at once, and
+        which differences the intervals of the others exclude."""
+        differences = self.differences()
+        stays, _ = quality.held_over_classes(differences, self.made.classes)
+        said = (
+            f"With all {len(differences)} rows tested at once, {len(stays)} of the differences are told from "
+            "zero."
+        )
+        others = []
+        for name, values in differences.items():
+            if name not in stays:
+                _, low, high = quality.mean_interval(values)
+                others.append(f"{name} (excluded is a difference outside {low:+.2f} to {high:+.2f} dB)")
+        return f"{said} Not told apart: {'; '.join(others)}." if others else said
+
+    def other_prompts(self) -> str:
+        """Say in a sentence which verdicts of `differences` would be found with other prompts: for which the
+        interval over classes excludes zero as well."""
+        stays, holds = quality.held_over_classes(self.differences(), self.made.classes)
+        if len(set(self.made.classes)) < 2:
+            return "With images of a single prompt, nothing can be said about other prompts."
+        if not stays:
+            return "No verdict stays that other prompts could confirm."
+        lost = [name for name in stays if name not in holds]
+        if not lost:
+            return (
+                f"For other prompts like these, the interval excludes zero in all {len(stays)} rows whose "
+                "verdict stays."
+            )
+        return (
+            f"For other prompts like these, the interval excludes zero in {len(holds)} of the {len(stays)} "
+            f"rows whose verdict stays, and holds zero for {'; '.join(lost)}."
+        )
+
+    def batch_shares(self) -> dict[str, str]:
+        """The merged share by batch maximum and by CA-ToMe at the same threshold, mean over all images, with
+        the threshold and the number of images in a batch."""
+        t = self.params.gentle
+        shares = {
+            "gentle_merged": f"CA-ToMe, t = {t:g}",
+            "batch_merged": f"batch maximum, t = {t:g}",
+        }
+        found = {name: self.made.share_of_image(self.peers[peer])[1] for name, peer in shares.items()}
+        return {"gentle": f"{t:g}", "batch": str(self.params.batch_size)} | {
+            name: f"{share:.3f}" for name, share in found.items()
+        }

@@ -1,20 +1,21 @@
-"""Chapter 5: when to look again. The paper's schedules, bounds, schedules derived from measured staleness,
-and online ones beside as many checkpoints at equal distances."""
+"""Chapter 5: when to look again. The paper's schedules, bounds, and schedules derived from measured staleness
+and online ones, both beside as many checkpoints at equal distances."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from pydantic import model_validator
+from scipy.stats import permutation_test
 
 from catome.policy.schedule import SCHEDULES, derive, evenly, parse_schedule
 from catome.study import methods, paper
 from catome.study.measure import quality, real_images
-from catome.study.measure.comparison import Comparison, compare, timed_alone
+from catome.study.measure.comparison import Comparison, compare, time_ratio, timed_alone
 from catome.study.measure.drift import (
     SHARD,
     amount_name,
@@ -48,11 +49,31 @@ BASE = "CONFIG_3"
 EVERY = "every step"
 """Pairs found at every step."""
 
+OVER_EVERY = "time over every step"
+"""The column with a schedule's time over that of pairs found at every step."""
+
 COUNTED = 12
 """Images over which the searches of online schedules are counted: one of each of the embedded classes."""
 
 EVEN = "CONFIG_FIVE"
 """The paper's schedule at equal distances, which needs no measurement."""
+
+RANKED = ("paper", "derived")
+"""The kinds of schedules over which staleness and PSNR are correlated. Those at equal distances that stand
+beside the derived ones are nearly as stale as these, and would count them twice."""
+
+PERMUTATIONS = 50_000
+"""Of a test of ranks: all permutations of up to eight schedules, and so many drawn ones of more."""
+
+
+def least_stale(checkpoints: int) -> str:
+    """The name of a derived schedule."""
+    return f"least stale {checkpoints}"
+
+
+def even_as(checkpoints: int) -> str:
+    """The name of the schedule with as many checkpoints at equal distances."""
+    return f"EVEN_{checkpoints}"
 
 
 @parameters
@@ -114,7 +135,7 @@ class Asked:
 
     Attributes:
         threshold: to merge by.
-        kind: "bounds", "paper", "derived", "online" or "even".
+        kind: "bounds", "paper", "derived", "even" (as many checkpoints at equal distances) or "online".
         name: of the schedule.
         method: that merges so.
         checkpoints: its steps; None where it decides while it runs.
@@ -143,7 +164,11 @@ def asked_of(
             add(t, "paper", name, name, parse_schedule(name).at(params.calls))
         for (at, count), steps in derived.items():
             if at == t:
-                add(t, "derived", f"best {count}", steps, steps)
+                add(t, "derived", least_stale(count), steps, steps)
+        for at, count in derived:
+            if at == t:
+                name = even_as(count)
+                add(t, "even", name, name, parse_schedule(name).at(params.calls))
         for tolerance in params.tolerances:
             name = f"auto {tolerance:g}"
             found[t, name] = Asked(t, "online", name, online(t, tolerance), None)
@@ -152,7 +177,10 @@ def asked_of(
 
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations; which steps the derived schedules have is known only when staleness has been measured,
-    and how often the online ones search when they have run. Two of these may search equally often."""
+    and how often the online ones search when they have run.
+
+    Two of these may search equally often, or as often as a derived schedule has checkpoints. Then there are
+    fewer generations."""
     yield of_drift(1, params.watched)
     derived = {
         (t, k): tuple(range(k)) for t in params.thresholds for k in params.budgets if k <= params.calls
@@ -202,10 +230,12 @@ def run(params: Parameters, pipe, **kept) -> Result:
         if one.checkpoints is None
     }
     rivals = {(t, name): as_often(t, steps, params.calls) for (t, name), steps in searched.items()}
-    even = list({one.method.label: one.method for one in rivals.values()}.values())
-    compare(pipe, params, even, real, recompute=params.recompute, **kept)
+    even = {one.method.label: one.method for one in rivals.values()}
+    if new := [method for label, method in even.items() if label not in made.methods]:
+        compare(pipe, params, new, real, recompute=params.recompute, **kept)
     deciding = [asked[key].method for key in rivals]
-    beside = compare(pipe, params, [*deciding, *even], real, **kept)  # the first have just been computed
+    # all of them are there by now
+    beside = compare(pipe, params, [*deciding, *even.values()], real, **kept)
     return Result(params, real, staleness, derived, asked, made, more, searched, rivals, beside)
 
 
@@ -217,7 +247,7 @@ def as_often(t: float, searched: list[list[list[int]]], calls: int) -> Asked:
         searched: `catome.study.measure.searches.searches` of the online schedule; the mean is rounded.
         calls: of the U-Net by one generation.
     """
-    name = f"EVEN_{round(searches_made(searched))}"
+    name = even_as(round(searches_made(searched)))
     return Asked(t, "even", name, methods.ca_tome(t, name), parse_schedule(name).at(calls))
 
 
@@ -236,8 +266,9 @@ def _distinct(asked: dict) -> list[Method]:
 
 def timed(result: Result, pipe, **kept) -> pd.DataFrame:
     """Rows of `catome.study.measure.comparison.COST`: every schedule of a result, one image at a time, in
-    turns."""
-    return timed_alone(pipe, result.params, _distinct(result.asked), **kept)
+    turns. Those of the kind "even" are left out: the derived ones beside them make as many searches."""
+    chosen = {key: one for key, one in result.asked.items() if one.kind != "even"}
+    return timed_alone(pipe, result.params, _distinct(chosen), **kept)
 
 
 @dataclass(frozen=True)
@@ -282,17 +313,17 @@ class Result:
         return rows.differences("psnr", self.asked[t, name].method, self.asked[t, base].method)
 
     def differences(self) -> dict[tuple[str, str], np.ndarray]:
-        """PSNR of schedules against CONFIG_3, and of the derived ones against pairs found at every step and
-        CONFIG_FIVE, in dB, seed by seed."""
+        """PSNR of schedules against CONFIG_3, and of the derived ones against pairs found at every step,
+        CONFIG_FIVE and as many checkpoints at equal distances, in dB, seed by seed."""
         pairs = []
         for t in self.params.thresholds:
-            rivals = [EVERY, "step 0 only", *(f"best {k}" for k in sorted(self.params.budgets, reverse=True))]
+            budgets = [k for at, k in self.derived if at == t]
+            rivals = [EVERY, "step 0 only", EVEN, *(least_stale(k) for k in sorted(budgets, reverse=True))]
             rivals += [f"auto {tolerance:g}" for tolerance in self.params.tolerances]
-            for name in rivals:
-                if (t, name) in self.asked:
-                    pairs.append((t, name, BASE))
+            pairs += [(t, name, BASE) for name in rivals]
             for base in (EVERY, EVEN):
-                pairs += [(t, f"best {k}", base) for at, k in self.derived if at == t]
+                pairs += [(t, least_stale(k), base) for k in budgets]
+            pairs += [(t, least_stale(k), even_as(k)) for k in budgets]
         found = {}
         for t, name, base in pairs:
             found[f"t = {t:g}", f"{name} - {base}"] = self._difference(t, name, base)
@@ -300,7 +331,7 @@ class Result:
 
     @cached_property
     def _compared(self) -> pd.DataFrame:
-        return quality.difference_table(self.differences())
+        return quality.difference_table(self.differences(), classes=self.more.classes)
 
     def comparisons(self) -> pd.DataFrame:
         """`differences` to be read, and over how many images they are."""
@@ -308,24 +339,46 @@ class Result:
         table.insert(0, "images", [len(one) for one in self.differences().values()])
         return table
 
+    def excluded(self) -> str:
+        """Say in a sentence how large a difference the intervals of `comparisons` exclude where nothing is
+        told apart."""
+        verdicts = self._compared["after Holm"]
+        ends = [
+            _far_end(found) for row, found in self.differences().items() if verdicts[row] == quality.UNTOLD
+        ]
+        if not ends:
+            return "In every row the schedules are told apart after Holm."
+        least, most = f"{min(ends):.2f}", f"{max(ends):.2f}"
+        span = f"{most} dB" if least == most else f"{least} to {most} dB, depending on the row"
+        return (
+            f"In {len(ends)} of {len(verdicts)} rows the schedules are not told apart after Holm. That does "
+            f"not make them equal. The intervals exclude only differences of more than {span}."
+        )
+
     def relation(self, bounds: bool = False) -> dict[float, float]:
-        """By threshold the rank correlation of mean staleness and PSNR over the fixed schedules. NaN for
-        fewer than two.
+        """By threshold the rank correlation of mean staleness and PSNR over the paper's and the derived
+        schedules, `RANKED`. NaN for fewer than two.
 
         Args:
             bounds: take in the two bounds, pairs found at every step and pairs found once. They lie so far
                 from the others that they may decide it.
         """
-        kinds = ("bounds", "paper", "derived") if bounds else ("paper", "derived")
+        kinds = ("bounds", *RANKED) if bounds else RANKED
+        return {t: _rank_correlation(*pair) for t, pair in self._ranked(kinds).items()}
+
+    def relation_chances(self) -> dict[float, float]:
+        """By threshold the two-sided p-value of `relation` without the bounds, by `_rank_chance`."""
+        return {t: _rank_chance(*pair) for t, pair in self._ranked(RANKED).items()}
+
+    def _ranked(self, kinds: tuple[str, ...]) -> dict[float, tuple[pd.Series, pd.Series]]:
+        """By threshold the mean staleness and the mean PSNR (dB) of the schedules of these kinds."""
         psnr = self.made.summary()["PSNR"]
         found = {}
         for t in self.params.thresholds:
             tried = [one for (at, _), one in self.asked.items() if at == t and one.kind in kinds]
-            bills = pd.Series(
-                [mean_staleness(self.staleness[t], one.checkpoints) for one in tried], dtype=float
-            )
-            close = pd.Series([psnr[one.method.label] for one in tried], dtype=float)
-            found[t] = _rank_correlation(bills, close)
+            bills = [mean_staleness(self.staleness[t], one.checkpoints) for one in tried]
+            close = [psnr[one.method.label] for one in tried]
+            found[t] = pd.Series(bills, dtype=float), pd.Series(close, dtype=float)
         return found
 
     def derived_steps(self) -> pd.DataFrame:
@@ -335,7 +388,8 @@ class Result:
         images = f"{unseen[0] * SHARD} to {self.params.drift_images - 1}", f"0 to {self.params.images - 1}"
         columns = ["derived on images", "tried on images", "checkpoints at the steps"]
         rows = {
-            (t, f"best {k}"): [*images, ", ".join(map(str, steps))] for (t, k), steps in self.derived.items()
+            (t, least_stale(k)): [*images, ", ".join(map(str, steps))]
+            for (t, k), steps in self.derived.items()
         }
         index = pd.MultiIndex.from_tuples(list(rows), names=["threshold", "schedule"])
         return pd.DataFrame(list(rows.values()), index, columns)
@@ -374,34 +428,38 @@ class Result:
         for (t, k), row in self.even().iterrows():
             base = mean_staleness(self.staleness[t], self.asked[t, BASE].checkpoints)
             change = f"{row['derived'] / base - 1:+.0%}" if base else ""
-            rows[t, f"best {k}"] = [f"{row['derived']:.3f}", f"{base:.3f}", change, f"{row['even']:.3f}"]
+            rows[t, least_stale(k)] = [
+                f"{row['derived']:.3f}",
+                f"{base:.3f}",
+                change,
+                f"{row['even']:.3f}",
+            ]
         index = pd.MultiIndex.from_tuples(list(rows), names=["threshold", "schedule"])
         return pd.DataFrame(list(rows.values()), index, columns)
 
     def fixed_schedules(self, t: float) -> dict[str, tuple[int, ...]]:
-        """The steps of every fixed schedule at a threshold, by its name; without the bounds."""
+        """The steps of the paper's and the derived schedules at a threshold, by their names."""
         return {
-            name: one.checkpoints
-            for (at, name), one in self.asked.items()
-            if at == t and one.kind in ("paper", "derived")
+            name: one.checkpoints for (at, name), one in self.asked.items() if at == t and one.kind in RANKED
         }
 
     def expected(
         self, records: pd.DataFrame
     ) -> tuple[dict[float, dict[str, float]], dict[float, dict[str, float]]]:
-        """Straight lines through the fixed schedules of ``records``, by threshold: what a schedule of one's
-        own may give.
+        """Straight lines through the bounds, the paper's and the derived schedules of ``records``, by
+        threshold: what a schedule of one's own may give.
 
         Returns:
             ``intercept`` and ``slope`` (dB) of PSNR over mean staleness, with the standard deviation around
             it, ``spread``; and time over the unmerged one, ``fixed`` and for ``each`` checkpoint. Pairs found
-            once are left out: nothing else is as stale.
+            once are left out, since nothing else is as stale, and so are the even schedules, which are not
+            timed.
         """
         quality_of, time_of = {}, {}
         for t in self.params.thresholds:
             rows = records[
                 (records["threshold"] == t)
-                & (records["kind"] != "online")
+                & ~records["kind"].isin(["online", "even"])
                 & (records["schedule"] != "step 0 only")
             ]
             stale, count = rows["staleness"].astype(float), rows["checkpoints"].astype(float)
@@ -419,12 +477,17 @@ class Result:
 
         Returns:
             ``threshold``, ``kind``, ``schedule``, ``checkpoints``, ``staleness``, the columns of `summary`
-            that the chapter shows, ``seconds``, ``time`` (over unmerged) and ``gain`` over CONFIG_3 with its
-            interval.
+            that the chapter shows, ``poor`` (the share of images below `quality.POOR_DB`), ``seconds`` (the
+            median over turns), ``time`` (over unmerged), `OVER_EVERY` (at the same threshold) and ``gain``
+            over CONFIG_3. The last three have intervals, those of times as by
+            `catome.study.measure.comparison.time_ratio`. Times are NaN of schedules that were not timed.
         """
         seconds = clock.groupby("method")["seconds"].median()
         summary = self.summary()
-        shown = ["PSNR", "PSNR low", "PSNR high", "share", "FID change", "FID change low", "FID change high"]
+        shown = [
+            f"{name}{end}" for name in ("PSNR", "distance", "FID change") for end in ("", " low", " high")
+        ]
+        shown.append("share")
         rows = []
         for (t, name), one in self.asked.items():
             label = one.method.label
@@ -442,7 +505,13 @@ class Result:
                 "staleness": bill,
             }
             row |= {column: summary.loc[label, column] for column in shown}
-            row |= {"seconds": seconds[label], "time": seconds[label] / seconds["unmerged"]}
+            row["poor"] = float((self.made.of(label)["psnr"] < quality.POOR_DB).mean())
+            row["seconds"] = seconds.get(label, np.nan)
+            every = self.asked[t, EVERY].method
+            for column, other in (("time", "unmerged"), (OVER_EVERY, every)):
+                ends = (column, f"{column} low", f"{column} high")
+                took = time_ratio(clock, label, other) if label in seconds else (np.nan,) * 3
+                row |= dict(zip(ends, took, strict=True))
             row |= dict(zip(("gain", "gain low", "gain high"), self.gain(t, name), strict=True))
             rows.append(row)
         return pd.DataFrame(rows)
@@ -458,41 +527,53 @@ class Result:
             "schedule": rows["schedule"],
             "searches for an image": rows["checkpoints"].map("{:.1f}".format),
             "mean staleness": rows["staleness"].map("{:.2f}".format),
-            "time / unmerged": rows["time"].map("{:.2f}".format),
+            "time / unmerged": quality.with_interval(rows, "time"),
             "as often, evenly": beside["even"].to_numpy(),
             "PSNR beside it (dB)": beside["difference (dB)"].to_numpy(),
             "after Holm": beside["after Holm"].to_numpy(),
+            quality.OVER_CLASSES: beside[quality.OVER_CLASSES].to_numpy(),
         }
         return pd.DataFrame(table).set_index(["threshold", "schedule"])
+
+    def _equal_searches(self) -> dict[tuple[float, str], np.ndarray]:
+        """PSNR of each online schedule minus that of its rival, in dB, seed by seed, by threshold and
+        name."""
+        return {
+            key: self.beside.differences("psnr", self.asked[key].method, rival.method)
+            for key, rival in self.rivals.items()
+        }
 
     def at_equal_searches(self) -> pd.DataFrame:
         """Online schedules beside checkpoints at equal distances that search as often, `as_often`.
 
         Returns:
             `quality.difference_table` of PSNR, online minus even, by threshold and name of the online one,
-            with the even one's name, ``even``.
+            with the even one's name, ``even``, and the interval for other prompts.
         """
-        differences = {
-            key: self.beside.differences("psnr", self.asked[key].method, rival.method)
-            for key, rival in self.rivals.items()
-        }
-        table = quality.difference_table(differences)
+        table = quality.difference_table(self._equal_searches(), classes=self.beside.classes)
         table["even"] = [rival.name for rival in self.rivals.values()]
         return table
 
     def beside_equal_searches(self) -> str:
-        """A sentence on the online schedules, each beside checkpoints at equal distances."""
-        verdicts = self.at_equal_searches()["after Holm"].tolist()
-        counts = {word: verdicts.count(word) for word in ("closer", "farther", quality.UNTOLD)}
-        return (
-            f"Of {len(verdicts)} online schedules, each beside about as many checkpoints at equal distances, "
-            f"{counts['closer']} came closer to unmerged, {counts['farther']} fell behind, and "
-            f"{counts[quality.UNTOLD]} did not differ detectably."
-        )
+        """Sentences on the online schedules, each beside checkpoints at equal distances."""
+        verdicts = self.at_equal_searches()["after Holm"]
+        classes = self.beside.classes
+        return _beside_even("online schedules", "about as many", self._equal_searches(), verdicts, classes)
+
+    def beside_equal_budgets(self) -> str:
+        """Sentences on the derived schedules, each beside as many checkpoints at equal distances: the
+        verdicts of `comparisons` after Holm."""
+        rows = [(f"t = {t:g}", f"{least_stale(k)} - {even_as(k)}") for t, k in self.derived]
+        if not rows:
+            return "No derived schedule was tried."
+        every = self.differences()
+        differences = {row: every[row] for row in rows}
+        verdicts = self._compared["after Holm"]
+        return _beside_even("derived schedules", "as many", differences, verdicts, self.more.classes)
 
     def beside_base(self, kind: str) -> str:
         """A sentence on all schedules of a kind, "derived" or "online", beside CONFIG_3: the verdicts of
-        `comparisons` after Holm."""
+        `comparisons` after Holm, and how large a difference is excluded where nothing is told apart."""
         said = {
             "closer": (f"is closer to unmerged than {BASE}", f"are closer to unmerged than {BASE}", []),
             "farther": (
@@ -506,48 +587,59 @@ class Result:
                 [],
             ),
         }
-        verdicts = self._compared["after Holm"]
+        verdicts, differences = self._compared["after Holm"], self.differences()
+        untold = []
         for (t, name), one in self.asked.items():
             if one.kind == kind:
-                verdict = verdicts[f"t = {t:g}", f"{name} - {BASE}"]
-                said[verdict][2].append(f"{name} at t = {t:g}")
+                row = f"t = {t:g}", f"{name} - {BASE}"
+                said[verdicts[row]][2].append(f"{name} at t = {t:g}")
+                if verdicts[row] == quality.UNTOLD:
+                    untold.append(differences[row])
         parts = [
             f"{listed(names)} {one if len(names) == 1 else many}"
             for one, many, names in said.values()
             if names
         ]
+        if untold:
+            parts[-1] += f", where differences of more than {_far_ends(untold)} are excluded"
         return (
             f"By PSNR, all rows tested at once, {'; '.join(parts)}."
             if parts
             else f"No {kind} schedule was tried."
         )
 
-    def against_every_step(self) -> pd.DataFrame:
-        """`quality.difference_table` of every schedule but the bounds against pairs found at every step."""
-        differences = {
+    def _beside_every_step(self) -> dict[str, np.ndarray]:
+        """PSNR of every schedule but the bounds minus that of pairs found at every step, in dB, seed by
+        seed."""
+        return {
             f"{name} at t = {t:g}": self.made.differences("psnr", one.method, self.asked[t, EVERY].method)
             for (t, name), one in self.asked.items()
             if one.kind != "bounds"
         }
-        return quality.difference_table(differences)
+
+    def against_every_step(self) -> pd.DataFrame:
+        """`quality.difference_table` of every schedule but the bounds against pairs found at every step."""
+        return quality.difference_table(self._beside_every_step())
 
     def no_upper_bound(self) -> str:
         """Say in sentences what the intervals tell of schedules that may be closer than pairs found at every
         step."""
         table = self.against_every_step()
+        highest = max(quality.mean_interval(found)[2] for found in self._beside_every_step().values())
+        excluded = f"By its own interval, none is closer by more than {max(0.0, highest):.2f} dB."
         beats, stay = (
             table.index[table[column] == "closer"].tolist() for column in ("verdict", "after Holm")
         )
         if not beats:
             return (
-                f"By the paired intervals, none of the {len(table)} schedules tried is closer than pairs "
-                "found at every step."
+                f"By the paired intervals, none of the {len(table)} schedules tried is detectably closer "
+                f"than pairs found at every step. {excluded}"
             )
         return (
             f"Finding pairs at every step {'does' if stay else 'may'} not give the closest "
             f"images: with {listed(beats)} the images are closer to unmerged. The paired "
             f"interval excludes zero for {len(beats)} of {len(table)} schedules tried. With "
-            f"all of them tested at once, {listed(stay) or 'none'} stay{'s' * (len(stay) < 2)}."
+            f"all of them tested at once, {listed(stay) or 'none'} stay{'s' * (len(stay) < 2)}. {excluded}"
         )
 
     def of_paper(self, records: pd.DataFrame) -> pd.DataFrame:
@@ -567,7 +659,7 @@ class Result:
             ("time / unmerged", "paper"): (theirs["seconds"] / paper.METHODS["seconds"].iloc[0]).map(
                 "{:.3f}".format
             ),
-            ("time / unmerged", "here"): ours["time"].map("{:.3f}".format),
+            ("time / unmerged", "here"): quality.with_interval(ours, "time"),
             ("FID - best", "paper (Inception)"): (theirs["FID"] - theirs["FID"].min()).map("{:.2f}".format),
             ("FID - best", f"here ({self.made.label})"): (ours["FID change"] - ours["FID change"].min()).map(
                 "{:.2f}".format
@@ -595,6 +687,8 @@ class Result:
             "online_equal": self.beside_equal_searches(),
             "counted": str(self.params.counted.images),
             "derived": self.beside_base("derived"),
+            "derived_equal": self.beside_equal_budgets(),
+            "excluded": self.excluded(),
             "no_upper_bound": self.no_upper_bound(),
             "searching": _by_threshold(
                 {t: f"{quality.spoken(self.gain(t, 'every step', 'step 0 only'), 2)} dB" for t in at}
@@ -610,23 +704,68 @@ class Result:
                 {t: _correlation(value) for t, value in self.relation().items()}
             ),
             "staleness_tells": self.staleness_tells(),
+            "cheapest": self.cheapest(),
+            "fid_little": self.fid_little(),
             "needed": quality.power_words(self.differences().values()),
-            "time_searching": _by_threshold({t: f"{times['every step']:.2f}" for t, times in at.items()}),
+            "time_searching": _by_threshold({t: self._time(records, t, EVERY, "time") for t in at}),
+            "time_base": _by_threshold({t: self._time(records, t, BASE, OVER_EVERY) for t in at}),
             "time_cached": _by_threshold(
                 {t: f"{times.min():.2f} to {times.max():.2f}" for t, times in cached.items()}
             ),
         }
         return words | self._words_on_the_paper(records)
 
+    @staticmethod
+    def _time(records: pd.DataFrame, t: float, name: str, column: str) -> str:
+        """A time of ``records`` with its interval: ``column`` is "time" or `OVER_EVERY`."""
+        row = records[records["threshold"] == t].set_index("schedule").loc[name]
+        return quality.bracketed(tuple(row[[column, f"{column} low", f"{column} high"]]))
+
     def staleness_tells(self) -> str:
-        """Say in a sentence whether staleness ranks the fixed schedules without the bounds, by `relation`."""
-        tells = {t: value < -0.7 for t, value in self.relation().items()}
+        """Say in sentences whether staleness ranks the schedules of `relation`: by a permutation test, of all
+        thresholds at once (`quality.holm`)."""
+        relation, chances = self.relation(), self.relation_chances()
+        stays = dict(zip(chances, quality.holm(list(chances.values())), strict=True))
+        tells = {t: stays[t] and relation[t] < 0 for t in chances}
+        count = sum(
+            t == self.params.thresholds[0] and one.kind in RANKED for (t, _), one in self.asked.items()
+        )
+        known = _by_threshold({t: quality.chance_words(p) for t, p in chances.items() if not np.isnan(p)})
+        test = f"By a permutation test over {count} schedules{f' ({known})' * bool(known)}"
+        few = "So few schedules can show only a strong relation."
         if all(tells.values()):
-            return "Among sensible schedules, too, the less stale the pairs, the closer the images."
+            return f"{test}, the less stale the pairs, the closer the images."
         if not any(tells.values()):
-            return "Among sensible schedules, staleness does not tell which is good."
+            return f"{test}, it is not detected that less stale pairs give closer images. {few}"
         yes, no = (listed([f"t = {t:g}" for t in tells if tells[t] is wanted]) for wanted in (True, False))
-        return f"Among sensible schedules, staleness tells which is good at {yes}, and does not at {no}."
+        return f"{test}, less stale pairs give closer images at {yes}. At {no} this is not detected. {few}"
+
+    def cheapest(self) -> str:
+        """Say in sentences which checkpoints of CONFIG_3 could be left out at the lowest price in staleness,
+        and which at the highest, at the first threshold."""
+        t = self.params.thresholds[0]
+        steps = [step for step in self.asked[t, BASE].checkpoints if step < self.params.calls]
+        whole = mean_staleness(self.staleness[t], steps)
+        prices = {
+            left_out: mean_staleness(self.staleness[t], [step for step in steps if step != left_out]) - whole
+            for left_out in steps
+            if left_out  # the first must stay
+        }
+        order = sorted(prices, key=prices.get)
+        cheap = order[: max(1, len(order) // 3)]
+        few = len(cheap) == 1
+        return (
+            f"At t = {t:g} the cheapest checkpoint{'' if few else 's'} of {BASE} {'is' if few else 'are'} "
+            f"{listed([str(step) for step in sorted(cheap)])}. Without one of them, the mean staleness rises "
+            f"by {prices[cheap[-1]]:.3f} at most. It rises most without {order[-1]}, by "
+            f"{prices[order[-1]]:.3f}."
+        )
+
+    def fid_little(self) -> str:
+        """Say in sentences why a FID of these images tells little."""
+        of_class = int(self.made.of("unmerged").groupby("class").size().max())
+        groups = f" The interval of a change comes from leaving out {of_class} groups of images in turn."
+        return quality.rank_words(self.made.features("unmerged")) + groups * (of_class > 1)
 
     def _words_on_the_paper(self, records: pd.DataFrame) -> dict[str, str]:
         ours, theirs = self.of_paper(records), paper.SCHEDULES.loc[list(SCHEDULES)]
@@ -681,3 +820,71 @@ def _rank_correlation(x: pd.Series, y: pd.Series) -> float:
 def _correlation(value: float) -> str:
     """A rank correlation with its sign; there is none where all ranks are equal."""
     return "undefined" if np.isnan(value) else f"{value:+.2f}"
+
+
+def _rank_chance(x: pd.Series, y: pd.Series) -> float:
+    """Two-sided p-value of `_rank_correlation`, by a permutation test: exact for up to eight schedules; see
+    `PERMUTATIONS`. NaN where there is no correlation."""
+    if min(x.nunique(), y.nunique()) < 2:
+        return float("nan")
+    ranks, others = (one.rank().to_numpy() - (len(one) + 1) / 2 for one in (x, y))
+    # the correlation is this sum over a constant
+    found = permutation_test(
+        (ranks,),
+        lambda permuted, axis: (permuted * others).sum(axis),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        rng=0,
+    )
+    return float(found.pvalue)
+
+
+def _far_end(differences: np.ndarray) -> float:
+    """The end of the interval of a difference that is farther from zero, in dB: a larger one is excluded."""
+    _, low, high = quality.mean_interval(differences)
+    return max(abs(low), abs(high))
+
+
+def _far_ends(found: Iterable[np.ndarray]) -> str:
+    """`_far_end` of several differences, to be read: ``0.62 and 1.10 dB``."""
+    return f"{listed([f'{_far_end(one):.2f}' for one in found])} dB"
+
+
+def _beside_even(
+    schedules: str,
+    as_many: str,
+    differences: Mapping[tuple, np.ndarray],
+    verdicts: Mapping[tuple, str],
+    classes: np.ndarray,
+) -> str:
+    """Sentences on schedules that each stand beside checkpoints at equal distances.
+
+    Args:
+        schedules: what they are.
+        as_many: how many checkpoints they stand beside.
+        differences: PSNR minus that of the even one, in dB, seed by seed.
+        verdicts: on these and perhaps other differences, "closer", "farther" or `quality.UNTOLD`.
+        classes: of the images, by number; there may be more than there are differences.
+    """
+    told = {row: [] for row in ("closer", "farther", quality.UNTOLD)}
+    for row, found in differences.items():
+        told[verdicts[row]].append(found)
+    holds = sum(
+        quality.verdict(*quality.over_classes(found, classes[: len(found)])[1:]) == said
+        for said in ("closer", "farther")
+        for found in told[said]
+    )
+    detected, untold = len(told["closer"]) + len(told["farther"]), told[quality.UNTOLD]
+    sentences = [
+        f"Of {len(differences)} {schedules}, each beside {as_many} checkpoints at equal distances, "
+        f"{len(told['closer'])} came closer to unmerged, {len(told['farther'])} fell behind, and "
+        f"{len(untold)} did not differ detectably."
+    ]
+    if untold:
+        sentences.append(f"For these, the intervals exclude differences of more than {_far_ends(untold)}.")
+    if detected and len(set(classes)) > 1:
+        sentences.append(
+            f"Of the differences detected, {holds} of {detected} hold for other prompts like these, too."
+        )
+    return " ".join(sentences)

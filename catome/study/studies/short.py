@@ -220,7 +220,8 @@ class Result:
     def records(self, clocks: dict[int, pd.DataFrame]) -> pd.DataFrame:
         """One row for each number of steps and method: ``steps``, ``method``, ``family``, ``PSNR`` with its
         95 % interval (dB), ``poor`` (the share of images below `catome.study.measure.quality.POOR_DB`),
-        ``scores left`` (NaN where all are) and ``speed-up`` with the lowest and the highest turn."""
+        ``scores left`` (NaN where all are) and ``speed-up`` with its 95 % interval over the turns, as by
+        `catome.study.measure.comparison.speed_ups`."""
         rows = []
         for steps, named in self.methods.items():
             faster = speed_ups(clocks[steps])

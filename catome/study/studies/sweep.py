@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from pydantic import model_validator
 
 from catome.study import methods, paper
 from catome.study.measure import quality, real_images
-from catome.study.measure.comparison import Comparison, compare, speed_ups, timed_alone
+from catome.study.measure.comparison import Comparison, compare, speed_ups, time_ratio, timed_alone
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.parameters import Cosines, Count, Counts, Flag, Folder, Setting, parameters
@@ -21,6 +22,9 @@ from catome.study.studies import allocation
 from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = "03_threshold_sweep"
+
+SPEED_UP = ["speed-up", "speed-up low", "speed-up high"]
+"""The columns of a speed-up and its interval."""
 
 
 @parameters
@@ -156,11 +160,15 @@ class Result:
         return self.made.summary(self.real.features)
 
     def records(self, clock: pd.DataFrame) -> pd.DataFrame:
-        """`summary` with what each method costs by ``clock``, rows of `timed`: the columns of
-        `catome.study.measure.comparison.speed_ups`, and the medians of ``seconds``, ``block_seconds`` and
-        ``flops``."""
+        """`summary` with the share of images below `quality.POOR_DB`, ``poor``, and with what each method
+        costs by ``clock``, rows of `timed`: the columns of `catome.study.measure.comparison.speed_ups`, and
+        the medians of ``seconds``, ``block_seconds`` and ``flops``."""
         medians = clock.groupby("method")[["seconds", "block_seconds", "flops"]].median()
-        table = self.summary
+        poor = {
+            method: float((self.made.of(method)["psnr"] < quality.POOR_DB).mean())
+            for method in self.made.methods
+        }
+        table = self.summary.assign(poor=pd.Series(poor))
         return table.join(speed_ups(clock)).join(medians)
 
     def hardest(self, threshold: float) -> int:
@@ -183,6 +191,19 @@ class Result:
         """PSNR of each compared threshold minus that of its fixed share, in dB, seed by seed."""
         return {t: both.differences("psnr", self.sweep[t], self.twins[t]) for t, both in self.both.items()}
 
+    def changing(self) -> list[float]:
+        """The thresholds that change any image, from the lowest."""
+        psnr = {t: self.made.of(method)["psnr"] for t, method in self.sweep.items()}
+        return sorted(t for t, values in psnr.items() if np.isfinite(values).any())
+
+    def neighbours(self) -> dict[tuple[float, float], np.ndarray]:
+        """PSNR of each threshold that changes any image minus that of the next lower one, in dB, seed by
+        seed: by the lower and the higher threshold."""
+        return {
+            (low, high): self.made.differences("psnr", self.sweep[high], self.sweep[low])
+            for low, high in pairwise(self.changing())
+        }
+
     def adapting(self) -> pd.DataFrame:
         """Each compared threshold minus its fixed share, paired over seeds: ``psnr`` and ``feature_distance``
         with ``low`` and ``high``, the ``share`` that both merge, and over how many ``images``."""
@@ -196,22 +217,22 @@ class Result:
         return pd.DataFrame(rows).T
 
     def adapting_table(self) -> pd.DataFrame:
-        """`adapting` to be read, with a verdict on the PSNR."""
+        """`adapting` to be read, with a verdict on the PSNR, and its interval for other prompts."""
         found = self.adapting()
         rows = {f"t = {t:g} - r = {row['share']:.3f}": row for t, row in found.iterrows()}
-        table = quality.paired_table(
-            {name: tuple(row[["psnr", "psnr low", "psnr high"]]) for name, row in rows.items()}, "PSNR (dB)"
-        )
+        differences = dict(zip(rows, self.differences().values(), strict=True))
+        classes = max((both.classes for both in self.both.values()), key=len)
+        table = quality.difference_table(differences, "PSNR (dB)", classes)
         away = {
             name: tuple(row[[f"feature_distance{end}" for end in ("", " low", " high")]])
             for name, row in rows.items()
         }
-        table.insert(1, "distance of features", quality.paired_table(away, "away")["away"])
+        table.insert(1, "feature distance", quality.paired_table(away, "away")["away"])
         table.insert(0, "images", [int(row["images"]) for row in rows.values()])
         return table
 
-    def beside_the_paper(self, seconds: pd.Series) -> pd.DataFrame:
-        """The paper's Table I and the same figures here; ``seconds`` of one image by each method's label.
+    def beside_the_paper(self, records: pd.DataFrame) -> pd.DataFrame:
+        """The paper's Table I and the same figures here; ``records`` as of `records`.
 
         The columns of FID name the features it was computed from: only values from the same features can be
         compared."""
@@ -223,9 +244,10 @@ class Result:
                 continue
             found = table.loc[method.label]
             printed = theirs.loc[t]
+            faster, low, high = records.loc[method.label, SPEED_UP]
             rows[f"t = {t:g}"] = {
                 ("time / unmerged", "paper"): f"{printed['seconds'] / theirs.loc[1.0, 'seconds']:.2f}",
-                ("time / unmerged", "here"): f"{seconds[method.label] / seconds['unmerged']:.2f}",
+                ("time / unmerged", "here"): quality.bracketed((1 / faster, 1 / high, 1 / low)),
                 ("FID - unmerged", "paper (Inception)"): f"{printed['FID'] - theirs.loc[1.0, 'FID']:+.2f}",
                 ("FID - unmerged", f"here ({self.made.label})"): f"{found['FID change']:+.2f}",
                 ("PSNR to unrelated", "paper"): f"{printed['PSNR']:.3f}",
@@ -235,9 +257,9 @@ class Result:
             }
         return pd.DataFrame(rows).T
 
-    def words(self, records: pd.DataFrame) -> dict[str, str]:
+    def words(self, records: pd.DataFrame, clock: pd.DataFrame) -> dict[str, str]:
         """The words that the chapter's text takes up, by the names there, with _ for -; ``records`` as of
-        `records`."""
+        `records`, ``clock`` as of `timed`."""
         plain = records.loc["unmerged"]
         return {
             "images": str(int(records["images"].min())),
@@ -249,14 +271,20 @@ class Result:
             "fid": f"{plain['FID']:.2f}",
             "kid": f"{plain['KID x 1000']:.1f}",
             "slower": self.slower(records),
+            "lowest_time": self.lowest_time(clock),
             "unrelated": self.unrelated(),
             "control_images": str(self.control.params.images),
             "decides": self.decides(),
             "moving": self.moving(),
             "fid_told": self.fid_told(),
             "dip": self.dip(),
-            "needed": quality.power_words(self.differences().values()),
+            "needed": quality.power_words(self.differences().values(), allocation.EFFECT),
+            "needed_sweep": quality.power_words(self.neighbours().values(), allocation.EFFECT),
+            "control_needed": self.control.needed(),
+            "neighbours_told": self.neighbours_told(),
+            "prompts": str(len(set(self.made.classes))),
             "by_class": self.by_class(),
+            "adapts": self.adapts(),
             "rank": self.rank(),
         }
 
@@ -285,12 +313,8 @@ class Result:
         )
 
     def rank(self) -> str:
-        """A sentence on how many directions of the features the images span: a FID compares covariance
-        matrices."""
-        features = self.made.features("unmerged")
-        count, size = features.shape
-        spans = "span all of them" if count > size else f"span at most {count - 1} of them"
-        return f"These features have {size:,} dimensions, and {count:,} images {spans}."
+        """`catome.study.measure.quality.rank_words` of the images."""
+        return quality.rank_words(self.made.features("unmerged"))
 
     def merged_there(self) -> str:
         """Say in sentences how much is merged of the image that is timed, and on average."""
@@ -304,17 +328,96 @@ class Result:
         return " ".join(sentences)
 
     def slower(self, records: pd.DataFrame) -> str:
-        """At which thresholds a generation takes longer than unmerged, as a sentence."""
-        found = [f"{t:g}" for t, method in self.sweep.items() if records.loc[method.label, "speed-up"] < 1]
-        if not found:
-            return (
-                "At none of these thresholds does a generation take longer than unmerged, in the median of "
-                "the turns."
+        """Say in sentences what the intervals of the speed-up, each taken alone, tell: at which thresholds a
+        generation takes longer than unmerged, at which less time, and at which they do not decide."""
+        longer, less, undecided = [], [], []
+        for t, method in self.sweep.items():
+            _, low, high = records.loc[method.label, SPEED_UP]
+            if np.isnan(low):
+                return (
+                    "One turn cannot tell at which thresholds a generation takes longer than unmerged, or "
+                    "less time."
+                )
+            (longer if high < 1 else less if low > 1 else undecided).append(f"{t:g}")
+        said = ["The intervals of the speed-up, each taken alone, tell where merging changes the time."]
+        if longer:
+            said.append(
+                f"At t = {quality.listed(longer)} a generation takes longer than unmerged, so searching for "
+                "pairs at every step costs more than merging so few tokens saves."
             )
+        else:
+            said.append("At no threshold does a generation take detectably longer than unmerged.")
+        if less:
+            said.append(f"At t = {quality.listed(less)} it takes less time.")
+        if undecided:
+            said.append(f"At t = {quality.listed(undecided)} these turns do not decide.")
+        return " ".join(said)
+
+    def lowest_time(self, clock: pd.DataFrame) -> str:
+        """Say in sentences how work and time at the lowest of the ``thresholds`` compare with those at the
+        highest one that changes any image."""
+        some = [t for t in self.changing() if t in self.params.thresholds]
+        if len(some) < 2:
+            return "Fewer than two thresholds of this sweep changed any image, so no two times are compared."
+        first, last = (self.sweep[t] for t in (some[0], some[-1]))
+        flops = clock.groupby("method")["flops"].median()
+        found = time_ratio(clock, first, last)
+        _, low, high = found
+        if np.isnan(low):
+            verdict = "One turn cannot tell whether it is faster."
+        elif high < 1:
+            verdict = "So it is faster."
+        elif low > 1:
+            verdict = "So it is slower."
+        else:
+            verdict = "Whether it is faster, these turns do not decide."
+        work = flops[first.label] / flops[last.label]
         return (
-            f"At t = {', '.join(found)} a generation takes longer than unmerged in the median of the "
-            "turns: searching for pairs at every step costs more than merging so few tokens saves."
+            f"At t = {some[0]:g} a generation has {work:.2f} of the work that it has at t = {some[-1]:g}. "
+            f"Turn by turn, it takes {quality.bracketed(found)} of the time. {verdict}"
         )
+
+    def neighbours_told(self) -> str:
+        """Say in sentences how many pairs of `neighbours` PSNR tells apart, with all tested at once, and how
+        large the difference may be where it does not."""
+        found = self.neighbours()
+        if not found:
+            return "Fewer than two thresholds of this sweep changed any image."
+        stays = quality.holm([quality.mean_chance(values) for values in found.values()])
+        told = (
+            f"So compared, and all tested at once by Holm's method, {sum(stays)} of {len(found)} pairs of "
+            "neighbouring thresholds differ detectably."
+        )
+        allowed = []
+        for ((low, high), values), stay in zip(found.items(), stays, strict=True):
+            if not stay:
+                _, least, most = quality.mean_interval(values)
+                allowed.append(f"{least:+.2f} to {most:+.2f} dB from t = {low:g} to {high:g}")
+        if not allowed:
+            return told
+        return (
+            f"{told} The 95 % intervals of the others allow changes of {quality.listed(allowed)}, and "
+            "exclude larger ones."
+        )
+
+    def adapts(self) -> str:
+        """Say in sentences what the intervals of `differences` tell: for these prompts, and for others."""
+        said = []
+        for t, values in self.differences().items():
+            mean, low, high = quality.mean_interval(values)
+            verdict = quality.verdict(low, high)
+            if verdict == quality.UNTOLD:
+                said.append(
+                    f"At t = {t:g} no difference from the fixed share is detectable for these prompts. At "
+                    f"95 % confidence it lies between {low:+.2f} and {high:+.2f} dB."
+                )
+            else:
+                said.append(
+                    f"At t = {t:g} the threshold is {verdict} than the fixed share for these prompts, by "
+                    f"{mean:+.2f} dB [{low:+.2f}, {high:+.2f}]."
+                )
+            said.append(quality.other_prompts(values, self.both[t].classes))
+        return " ".join(said) or "No threshold was compared with a fixed share."
 
     def unrelated(self) -> str:
         """Say in a sentence what PSNR against unrelated images tells of the paper's thresholds."""
@@ -356,10 +459,17 @@ class Result:
         """At which thresholds FID changes by more than chance, as a sentence."""
         test = "By a paired permutation test of all thresholds at once"
         found = self.made.told_by_fid(self.real.features, self.sweep)
+        rest = [method.label for t, method in self.sweep.items() if t not in found]
+        ends = self.summary.loc[rest, ["FID change low", "FID change high"]].abs().to_numpy(float)
+        ends = ends[np.isfinite(ends)]
+        excluded = ""
+        if len(ends):
+            at = "the others" if found else "all of them"
+            excluded = f" At {at}, the 95 % intervals exclude changes of more than {ends.max():.2f}."
         if not found:
-            return f"{test}, no threshold changes FID detectably."
+            return f"{test}, no threshold changes FID detectably.{excluded}"
         told = ", ".join(f"{t:g} ({quality.chance_words(chance)})" for t, chance in found.items())
-        return f"{test}, merging changes FID against real images detectably at t = {told}."
+        return f"{test}, merging changes FID against real images detectably at t = {told}.{excluded}"
 
     def dip(self) -> str:
         """Say in a sentence whether PSNR is lower in the middle of the sweep than at its lowest threshold."""
@@ -368,8 +478,12 @@ class Result:
         worst = moving.loc[moving["PSNR"].astype(float).idxmin(), "threshold"] if len(moving) else lowest
         if worst <= lowest:
             return "In this sweep PSNR is lowest where most is merged."
-        gain = quality.spoken(self.made.paired("psnr", self.sweep[lowest], self.sweep[worst]), 2)
+        differences = self.made.differences("psnr", self.sweep[lowest], self.sweep[worst])
+        found = quality.mean_interval(differences)
+        gain = f"{quality.spoken(found, 2)} dB from t = {worst:g} to t = {lowest:g}"
+        others = quality.other_prompts(differences, self.made.classes)
+        if found[1] > 0:
+            return f"Merging more is not always worse: on the same seeds, PSNR changes by {gain}. {others}"
         return (
-            "Merging more is not always worse: on the same seeds, PSNR changes by "
-            f"{gain} dB from t = {worst:g} to t = {lowest:g}."
+            f"On the same seeds PSNR changes by {gain}, so no gain from merging more is detectable. {others}"
         )

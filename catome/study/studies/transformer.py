@@ -140,6 +140,23 @@ def one_by_one(params: Parameters, layers: int) -> dict[int, Method]:
     return {int(layer): methods.keys_in_layer(int(layer), params.ratio) for layer in places}
 
 
+def _minus(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """``x - y`` of two PSNR in dB, ``[images]``: an image that is unchanged on both models is no
+    difference."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isinf(x) & np.isinf(y), 0.0, x - y)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> tuple[float, float, float]:
+    """The mean of ``part`` over that of ``whole``, both ``[images]``, with its 95 % interval by bootstrap
+    over the images: ``(ratio, low, high)``. Infinite values are left out."""
+    images = np.random.default_rng(0).integers(len(part), size=(quality.RESAMPLES, len(part)))
+    means = [np.ma.masked_invalid(values[images]).mean(-1).filled(np.nan) for values in (part, whole)]
+    low, high = np.nanquantile(means[0] / means[1], [0.025, 0.975])
+    ratio = np.ma.masked_invalid(part).mean() / np.ma.masked_invalid(whole).mean()
+    return float(ratio), float(low), float(high)
+
+
 def selectivity(model: str) -> list[float] | None:
     """exp(entropy)/N of each self-attention of an embedded model, as its card has it; None for other
     models."""
@@ -274,38 +291,76 @@ class Result:
         return {name: lag_curves(of.drift.rows) for name, of in self.models.items()}
 
     def drifts(self) -> str:
-        """On which model neighbouring steps differ more in their pairs, as a sentence."""
-        own, other = (
-            np.stack(self.models[name].drift.rows["neighbour"].to_numpy()).astype(float).mean()
-            for name in BOTH
+        """On which model the pairs of neighbouring steps differ less, as sentences."""
+        sign, said = self._minus_unet({name: curves[:, 0] for name, curves in self.lags().items()}, 3)
+        longer = {-1: TRANSFORMER, 1: UNET}.get(sign)
+        verdict = (
+            f"So pairs can be reused for longer on the {longer}."
+            if longer
+            else "So it is not shown that pairs can be reused for longer on either."
         )
-        if np.isclose(own, other, rtol=0.1):
-            return "So pairs can be reused for about as long on both."
-        longer, shorter = (TRANSFORMER, UNET) if own < other else (UNET, TRANSFORMER)
-        return f"So pairs can be reused for longer on the {longer} than on the {shorter}."
+        return f"From the U-Net to the transformer, this changes by {said}. {verdict}"
 
     def expected(self) -> str:
         """On which model merging should cost less, by what the paper argues with: similar tokens, and pairs
-        that last."""
-        similar = {name: float(self._shares_of_layers(name).to_numpy().mean()) for name in BOTH}
-        lasting = {name: self.models[name].drift.by_lag(self.amount)[1] for name in BOTH}
-        by_similarity, by_drift = max(similar, key=similar.get), min(lasting, key=lasting.get)
-        if by_similarity != by_drift:
-            return (
-                f"By the first measure merging should cost less on the {by_similarity}, by the second on the "
-                f"{by_drift}."
-            )
-        return f"By both measures, merging should cost less on the {by_similarity}."
+        that last. In sentences, with the differences of the two."""
+        similar, more = self._minus_unet({name: self._shares_of_images(name) for name in BOTH}, 2)
+        apart, moved = self._minus_unet({name: curves[:, 0] for name, curves in self.lags().items()}, 3)
+        first, second = {1: TRANSFORMER, -1: UNET}.get(similar), {-1: TRANSFORMER, 1: UNET}.get(apart)
+        if not first and not second:
+            said = "Neither measure tells the two models apart."
+        elif first == second:
+            said = f"By both measures, merging should cost less on the {first}."
+        else:
+            by = [
+                f"merging should cost less on the {model}" if model else "nothing is decided"
+                for model in (first, second)
+            ]
+            said = f"By the first measure {by[0]}, by the second {by[1]}."
+        return (
+            f"{said} From the U-Net to the transformer, the share of similar tokens changes by {more}, and "
+            f"the distance of neighbouring steps by {moved}."
+        )
+
+    def _minus_unet(self, values: dict[str, np.ndarray], digits: int) -> tuple[int, str]:
+        """``(sign, words)`` of the transformer's values ``[images]`` minus the U-Net's, on the same seeds and
+        prompts: the sign is 0 where the interval holds zero, and the words have the mean with its interval,
+        and that for other prompts."""
+        difference = values[TRANSFORMER] - values[UNET]
+        mean, low, high = quality.mean_interval(difference)
+        said = f"{quality.spoken((mean, low, high), digits)} over {len(difference)} images"
+        rows = self.models[TRANSFORMER].drift.rows.drop_duplicates("image").sort_values("image")
+        _, least, most = quality.over_classes(difference, rows["class"].to_numpy())
+        if np.isfinite(least):
+            said += f" (for other prompts: [{least:+.{digits}f}, {most:+.{digits}f}])"
+        return int(low > 0) - int(high < 0), said
+
+    def _shares_of_images(self, model: str) -> np.ndarray:
+        """The share of all tokens above the thresholds, mean over thresholds, steps and layers, by image."""
+        shares = shares_above(self.models[model].seen, self.params.thresholds)
+        return shares.groupby("image")["share"].mean().sort_index().to_numpy()
 
     def records(self, clocks: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-        """`catome.study.studies.curves.Result.records` of each model; ``clocks`` of `timed`."""
-        return {name: of.curves.records(clocks[name]) for name, of in self.models.items()}
+        """`catome.study.studies.curves.Result.records` of each model, with ``distance``, that of the
+        features; ``clocks`` of `timed`."""
+        found = {}
+        for name, of in self.models.items():
+            away = [
+                float(of.curves.made.of(method)["feature_distance"].mean())
+                for some in of.curves.kinds.values()
+                for method in some.values()
+            ]
+            found[name] = of.curves.records(clocks[name]).assign(distance=away)
+        return found
 
     def compared(self, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
-        """PSNR, the work that is left and the speed-up of every setting on both models, to be read."""
+        """PSNR, the share of images below `catome.study.measure.quality.POOR_DB`, the distance of features,
+        the work that is left and the speed-up of every setting on both models, to be read."""
         columns = {}
         for name, rows in records.items():
             columns[name, "PSNR (dB)"] = quality.with_interval(rows, "PSNR", 1).to_list()
+            columns[name, f"below {quality.POOR_DB} dB"] = [f"{value:.0%}" for value in rows["poor"]]
+            columns[name, "feature distance"] = [f"{value:.2f}" for value in rows["distance"]]
             columns[name, "work left"] = [f"{value:.2f}" for value in rows["flops"]]
             columns[name, "speed-up"] = [f"{value:.2f}" for value in rows["speed-up"]]
         first = next(iter(records.values()))
@@ -345,52 +400,102 @@ class Result:
         return {layer: float(of.controls.of(method)["psnr"].mean()) for layer, method in alone.items()}
 
     def by_selectivity(self) -> str:
-        """Say in a sentence whether the transformer's layers lose more the fewer tokens their attention rests
-        on."""
-        found, spread = self.psnr_of_layers(TRANSFORMER), selectivity(self.params.model)
-        if spread is None or len(found) < 3:
+        """Say in sentences whether layers lose more the fewer tokens their attention rests on, on each model
+        of which that is known."""
+        found, said = {}, []
+        for name, model in zip(BOTH, (self.params.model, self.params.beside), strict=True):
+            psnr, spread = self.psnr_of_layers(name), selectivity(model)
+            if spread is None or len(psnr) < 3:
+                continue
+            agreement, chance = quality.rank_correlation(
+                [spread[layer] for layer in psnr], list(psnr.values())
+            )
+            if np.isfinite(agreement):
+                found[name] = agreement, chance
+                over = f"the {name}'s {len(psnr)} layers"
+                said.append(f"{agreement:.2f} over {over} ({quality.chance_words(chance)})")
+        if not found:
             return "How selective these layers are is not known here."
-        agreement, chance = spearmanr([spread[layer] for layer in found], list(found.values()))
+        stays = quality.holm([chance for _, chance in found.values()])
+        told = []
+        for (name, (agreement, _)), stay in zip(found.items(), stays, strict=True):
+            if stay:
+                fewer = "fewer" if agreement > 0 else "more"
+                told.append(f"on the {name}, layers that attend to {fewer} tokens lose more")
+        neither = "neither is" if len(found) > 1 else "it is not"
         verdict = (
-            "Layers that attend to fewer tokens lose more"
-            if agreement > 0.5
-            else "It is not these layers that lose most"
+            f"what stays is that {quality.listed(told)}"
+            if told
+            else f"{neither} more than chance could do with so few layers"
         )
         return (
-            f"{verdict}: over the {len(found)} layers, the rank correlation "
-            f"of PSNR and exp(entropy)/N is {agreement:.2f} (p = {chance:.2f})."
+            f"The rank correlation of PSNR and exp(entropy)/N is {quality.listed(said)}, by permutations of "
+            f"the layers. Tested at once (Holm's method), {verdict}."
         )
 
-    def sensitivity(self, records: dict[str, pd.DataFrame]) -> str:
-        """Say in sentences how much of the transformer's larger loss by merging comes with noise as well.
+    def spread_of_layers(self, model: str) -> str:
+        """exp(entropy)/N of each layer's self-attention of one of the two models, as it stands in a
+        sentence."""
+        spread = selectivity({TRANSFORMER: self.params.model, UNET: self.params.beside}[model])
+        return "not known here" if spread is None else quality.listed([f"{value:.2f}" for value in spread])
 
-        The loss by merging is the median, over all settings that merge, of the U-Net's PSNR minus the
-        transformer's."""
-        gap = records[UNET]["PSNR"].to_numpy(float) - records[TRANSFORMER]["PSNR"].to_numpy(float)
-        merges = ~records[TRANSFORMER]["kind"].isin(["forecast", "fewer steps"]).to_numpy()
-        if not merges.any() or not self.params.noises:
-            return ""
-        by_merging = float(np.median(gap[merges]))
-        noise = methods.noise(max(self.params.noises))
-        by_image = [self.models[name].controls.of(noise)["psnr"].to_numpy(float) for name in BOTH]
-        own, other = (float(psnr.mean()) for psnr in by_image)
+    def _alike(self) -> tuple[str, str]:
+        """A control by noise and one by merging, by their names in `controls`, that change the U-Net's images
+        most nearly alike, by mean PSNR."""
+        of = self.models[UNET].controls
+        psnr = {name: float(of.of(method)["psnr"].mean()) for name, method in controls(self.params).items()}
+        noises = [name for name in psnr if name.startswith("noise")]
+        pairs = [(noise, merged) for noise in noises for merged in psnr if merged not in noises]
+        return min(pairs, key=lambda pair: abs(psnr[pair[0]] - psnr[pair[1]]))
+
+    def sensitivity(self) -> str:
+        """Say in sentences how much of what merging costs the transformer more than the U-Net comes with
+        noise as well, by two controls that change the U-Net's images most nearly alike: `_alike`.
+
+        The gap of a control is the U-Net's PSNR minus the transformer's on the same seed. The interval of the
+        gaps' ratio is by bootstrap over the images."""
+        alike = self._alike()
+        psnr = {
+            model: [
+                self.models[model].controls.of(controls(self.params)[name])["psnr"].to_numpy(float)
+                for name in alike
+            ]
+            for model in BOTH
+        }
+        by_noise, by_merging = map(_minus, psnr[UNET], psnr[TRANSFORMER])
+        left = {model: [f"{values.mean():.1f}" for values in both] for model, both in psnr.items()}
+        found = quality.mean_interval(by_merging)
         said = (
-            f"Noise of {max(self.params.noises):.1%} leaves {own:.1f} dB on the transformer and {other:.1f} "
-            "dB on the U-Net, "
+            f"Two controls change the U-Net's images most nearly alike: {alike[0]} leaves {left[UNET][0]} dB "
+            f"there, and {alike[1]} leaves {left[UNET][1]} dB. On the transformer they leave "
+            f"{left[TRANSFORMER][0]} and {left[TRANSFORMER][1]} dB. These are gaps of "
+            f"{quality.spoken(quality.mean_interval(by_noise))} and {quality.spoken(found)} dB, over "
+            f"{len(by_noise)} images. "
         )
-        gap_of_noise = quality.spoken(quality.mean_interval(by_image[1] - by_image[0]))
+        merging = controls(self.params)[alike[1]]
+        shares = {name: of.controls.share_of_image(merging)[1] for name, of in self.models.items()}
         said += (
-            f"a gap of {gap_of_noise} dB. The median gap of the settings that merge is {by_merging:.1f} dB. "
+            f"On average, {alike[1]} merges {shares[TRANSFORMER]:.0%} of the tokens on the transformer and "
+            f"{shares[UNET]:.0%} on the U-Net. "
         )
-        if by_merging <= 0:
-            return said + "So there is no loss to explain."
-        if other - own < by_merging / 3:
-            return said + "So it is the merging, not the model."
-        return said + (
-            "So both have a part in it."
-            if other - own < 2 * by_merging / 3
-            else "So it is the model, not the merging."
+        if not found[1] > 0:
+            return said + "So it is not shown that merging costs more on the transformer."
+        share, low, high = _ratio(by_noise, by_merging)
+        said += (
+            f"The gap by noise is {share:.0%} of the gap by merging, with a 95 % interval of {low:.0%} to "
+            f"{high:.0%}. "
         )
+        if low > 1:
+            accounts = "accounts for all of the loss"
+        elif high < 1:
+            accounts = f"accounts for at most {high:.0%} of the loss, and " + (
+                f"for at least {low:.0%}" if low > 0 else "not detectably for any of it"
+            )
+        elif low > 0:
+            accounts = f"accounts for at least {low:.0%} of the loss, and perhaps for all of it"
+        else:
+            accounts = "may account for none of the loss, or for all of it"
+        return said + f"So what noise shows of the model's own sensitivity {accounts}."
 
     def agreement(self, records: dict[str, pd.DataFrame]) -> float:
         """Spearman's rank correlation of the settings' PSNR on the two models; NaN for fewer than three
@@ -404,9 +509,9 @@ class Result:
         own, other = (records[name]["PSNR"].to_numpy(float) for name in BOTH)
         return f"{(own < other).sum()} of {len(own)}"
 
-    def gaps(self) -> dict[str, np.ndarray]:
-        """PSNR on the U-Net minus that on the transformer for every setting that both have, in dB, by image.
-        Both have the same seeds and prompts."""
+    def gaps(self) -> dict[tuple[str, str], np.ndarray]:
+        """PSNR on the U-Net minus that on the transformer for every ``(kind, setting)`` that both have, in
+        dB, by image. Both have the same seeds and prompts."""
         found = {}
         own, other = (self.models[name].curves for name in BOTH)
         for kind, some in own.kinds.items():
@@ -415,21 +520,38 @@ class Result:
                     both = (
                         of.made.of(of.kinds[kind][setting])["psnr"].to_numpy(float) for of in (other, own)
                     )
-                    x, y = both
-                    # an image that is unchanged on both models is no difference
-                    with np.errstate(invalid="ignore"):
-                        found[f"{kind}, {setting}"] = np.where(np.isinf(x) & np.isinf(y), 0.0, x - y)
+                    found[kind, setting] = _minus(*both)
         return found
 
+    @property
+    def _classes(self) -> np.ndarray:
+        """The class of each image of `gaps`."""
+        return self.models[TRANSFORMER].curves.made.classes
+
+    def gap_table(self) -> pd.DataFrame:
+        """`gaps` to be read; the verdict says on which model an image is closer to the unmerged one."""
+        closer = {"better": "closer on the U-Net", "worse": "closer on the transformer"}
+        return quality.difference_table(self.gaps(), "gap (dB)", self._classes, **closer)
+
     def farther_told(self) -> str:
-        """In how many of the settings of `gaps` the interval and Holm's method tell the two models apart, as
-        a sentence."""
-        verdicts = quality.difference_table(self.gaps())["after Holm"]
-        count = int((verdicts == "closer").sum())
-        return (
-            f"With all {len(verdicts)} settings tested at once (Holm's method), this is detectable in "
-            f"{count} of them."
+        """In how many of the settings of `gaps` the interval and Holm's method tell the two models apart, in
+        how many of these it would be found with other prompts, and how large a gap is excluded in the others,
+        as sentences."""
+        gaps, classes = self.gaps(), self._classes
+        stays, holds = quality.held_over_classes(gaps, classes)
+        ends = {name: quality.mean_interval(values)[1:] for name, values in gaps.items()}
+        farther = [name for name in stays if ends[name][0] > 0]
+        said = (
+            f"With all {len(gaps)} settings tested at once (Holm's method), this is detectable in "
+            f"{len(farther)} of them."
         )
+        if farther and len(set(classes)) > 1:
+            count = sum(name in holds for name in farther)
+            said += f" For other prompts like these, the interval excludes zero in {count} of those."
+        others = [high for name, (_, high) in ends.items() if name not in farther]
+        if others:
+            said += f" In the others, the intervals exclude gaps above {max(others):.1f} dB."
+        return said
 
     def psnr_of(self, records: dict[str, pd.DataFrame], kind: str, setting: str) -> dict[str, str]:
         """PSNR (dB) of one setting on each model, with its interval; "not tried" where the parameters left it
@@ -464,8 +586,10 @@ class Result:
             "farther": self.farther(records),
             "farther_told": self.farther_told(),
             "needed": quality.power_words(self.gaps().values()),
-            "sensitivity": self.sensitivity(records),
+            "sensitivity": self.sensitivity(),
             "by_selectivity": self.by_selectivity(),
+            "spread_transformer": self.spread_of_layers(TRANSFORMER),
+            "spread_unet": self.spread_of_layers(UNET),
             "tokens": f"{self.models[TRANSFORMER].seen.tokens:,}",
             "ratio": f"{self.params.ratio:g}",
             "drifts": self.drifts(),
@@ -483,6 +607,7 @@ class Result:
             "best_in_work": curve.best(own, "best in work"),
             "papers_place": curve.place_of(own, "CA-ToMe"),
             "own_place": curve.place_of(own, "merged keys"),
+            "curve_resamples": f"{quality.DRAWS:,}",
         }
 
     def shown(self) -> dict[str, Method]:

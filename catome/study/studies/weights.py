@@ -1,10 +1,12 @@
 """Chapter 8: the threshold sweep again, with queries merged or kept and with merged keys counted once or by
-their members."""
+their members; what reusing pairs costs each way to merge, and what windows of other sizes change."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +33,15 @@ NOTEBOOK = "08_weigh_the_keys"
 MERGED, WEIGHTED, KEPT, BOTH = "as ToMe does it", "groups weighted", "queries kept", "both"
 """The four ways to merge: what the paper does, one change each, and both."""
 
+LIBRARYS = "the library's"
+"""The library's way: both changes, and pairs that are similar by distance and found among keys and values."""
+
+AGAIN = "without the weights again"
+"""The last step of `changes_of`, which is no change to be tried but takes one back."""
+
+WINDOWS = ((1, 2), (4, 4))
+"""The windows that are tried beside those of two by two tokens: vertical and horizontal."""
+
 
 @parameters
 class Parameters(Setting):
@@ -38,8 +49,8 @@ class Parameters(Setting):
 
     Attributes:
         thresholds: of the sweep, cosines; pairs are found afresh at every step.
-        threshold: of the second comparison, which goes from the paper's configuration to the library's,
-            change by change.
+        threshold: of all else: the way from the paper's configuration to the library's, change by change,
+            reused pairs, and windows of other sizes.
         schedule: the paper's checkpoints there.
         even: the library's.
         dip_images: over which the dip is judged, as ToMe merges and with groups weighted; None for as many as
@@ -88,7 +99,41 @@ def changes_of(params: Parameters) -> dict[str, Method]:
         "similar by distance": methods.merged_keys(t, schedule=theirs, measure="distance", compare="input"),
         "keys compared, not the input": methods.merged_keys(t, schedule=theirs, compare="keys"),
         "evenly spaced checkpoints": methods.merged_keys(t, schedule=ours, compare="keys"),
-        "without the weights again": methods.merged_keys(t, schedule=ours, compare="keys", weighted=False),
+        AGAIN: methods.merged_keys(t, schedule=ours, compare="keys", weighted=False),
+    }
+
+
+def caches_of(params: Parameters) -> dict[tuple[str, str], tuple[Method, Method]]:
+    """By way to merge and schedule, the method that reuses pairs by it and the same with pairs found at every
+    step."""
+    t, changes = params.threshold, changes_of(params)
+    theirs, ours = (methods.schedule_name(schedule) for schedule in (params.schedule, params.even))
+    both = methods.merged_keys(t, schedule=None, measure="cosine", compare="input")
+    librarys = methods.merged_keys(t, schedule=None, compare="keys")
+    return {
+        (MERGED, theirs): (changes["CA-ToMe"], methods.ca_tome(t, None)),
+        (WEIGHTED, theirs): (changes["groups weighted"], methods.ca_tome(t, None, weighted=True)),
+        (BOTH, theirs): (changes["queries kept"], both),
+        (LIBRARYS, theirs): (changes["keys compared, not the input"], librarys),
+        (LIBRARYS, ours): (changes["evenly spaced checkpoints"], librarys),
+    }
+
+
+def windows_of(params: Parameters) -> dict[tuple[str, str], tuple[Method, Method]]:
+    """By way to merge and window, the method that finds pairs in such windows at every step and the same in
+    windows of two by two tokens."""
+
+    def of(way: str, stride: tuple[int, int]) -> Method:
+        if way == MERGED:
+            return methods.ca_tome(params.threshold, None, stride=stride)
+        return methods.merged_keys(
+            params.threshold, stride=stride, schedule=None, measure="cosine", compare="input"
+        )
+
+    return {
+        (way, f"windows of {height} \u00d7 {width}"): (of(way, (height, width)), of(way, (2, 2)))
+        for way in (MERGED, BOTH)
+        for height, width in WINDOWS
     }
 
 
@@ -104,6 +149,8 @@ def peers_of(params: Parameters) -> dict[str, Method]:
 
 def _all_of(params: Parameters) -> list[Method]:
     everything = [*sweep_of(params).values(), *changes_of(params).values(), *peers_of(params).values()]
+    for pairs in (caches_of(params), windows_of(params)):
+        everything += [method for pair in pairs.values() for method in pair]
     return list({method.label: method for method in everything}.values())
 
 
@@ -217,15 +264,108 @@ class Result:
         %."""
         return self.made.paired("psnr", self.sweep[way, threshold], self.sweep[other, threshold])
 
-    def gains(self) -> pd.DataFrame:
-        """The gain of each way over the paper's at each threshold, paired over seeds, as a table to be
-        read."""
+    def _minus(self, pairs: Mapping[Any, tuple[Method, Method]]) -> dict[Any, np.ndarray]:
+        """PSNR of the first method of each pair minus that of the second, in dB, by image."""
+        return {name: self.made.differences("psnr", *pair) for name, pair in pairs.items()}
+
+    def _table(self, differences: Mapping[Any, np.ndarray], column: str = "difference (dB)") -> pd.DataFrame:
+        """Differences of the rows of all methods to be read, with the interval for other prompts."""
+        return quality.difference_table(differences, column, classes=self.made.classes)
+
+    def _scores_of(self, pairs: Mapping[Any, tuple[Method, Method]]) -> pd.Series:
+        """The scores left by the methods of each pair, to be read: ``0.20 - 0.25``."""
+        return pd.Series(
+            {name: " - ".join(f"{self.scores_left(one):.2f}" for one in pair) for name, pair in pairs.items()}
+        )
+
+    def gains(self) -> dict[tuple[str, str], np.ndarray]:
+        """PSNR of each way to merge minus that of the paper's at each threshold, in dB, by image."""
         thresholds = sorted({t for _, t in self.sweep})
-        columns = {}
-        for way in (WEIGHTED, KEPT, BOTH):
-            rows = {f"t = {t:g}": self.gain(way, t) for t in thresholds}
-            columns[f"{way} (dB)"] = quality.paired_table(rows)["difference (dB)"]
-        return pd.DataFrame(columns)
+        return self._minus(
+            {
+                (way, f"t = {t:g}"): (self.sweep[way, t], self.sweep[MERGED, t])
+                for way in (WEIGHTED, KEPT, BOTH)
+                for t in thresholds
+            }
+        )
+
+    def gains_table(self) -> pd.DataFrame:
+        """`gains` to be read."""
+        return self._table(self.gains())
+
+    def cache_costs(self) -> dict[tuple[str, str], np.ndarray]:
+        """PSNR with pairs reused minus PSNR with pairs found at every step, in dB, by image, for each way to
+        merge and schedule of `caches_of`."""
+        return self._minus(caches_of(self.params))
+
+    def cache_costs_table(self) -> pd.DataFrame:
+        """`cache_costs` to be read."""
+        return self._table(self.cache_costs(), "reused - every step (dB)")
+
+    def cache_told(self) -> str:
+        """Say which ways to merge reused pairs detectably cost something, and what the intervals of the
+        others allow."""
+        table, costs = self.cache_costs_table(), self.cache_costs()
+        said = _told(table, "images with reused pairs are")
+        unclear = [quality.mean_interval(costs[name]) for name in _rows(table, quality.UNTOLD)]
+        most = max((-low for _, low, _ in unclear), default=0.0)
+        if not most > 0:
+            return said
+        return f"{said} Where no cost is detectable, the intervals allow one of up to {most:.1f} dB."
+
+    def other_windows(self) -> dict[tuple[str, str], np.ndarray]:
+        """PSNR in windows of other sizes minus PSNR in windows of two by two, in dB, by image."""
+        return self._minus(windows_of(self.params))
+
+    def other_windows_table(self) -> pd.DataFrame:
+        """`other_windows` to be read, with the scores that either size leaves."""
+        table = self._table(self.other_windows(), "minus 2 \u00d7 2 (dB)")
+        table.insert(0, "scores left", self._scores_of(windows_of(self.params)))
+        return table
+
+    def windows_told(self) -> str:
+        """Say which windows of other sizes bring images closer, and which do not."""
+        return _told(self.other_windows_table(), "images from such windows are")
+
+    def tried(self) -> dict[tuple[str, str], np.ndarray]:
+        """All that the study tries, as PSNR with the change minus PSNR without it, in dB, by image, by what
+        it is and where.
+
+        The step that takes the weights back is left out."""
+        found, changes = self.gains(), self.step_changes()
+        for before, name in pairwise(self.changes):
+            if name != AGAIN:
+                found[name, f"after {before}"] = changes[name]
+        for (way, schedule), values in self.cache_costs().items():
+            found[f"pairs reused by {schedule}", way] = values
+        for (way, window), values in self.other_windows().items():
+            found[window, way] = values
+        return found
+
+    def unhelpful(self) -> pd.DataFrame:
+        """The rows of `tried` that do not bring images detectably closer when all of them are tested at once,
+        to be read."""
+        table = self._table(self.tried())
+        return table[table["after Holm"] != "closer"]
+
+    def helped(self) -> str:
+        """Say how many of the tried changes helped, how many did not, and how many of these verdicts hold for
+        other prompts."""
+        tried = self.tried()
+        verdicts = list(self._table(tried)["after Holm"])
+        closer, farther, untold = (verdicts.count(one) for one in ("closer", "farther", quality.UNTOLD))
+        said = (
+            f"Of {len(verdicts)} comparisons, {closer} show images that are detectably closer with the "
+            f"change, {farther} show images that are farther, and {untold} show no detectable difference, if "
+            "all are tested at once."
+        )
+        stays, holds = quality.held_over_classes(tried, self.made.classes)
+        if not stays or len(set(self.made.classes)) == 1:
+            return said
+        return (
+            f"{said} Of the {len(stays)} differences detected, {len(holds)} hold for other prompts like "
+            "these, too."
+        )
 
     def dip(self, way: str) -> np.ndarray:
         """By how much the lowest threshold is closer than the one at which merging as ToMe does it is worst,
@@ -246,11 +386,16 @@ class Result:
         """The numbers that the chapter's text takes up, by their names there, with _ for -."""
         t = self.middle()
 
-        paper, library = (self._row(self.changes[name]) for name in ("CA-ToMe", "evenly spaced checkpoints"))
+        ends = self.changes["CA-ToMe"], self.changes["evenly spaced checkpoints"]
+        paper, library = (self._row(method) for method in ends)
+        compared = [self.gains(), self.peer_differences(), self.at_equal_scores()]
+        compared += [self.step_changes(), self.cache_costs(), self.other_windows()]
         return {
             "images": str(self.made.rows["image"].nunique()),
             "middle": f"{t:g}",
+            "threshold": f"{self.params.threshold:g}",
             "filled": self.filled(),
+            "over_prompts": self.over_prompts(),
             "dip_merged": quality.spoken(quality.mean_interval(self.dip(MERGED))),
             "dip_weighted": quality.spoken(quality.mean_interval(self.dip(WEIGHTED))),
             "dip_images": str(len(self.dip(MERGED))),
@@ -263,13 +408,13 @@ class Result:
             "scores_both": f"{self.scores_left(self.sweep[BOTH, t]):.2f}",
             "psnr_paper": f"{paper['PSNR']:.1f}",
             "psnr_library": f"{library['PSNR']:.1f}",
+            "gain_library": quality.spoken(self.made.paired("psnr", *reversed(ends))),
             "poor_paper": f"{paper['poor']:.0%}",
             "poor_library": f"{library['poor']:.0%}",
-            "needed": quality.power_words(
-                self.made.differences("psnr", method, self.sweep[MERGED, t])
-                for (way, t), method in self.sweep.items()
-                if way != MERGED
-            ),
+            "cache_told": self.cache_told(),
+            "windows_told": self.windows_told(),
+            "helped": self.helped(),
+            "needed": quality.power_words(values for found in compared for values in found.values()),
         }
 
     def filling(self) -> np.ndarray:
@@ -301,6 +446,23 @@ class Result:
             "threshold."
         )
 
+    def over_prompts(self) -> str:
+        """Say what holds for other prompts of the dip, and of what weights bring more at its lowest point
+        than at the lowest threshold."""
+        classes = self.more.classes
+        _, low, high = quality.over_classes(self.dip(MERGED), classes)
+        if np.isnan(low):
+            return "With so few prompts nobody can say what others would give."
+        _, least, most = quality.over_classes(self.filling(), classes)
+        dip = "That there is a dip holds" if low > 0 else "Whether there is a dip is not decided"
+        more = "That weights bring more there than at the lowest threshold holds"
+        if least <= 0:
+            more = "Whether weights bring more there than at the lowest threshold is not decided"
+        return (
+            f"{dip} for other prompts ([{low:+.2f}, {high:+.2f}] dB). {more} for other prompts "
+            f"([{least:+.2f}, {most:+.2f}] dB)."
+        )
+
     def dips(self) -> pd.DataFrame:
         """`dip` of every way to merge, and over how many images, as a table to be read."""
         lowest, worst = dip_at(self.made, self.sweep)
@@ -308,7 +470,11 @@ class Result:
             f"{way}: t = {lowest:g} - t = {worst:g}": self.dip(way) for way in (MERGED, WEIGHTED, KEPT, BOTH)
         }
         table = quality.difference_table(
-            found, "PSNR (dB)", better="merging more is closer", worse="merging less is closer"
+            found,
+            "PSNR (dB)",
+            self.more.classes,
+            better="merging more is closer",
+            worse="merging less is closer",
         )
         table.insert(0, "images", [len(one) for one in found.values()])
         return table
@@ -355,7 +521,7 @@ class Result:
 
     def at_equal_scores_table(self) -> pd.DataFrame:
         """`at_equal_scores` to be read."""
-        return quality.difference_table(self.at_equal_scores())
+        return self._table(self.at_equal_scores())
 
     def queries_told(self) -> str:
         """A sentence on the points of `at_equal_scores` at which kept queries are closer, with all points
@@ -381,30 +547,32 @@ class Result:
             )
         return " ".join(said)
 
+    def step_changes(self) -> dict[str, np.ndarray]:
+        """PSNR with each change on the way to the library's configuration minus PSNR before it, in dB, by
+        image."""
+        names = list(self.changes)
+        return self._minus(
+            {name: (self.changes[name], self.changes[before]) for before, name in pairwise(names)}
+        )
+
     def steps(self) -> pd.DataFrame:
         """From the paper's configuration to the library's: the scores left, the PSNR, and what each change
         adds to it."""
-        names = list(self.changes)
         table = {}
-        for name, before in zip(names, [None, *names], strict=False):
-            row = self._row(self.changes[name])
-            gain = ("", "")
-            if before is not None:
-                mean, low, high = self.made.paired("psnr", self.changes[name], self.changes[before])
-                gain = (f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", quality.verdict(low, high))
+        for name, method in self.changes.items():
+            row = self._row(method)
             table[name] = {
                 "PSNR (dB)": f"{row['PSNR']:.1f} [{row['PSNR low']:.1f}, {row['PSNR high']:.1f}]",
                 f"below {quality.POOR_DB} dB": f"{row['poor']:.0%}",
                 "scores left": f"{row['scores left']:.2f}",
-                "the change (dB)": gain[0],
-                "verdict": gain[1],
             }
-        return pd.DataFrame(table).T
+        # the first row changes nothing
+        return pd.DataFrame(table).T.join(self._table(self.step_changes(), "the change (dB)")).fillna("")
 
-    def against_peers(self) -> pd.DataFrame:
+    def _peer_pairs(self) -> dict[tuple[str, str], tuple[Method, Method]]:
         """For each peer, the highest threshold of each weighted way that leaves no more scores than it, to
-        two decimals; paired over seeds."""
-        pairs, columns = {}, {}
+        two decimals, and the peer."""
+        pairs = {}
         for name, peer in self.peers.items():
             most = round(self.scores_left(peer), 2)
             for way in (WEIGHTED, BOTH):
@@ -415,10 +583,36 @@ class Result:
                 ]
                 if not fitting:
                     continue
-                own = self.sweep[way, max(fitting)]
-                key = f"{way}, t = {max(fitting):g}", name
-                pairs[key] = self.made.differences("psnr", own, peer)
-                columns[key] = f"{self.scores_left(own):.2f} - {most:.2f}"
-        table = quality.difference_table(pairs)
-        table.insert(0, "scores left", pd.Series(columns))
+                pairs[f"{way}, t = {max(fitting):g}", name] = self.sweep[way, max(fitting)], peer
+        return pairs
+
+    def peer_differences(self) -> dict[tuple[str, str], np.ndarray]:
+        """PSNR of the weighted ways minus that of each peer, in dB, by image, at the highest threshold that
+        leaves no more scores than it."""
+        return self._minus(self._peer_pairs())
+
+    def against_peers(self) -> pd.DataFrame:
+        """`peer_differences` to be read, with the scores that either leaves."""
+        pairs = self._peer_pairs()
+        table = self._table(self.peer_differences())
+        table.insert(0, "scores left", self._scores_of(pairs))
         return table.rename_axis([None, "minus"]).reset_index("minus") if pairs else table
+
+
+def _rows(table: pd.DataFrame, verdict: str) -> list:
+    """The rows of a `quality.difference_table` that have a verdict when all are tested at once, by name."""
+    return list(table.index[table["after Holm"] == verdict])
+
+
+def _told(table: pd.DataFrame, what: str) -> str:
+    """Say which rows of a `quality.difference_table` are detectably closer to the unmerged images, and which
+    farther; ``what`` names what is compared, with its verb."""
+
+    def named(verdict: str) -> str:
+        names = [", ".join(name) for name in _rows(table, verdict)]
+        return f"{len(names)} ({'; '.join(names)})" if names else "none"
+
+    return (
+        f"Of these {len(table)} comparisons, {what} detectably closer to the unmerged ones in "
+        f"{named('closer')} and farther in {named('farther')}, if all are tested at once."
+    )
