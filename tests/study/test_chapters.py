@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from scipy import stats
 
 from catome import SCHEDULES
+from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison
 from catome.study.measure.drift import mean_staleness
 from catome.study.methods import Method
@@ -116,6 +117,7 @@ def test_methods_are_compared_with_their_speeds_and_shares(peers):
         "difference (dB)",
         "verdict",
         "after Holm",
+        quality.OVER_CLASSES,
     ]
 
 

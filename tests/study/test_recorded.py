@@ -9,9 +9,10 @@ import yaml
 
 from catome.study.measure import quality
 from catome.study.measure.comparison import speed_ups, time_ratio
+from catome.study.measure.similarity import similarity_study
 from catome.study.run.generate import load
 from catome.study.studies import OF_CHAPTERS, curves
-from catome.study.studies.weights import WEIGHTED
+from catome.study.studies.weights import MERGED, WEIGHTED
 from helpers.paths import ROOT
 from helpers.sentences import assert_says
 
@@ -59,7 +60,10 @@ def test_the_page_of_claims_says_what_weights_do_to_the_dip(tmp_path, nothing_ge
         f"on the same {len(found.dip(WEIGHTED))} images, with each group weighted by its size, t = 0.4 is "
         f"{mean:.2f} dB "
     )
-    assert said + f"[{low:.2f}, {high:.2f}] farther than t = 0.7" in (ROOT / "book/claims.md").read_text()
+    page = (ROOT / "book/claims.md").read_text()
+    assert said + f"[{low:.2f}, {high:.2f}] farther than t = 0.7" in page
+    _, low, high = quality.over_classes(found.dip(MERGED), found.more.classes)
+    assert f"For other prompts than these twelve, this is not decided ([{low:+.2f}, {high:+.2f}])" in page
 
 
 @pytest.mark.slow
@@ -179,6 +183,47 @@ def test_the_page_of_claims_says_how_much_faster_ca_tome_is(tmp_path, nothing_ge
     ratio = time_ratio(clock, *(found.peers[name] for name in names))
     assert ratio[2] < 1
     assert f"it takes {quality.bracketed(ratio)} (†) of the time of ToMe" in page
+
+
+@pytest.mark.slow
+def test_the_page_of_claims_says_what_chapter_6_compares(tmp_path, nothing_generated):
+    study = OF_CHAPTERS["headline"]
+    params = of_preset(study, tmp_path)
+    found = study.run(params, load(params))
+    page = " ".join((ROOT / "book/claims.md").read_text().split())
+    said = {
+        "ToMe, r = 0.5": "farther from unmerged than ToMe, by {} dB {}, and for other prompts {}",
+        "ToDo": "is {} dB {} farther from unmerged than ToDo, and for other prompts {}",
+    }
+    for name, sentence in said.items():
+        farther = -found.differences()[f"CA-ToMe, t = 0.7 - {name}"]
+        mean, low, high = quality.mean_interval(farther)
+        _, least, most = quality.over_classes(farther, found.made.classes)
+        assert low > 0 < least
+        intervals = f"[{low:.2f}, {high:.2f}]", f"[{least:.2f}, {most:.2f}]"
+        assert sentence.format(f"{mean:.2f}", *intervals) in page
+    _, least, most = quality.over_classes(found.differences()["CA-ToMe, t = 0.9 - ToDo"], found.made.classes)
+    assert f"For other prompts like these its interval is [{least:+.2f}, {most:+.2f}]." in page
+
+
+@pytest.mark.slow
+def test_the_page_of_claims_says_how_similar_source_tokens_are(tmp_path, nothing_generated):
+    params = of_preset(OF_CHAPTERS["sweep"], tmp_path)
+    pipe = load(params)
+    page = " ".join((ROOT / "book/claims.md").read_text().split())
+    best = similarity_study(pipe, params.common(images=24)).best
+    most, many, some = (f"{(best >= t).mean():.0%}".replace("%", " %") for t in (0.6, 0.7, 0.8))
+    partner = "of the source tokens have a partner with a similarity of at least 0.6"
+    assert f"{most} {partner}, {many} one of at least 0.7, and {some} one of at least 0.8" in page
+    found = OF_CHAPTERS["sweep"].run(params, pipe)
+    for before, t in ((0.4, 0.5), (0.5, 0.6)):
+        mean, low, high = found.made.paired("psnr", found.sweep[t], found.sweep[before])
+        assert low < 0 < high
+        assert f"from {before} to {t} ({mean:+.2f} dB [{low:+.2f}, {high:+.2f}], †)" in page
+    mean, low, high = found.made.paired("psnr", found.sweep[0.6], found.sweep[0.7])
+    assert f"From 0.6 to 0.7 it falls by {mean:.2f} dB [{low:.2f}, {high:.2f}] (†)" in page
+    mean, low, high = found.made.paired("psnr", found.sweep[0.8], found.sweep[0.7])
+    assert f"from 0.7 to 0.8 it rises by {mean:.2f} dB [{low:.2f}, {high:.2f}] (†)" in page
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import torch
 
 import catome
 from catome.study.bench import attention_times
-from catome.study.measure import pairs, reconstruction, similarity
+from catome.study.measure import pairs, quality, reconstruction, similarity
 from catome.study.measure.similarity import Similarities, shares_above
 from catome.study.plots import interactive, review_figures
 from catome.study.run.store import CHECKOUT
@@ -141,6 +141,79 @@ def test_the_first_and_the_last_quarter_of_the_steps():
     assert similarity.earlier_more_similar(table.loc[["up 0", "up 0"]]) == "2 of 2 blocks (up 0, up 0)"
 
 
+def test_both_quarters_are_compared_image_by_image():
+    table = seen(steps=12).by_block_table()
+    assert table.loc["down 0", "first step"] == "0.46"
+    assert table.loc["down 0", "first - last quarter"] == "-0.45 [-0.45, -0.45]"  # nine steps of 0.05
+    assert table.loc["up 0", "first - last quarter"] == "+0.45 [+0.45, +0.45]"
+    assert table["after Holm"].tolist() == ["more similar late", "more similar early"]
+    assert set(seen(steps=1).by_block_table()["after Holm"]) == {quality.UNTOLD}
+
+
+def test_how_many_images_the_quarters_need():
+    watched = seen(steps=12, images=4)
+    watched.best[:3, 0] += np.array([0, 0.1, 0, 0.1])[:, None]
+    most = quality.images_needed(watched.quarters()["down 0"], 0.01)
+    assert most == quality.images_needed([0, 0.1, 0, 0.1], 0.01)
+    assert_says(similarity.needed(watched), "0.01", f"need 2 to {most} images", "there are 4.")
+    assert "nobody can say" in similarity.needed(seen(images=1))
+
+
+def striped(strengths) -> np.ndarray:
+    """Images with columns that are so much brighter than those beside them."""
+    images = np.zeros((len(strengths), 4, 4, 3))
+    images[:, :, ::2] = np.asarray(strengths)[:, None, None, None]
+    return images
+
+
+def test_neighbouring_pixels_differ_little_in_a_calm_image():
+    """Pixels beside each other differ by the strength, and those above each other are equal."""
+    assert similarity.roughness(striped([0.0, 0.4, 1.0])) == pytest.approx([0.0, 0.2, 0.5])
+    assert similarity.roughness(striped([0.4]).swapaxes(1, 2)) == pytest.approx([0.2])
+
+
+BY_THREE = [f"class {i // 3}" for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("share", "classes", "said"),
+    [
+        (
+            -np.arange(12),
+            BY_THREE,
+            ("At t = 0.9", "-1.00 over 12 images (p < 0.001)", "-1.00 over the means of 4 classes", "calm"),
+        ),
+        (np.arange(12), BY_THREE, ("+1.00 over 12 images", "+1.00 over the means", "So busy images have")),
+        # the last two classes have changed places
+        (
+            -np.array([0, 1, 2, 3, 4, 5, 9, 10, 11, 6, 7, 8]),
+            BY_THREE,
+            (
+                "over 12 images",
+                "-0.80 over the means",
+                "p = 0.200",
+                "calm images of these classes",
+                "not dec",
+            ),
+        ),
+        (np.arange(12) % 2, BY_THREE, ("over 12 images", "whether calm images", "not decided")),
+        (-np.arange(12), ["the same"] * 12, ("-1.00 over 12 images (p < 0.001). So calm images have",)),
+        (np.zeros(12), BY_THREE, ("cannot tell",)),
+        ([1, 0], ["a", "b"], ("cannot tell",)),
+    ],
+)
+def test_whether_calm_images_have_more_to_merge(share, classes, said):
+    """Images are the busier the later they come."""
+    own = {"threshold": 0.9, "image": range(len(share)), "share": 0.5 + np.asarray(share) / 100}
+    other = {"threshold": 0.7, "image": range(len(share)), "share": 0.5}
+    table = pd.concat([pd.DataFrame(one | {"class": classes}) for one in (own, other)])
+    images = striped(np.linspace(0.1, 1, len(share)))
+    found = similarity.calm(table if len(set(share)) > 1 else table[table["threshold"] == 0.9], images)
+    assert_says(found, *said)
+    if len(share) == 12 and len(set(share)) == 12:
+        assert "over 6 images" in similarity.calm(table, images[:6])
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_quarter_of_few_steps_is_one_step(steps):
     table = seen(steps).by_block()
@@ -220,6 +293,7 @@ def test_the_words_of_chapter_2():
         "highest_block": "up 0",
         "highest_step": "0",
         "earlier": "1 of 2 blocks (up 0)",
+        "needed": words["needed"],
         "deciding": words["deciding"],
         "fixed_share": "0.5",
         "weakest_low": "0.48",  # image 2 at step 0 of block 0: the second best of three
@@ -229,6 +303,7 @@ def test_the_words_of_chapter_2():
         "adaptive": "0.6",
     }
     assert words["deciding"].endswith("at t = 0.6.")  # nothing reaches 0.95
+    assert_says(words["needed"], "need 2 images", "there are 3.")  # all images differ alike
 
 
 # ---- what a VAE keeps

@@ -283,6 +283,7 @@ SPREAD = np.linspace(-1, 1, 12)
         (31 + 9 * SPREAD, 30 + SPREAD, ("at least", "perhaps for all")),
         (40 + 60 * SPREAD, 30 + SPREAD, ("may account for none of the loss, or for all",)),
         (49 + SPREAD, 50 + 9 * SPREAD, ("not shown that merging costs more",)),
+        (49 + SPREAD, np.full(12, np.inf), ("cannot be compared",)),
     ],
 )
 def test_noise_tells_the_model_from_the_merging(noise, merging, says):

@@ -223,7 +223,7 @@ def test_numbers_of_steps_are_compared_over_the_same_share_of_the_generation():
         "No difference",
     )
     faster = replace(same, counted=counted | {"20": growing(20) + 0.05})
-    assert_says(faster.steps_told(), "0.300 in 20 steps", "+0.050 [+0.0", "in 20 steps is another")
+    assert_says(faster.steps_told(), "0.300 in 20 steps", "+0.050 [+0.0", "differently in 20 steps")
     assert faster.words()["steps"] == faster.steps_told()
     assert "single number of steps" in replace(same, counted={"50": growing(50)}).steps_told()
 

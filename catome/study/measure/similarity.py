@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
+from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from catome.probe import Record, probe
+from catome.study.measure import quality
 from catome.study.run.claims import Claims, deal
 from catome.study.run.generate import batches, by_halves, generate_batch
 from catome.study.run.parameters import Setting
@@ -71,6 +73,21 @@ class Similarities:
             "last quarter": mean[-quarter:].mean(0),
         }
         return pd.DataFrame(columns, index=self.blocks)
+
+    def quarters(self) -> dict[str, np.ndarray]:
+        """The mean best similarity over the first quarter of the steps minus that over the last one, by image
+        ``[images]``, for each block by its name."""
+        mean = self.best.mean(3, dtype=float)
+        quarter = max(1, len(mean) // 4)
+        return dict(zip(self.blocks, mean[:quarter].mean(0) - mean[-quarter:].mean(0), strict=True))
+
+    def by_block_table(self) -> pd.DataFrame:
+        """`by_block` to be read, with the difference of both quarters, its 95 % interval over images, and the
+        verdicts."""
+        found = quality.difference_table(
+            self.quarters(), "first - last quarter", better="more similar early", worse="more similar late"
+        )
+        return self.by_block().map("{:.2f}".format).join(found)
 
 
 def short_name(block: str) -> str:
@@ -279,6 +296,59 @@ def deciding(shares: pd.DataFrame) -> str:
     return f"The step decides more than the image {f'at {only} only' if only else 'at no threshold'}."
 
 
+def roughness(images: np.ndarray) -> np.ndarray:
+    """The mean absolute difference of pixels that are neighbours, ``[B]``, of images ``[B, H, W, 3]`` in [0,
+    1]: the calmer an image, the less."""
+    values = images.astype(float)
+    return sum(np.abs(np.diff(values, axis=axis)).mean((1, 2, 3)) for axis in (1, 2)) / 2
+
+
+def calm(shares: pd.DataFrame, images: np.ndarray) -> str:
+    """Say whether calm images have more to merge: by the rank correlation of the merged share with
+    `roughness`, over images and over the means of their classes.
+
+    Args:
+        shares: of `shares_above`.
+        images: ``[B, H, W, 3]`` in [0, 1], the first ones of the study.
+    """
+    threshold = most_adaptive(shares)
+    own = shares[(shares["threshold"] == threshold) & (shares["image"] < len(images))].groupby("image")
+    table = pd.DataFrame({"share": own["share"].mean(), "roughness": roughness(images)})
+    if len(table) < 3 or (table.nunique() == 1).any():
+        return "So few or so similar images cannot tell whether calm images have more to merge."
+    found = spearmanr(table["share"], table["roughness"])
+    said = (
+        f"At t = {threshold:g}, the rank correlation of the merged share with the mean difference of "
+        f"neighbouring pixels is {found.statistic:+.2f} over {len(table)} images "
+        f"({quality.chance_words(found.pvalue)})"
+    )
+    more = "calm" if found.statistic < 0 else "busy"
+    verdict = f"So {more} images have more to merge."
+    if found.pvalue > 0.05:
+        verdict = "So whether calm images have more to merge is not decided."
+    by_class = table.groupby(own["class"].first()).mean()
+    if not 2 < len(by_class) < len(table):
+        return f"{said}. {verdict}"
+    over = spearmanr(by_class["share"], by_class["roughness"])
+    said = f"{said}, and {over.statistic:+.2f} over the means of {len(by_class)} classes"
+    if found.pvalue <= 0.05 < over.pvalue:
+        verdict = f"So {more} images of these classes have more to merge. For others this is not decided."
+    return f"{said} ({quality.chance_words(over.pvalue)}). {verdict}"
+
+
+def needed(study: Similarities) -> str:
+    """Say in a sentence how many images it takes to tell the first quarter of the steps from the last."""
+    found = [images for one in study.quarters().values() if (images := quality.images_needed(one, 0.01))]
+    if not found:
+        return "With so few images nobody can say how many would be enough."
+    span = " to ".join(dict.fromkeys((f"{min(found):,}", f"{max(found):,}")))
+    return (
+        "To find a difference of 0.01 between both quarters in four studies out of five, the blocks need "
+        f"{span} images, depending on how much the difference varies from image to image; there are "
+        f"{study.best.shape[2]:,}."
+    )
+
+
 def words(study: Similarities, shares: pd.DataFrame, ratio: float) -> dict[str, str]:
     """The numbers that chapter 2 takes up in its text, by their names there, with _ for -.
 
@@ -299,6 +369,7 @@ def words(study: Similarities, shares: pd.DataFrame, ratio: float) -> dict[str, 
         }
     return found | {
         "earlier": earlier_more_similar(study.by_block()),
+        "needed": needed(study),
         "deciding": deciding(shares),
         "fixed_share": f"{ratio:g}",
         "weakest_low": f"{weakest.min():.2f}",

@@ -229,7 +229,7 @@ class Result:
             if quality.verdict(low, high) != quality.UNTOLD
         ]
         verdict = (
-            f"So over the same share of the generation, the drift in {quality.listed(differ)} is another."
+            f"So over the same share of the generation, pairs drift differently in {quality.listed(differ)}."
             if differ
             else "No difference over the same share of the generation is detectable."
         )

@@ -132,12 +132,11 @@ class Result:
         """One row for each method by its name: what changed, and what it costs by ``clock``, rows of `timed`.
 
         The speed-up with its interval is that of `catome.study.measure.comparison.speed_ups`, and ``s/image``
-        the median over turns. What a method costs is NaN where
-        its images depend on their batch and ``clock`` has another one: what was timed is not what made
-        them. ``distance`` is that of the features, and ``poor`` the share of images below
-        `catome.study.measure.quality.POOR_DB`. ``stays`` is the share of resamples, of images and of turns,
-        in which neither another method nor the unmerged pipeline beats it in closeness and speed; NaN where
-        the speed is not known."""
+        the median over turns. What a method costs is NaN where its images depend on their batch and ``clock``
+        has another one: what was timed is not what made them. ``distance`` is that of the features, and
+        ``poor`` the share of images below `catome.study.measure.quality.POOR_DB`. ``stays`` is the share of
+        resamples, of images and of turns, in which neither another method nor the unmerged pipeline beats it
+        in closeness and speed; NaN where the speed is not known."""
         summary = self.summary()
         faster = speed_ups(clock)
         shown = [

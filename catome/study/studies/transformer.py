@@ -478,6 +478,8 @@ class Result:
             f"On average, {alike[1]} merges {shares[TRANSFORMER]:.0%} of the tokens on the transformer and "
             f"{shares[UNET]:.0%} on the U-Net. "
         )
+        if not np.isfinite(found[0]):  # merging changed none of the images of one model
+            return said + "So the two gaps cannot be compared."
         if not found[1] > 0:
             return said + "So it is not shown that merging costs more on the transformer."
         share, low, high = _ratio(by_noise, by_merging)
