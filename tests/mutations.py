@@ -142,8 +142,8 @@ MUTATIONS = (
     Mutation(
         "the online schedule looks again where nothing more is broken than is tolerated",
         "study/online.py",
-        "config.measure) > most",
-        "config.measure) >= most",
+        "config.threshold) > self.tolerance",
+        "config.threshold) >= self.tolerance",
         ONLINE,
     ),
     Mutation(

@@ -179,15 +179,15 @@ def test_words_say_which_settings_nothing_beats():
     assert words["best_in_work"] == "ToMe (r = 0.25 and r = 0.5)"
     assert (words["curve_images"], words["curve_settings"], words["curve_kinds"]) == (str(IMAGES), "3", "2")
     told = (": in time r = 0.25;", "in work r = 0.25 and r = 0.5.")
-    assert_says(found.place_of(records, "ToMe"), "Settings of ToMe are among them", *told)
+    assert_says(found.place_of(records, "ToMe"), "Of ToMe, these settings are unbeaten", *told)
     assert_says(
         found.place_of(records, "fewer steps"),
-        "of fewer steps are among them",
-        ": in time 30 steps; none in work.",
+        "Of fewer steps, these settings are unbeaten",
+        ": in time 30 steps; in work none.",
     )
     assert_says(words["papers_curve"], "No setting of CA-ToMe", "tried")
     beaten = found.place_of(records.assign(**{"best in time": False, "best in work": False}), "ToMe")
-    assert_says(beaten, "No setting of ToMe", "among them")
+    assert_says(beaten, "No setting of ToMe", "unbeaten")
     table = found.shown(records)
     assert table["unbeaten in"].tolist() == ["time, work", "work", "time"]
     assert table[curves.STAYS].tolist() == ["100%", "0%", "100%"]
@@ -202,7 +202,7 @@ def test_what_saves_nothing_is_beaten_by_the_unmerged_pipeline():
     assert records["best in work"].to_list() == [False, True, True]
     assert records["stays"].to_list() == [0, 0, 1]
     said = found.place_of(records, "ToMe")
-    assert_says(said, "of ToMe are among them", ": none in time; in work r = 0.5.")
+    assert_says(said, "Of ToMe, these settings are unbeaten", ": in time none; in work r = 0.5.")
     assert_says(said, "unmerged pipeline beats 1 of the 2 settings of ToMe in time")
     assert "unmerged" not in found.place_of(records, "fewer steps")
     table = found.unbeaten(records)
@@ -213,6 +213,7 @@ def test_what_saves_nothing_is_beaten_by_the_unmerged_pipeline():
     words = found.words(records)
     assert (words["best_in_time"], words["best_in_work"]) == ("none", "none")
     assert_says(found.place_of(records, "ToMe"), "No setting of ToMe", "beats 2 of the 2 settings")
+    assert "beats the one setting of fewer steps in time." in found.place_of(records, "fewer steps")
     assert found.unbeaten(records).empty
 
 
@@ -296,7 +297,12 @@ def test_a_forecast_stands_beside_fewer_steps_with_at_least_as_many_calls(steps,
     params = curves.Parameters(images=IMAGES, steps=steps, sampler=sampler, only=["forecast", "fewer steps"])
     methods_of = curves._all_of(params.kinds)
     rows = [
-        {"method": method.label, "image": image, "psnr": 35.0 if method.family == "forecast" else 30.0}
+        {
+            "method": method.label,
+            "image": image,
+            "class": f"class {image % 2}",
+            "psnr": 35.0 if method.family == "forecast" else 30.0,
+        }
         for method in methods_of
         for image in range(IMAGES)
     ]
@@ -306,11 +312,14 @@ def test_a_forecast_stands_beside_fewer_steps_with_at_least_as_many_calls(steps,
     assert all((values == 5).all() for values in found.forecasts().values())
     table = curves.Lengths({steps: found}, {}).forecasts()
     assert table["difference (dB)"].tolist() == ["+5.00 [+5.00, +5.00]"] * 3
+    assert table[quality.OVER_CLASSES].tolist() == ["[+5.00, +5.00]"] * 3
     said = curves.Lengths({steps: found}, {}).forecasts_told(steps)
     forecast, fewer = labels[0].split(" - ")
     assert_says(said, f"In {steps} steps", forecast, "closer", fewer, " +5.0 [+5.0, +5.0] dB")
     alone = curves.Result(params, {"forecast": params.kinds["forecast"]}, made)
     assert alone.forecasts() == {}
+    made.rows["class"] = made.rows["image"].map("class {0}".format)
+    assert quality.OVER_CLASSES not in curves.Lengths({steps: found}, {}).forecasts()
 
 
 def test_the_figure_has_a_column_for_each_number_of_steps():

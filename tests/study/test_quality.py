@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from urllib.error import URLError
@@ -124,17 +125,66 @@ def test_holms_method():
     assert quality.holm([]) == []
 
 
-def test_p_values_are_of_the_bootstrap_that_makes_the_intervals():
-    rng = np.random.default_rng(0)
-    for _ in range(40):
-        values = rng.normal(0.25, 1, size=60)
-        _, low, high = quality.mean_interval(values)
-        chance = quality.mean_chance(values)
-        assert (chance < 0.05) == (low > 0 or high < 0) or chance == pytest.approx(0.05, abs=0.002)
-        assert chance == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.06)
+@pytest.mark.parametrize("images", [3, 12, 14, 15, 60])
+def test_p_values_are_those_of_changed_signs(images):
+    """By scipy's test of paired samples, whose signs change in all ways or in as many as are drawn here."""
+    values = np.random.default_rng(images).normal(0.3, 1, size=images)
+    expected = stats.permutation_test(
+        (values, np.zeros(images)),
+        lambda a, b, axis: np.mean(a - b, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=2**14,
+    )
+    allowed = 1e-6 if images <= quality.ALL_SIGNS else 0.02
+    assert quality.mean_chance(values) == pytest.approx(expected.pvalue, abs=allowed)
+
+
+def test_few_images_cannot_show_much():
+    """However large the difference: of n images, two choices of signs out of 2 ** n are as far from zero."""
+    for images in (1, 2, 6):
+        assert quality.mean_chance([5.0] * images) == pytest.approx(2 / 2**images)
+    assert quality.mean_chance([np.inf, np.inf]) == pytest.approx(0.5)
+    assert quality.mean_chance([np.inf] * 12) < 0.001
     assert quality.mean_chance(np.zeros(5)) == 1
-    assert quality.mean_chance([np.inf, np.inf]) < 0.001
+    assert quality.mean_chance([1.0] * 100) == pytest.approx(1e-4)
     assert np.isnan(quality.mean_chance([1.0, np.nan]))
+    assert np.isnan(quality.mean_chance([]))
+
+
+@pytest.mark.parametrize("images", [6, 12, 24])
+def test_p_values_are_below_a_twentieth_in_one_of_twenty_studies(images):
+    rng = np.random.default_rng(0)
+    chances = [quality.mean_chance(rng.normal(size=images)) for _ in range(400)]
+    assert 0.02 < np.mean(np.array(chances) < 0.05) < 0.08
+
+
+def test_an_image_that_is_unchanged_in_both_cases_is_no_difference():
+    found = quality.difference([31, np.inf, np.inf, 30], [30, np.inf, 30, np.inf])
+    assert found.tolist() == [1, 0, np.inf, -np.inf]
+
+
+def test_how_many_hold_for_other_prompts_is_said():
+    assert quality.held_words(0, 0) == "No difference is detected."
+    assert "one difference detected does not hold" in quality.held_words(1, 0)
+    assert "one difference detected holds" in quality.held_words(1, 1)
+    for holds, words in enumerate(("none holds", "one holds", "2 hold", "all hold")):
+        assert words in quality.held_words(3, holds)
+    assert quality.one_of_each(["a", "b"])
+    assert not quality.one_of_each(["a", "b", "a"])
+    assert quality.other_prompts([1.0, 2.0], ["a", "b"]) == quality.ONE_OF_EACH
+    assert quality.shared_classes(["a", "b"]) is None
+    assert quality.shared_classes(["a", "b", "a"]) == ["a", "b", "a"]
+
+
+def test_a_share_of_resamples_is_said_where_it_is_small():
+    assert quality.by_chance(0.39) == " [in only 39% of resamples]"
+    assert quality.by_chance(quality.SURE) == quality.by_chance(float("nan")) == ""
+
+
+def test_what_was_not_measured_is_not_unbeaten():
+    psnr, speed = np.array([30.0, np.nan, 35.0]), np.array([1.5, 2.0, np.nan])
+    assert quality.unbeaten(psnr, speed).tolist() == [True, False, False]
 
 
 def test_a_table_of_many_comparisons_says_what_stays_when_all_are_looked_at():
@@ -375,7 +425,13 @@ def test_the_chance_of_a_rank_correlation_is_of_all_orders():
     assert (agreement, chance) == (pytest.approx(1), pytest.approx(2 / 24))  # two orders of 24 agree so well
     agreement, chance = quality.rank_correlation([1, 2, 3], [1, 3, 2])
     assert (agreement, chance) == (pytest.approx(0.5), pytest.approx(1))
-    assert np.isnan(quality.rank_correlation([1, 1, 1], [1, 2, 3])).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(quality.rank_correlation([1, 1, 1], [1, 2, 3])).all()
+        assert np.isnan(quality.rank_correlation([1, 2, 3], [1, 1, 1])).all()
+        assert np.isnan(quality.rank_correlation([1.0, np.nan, 3.0], [1, 2, 3])).all()
+        assert np.isnan(quality.rank_correlation([], [])).all()
+    assert quality.rank_correlation([1, 2, 3], [1, 2, np.inf]) == pytest.approx((1, 2 / 6))
     x, y = np.random.default_rng(0).normal(size=(2, 12))
     drawn = quality.rank_correlation(x, y)
     assert drawn[0] == pytest.approx(stats.spearmanr(x, y).statistic)
@@ -385,7 +441,7 @@ def test_the_chance_of_a_rank_correlation_is_of_all_orders():
 
 def test_directions_that_images_span():
     assert quality.rank_words(np.zeros((120, 128))).endswith("120 images span at most 119 of them.")
-    assert quality.rank_words(np.zeros((2000, 1024))).endswith("2,000 images span all of them.")
+    assert quality.rank_words(np.zeros((2000, 1024))).endswith("2,000 images can span all of them.")
 
 
 def test_images_of_a_class_that_are_alike_make_intervals_within_classes_narrow():

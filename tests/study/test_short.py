@@ -9,6 +9,7 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from catome.patch import applied_patch
 from catome.policy.schedule import SCHEDULES
+from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison
 from catome.study.run.store import fingerprint
 from catome.study.studies import jobs as counting
@@ -195,12 +196,51 @@ def test_two_samplers_are_compared_seed_by_seed():
     assert [turned.iloc[i].split()[0][:2] for i in range(3)] == ["+2", "-3", "-5"]
     assert (turned["verdict"], turned["after Holm"]) == ("less", "less")
     assert set(table.drop(turned.name)["after Holm"]) == {"not told apart"}
-    assert_says(
-        found.samplers(), "Of 10 differences, 9 have the same verdict", "In 1 the signs", "In 1 their"
+    said = (
+        "by DPM++ and by Euler in 9 of 10",
+        "those that neither tells apart",
+        "In 1 both",
+        "opposite signs",
     )
+    assert_says(found.samplers(), *said, "samplers in 1 of them")
     larger = result({(8, FEWER): 28.0}, {(8, FEWER): 26.0})
-    assert_says(larger.samplers(), "10 have the same", "In none", "In 1 their size differs")
+    said = (
+        "in 10 of 10",
+        "In none do both detect",
+        "opposite signs",
+        "size differs",
+        "samplers in 1 of them",
+    )
+    assert_says(larger.samplers(), *said)
     assert larger.by_sampler().loc[turned.name, "after Holm"] == "more"
+
+
+def test_a_sign_that_one_sampler_does_not_detect_is_not_opposite():
+    """By one sampler the mean is a little below zero, by the other far above."""
+    found = result({(8, FEWER): 30.02}, {(8, FEWER): 28.0})
+    assert_says(found.samplers(), "in 9 of 10", "In none do both detect differences of opposite signs.")
+
+
+def test_differences_have_intervals_for_other_prompts_where_images_share_them():
+    found = result({(8, CACHED): 33.0})
+    tables = found.cost_of_a_cache, found.against_others, found.by_sampler
+    assert all(list(table())[-1] == quality.OVER_CLASSES for table in tables)
+    for made in (found.made, found.other):
+        for one in made.values():
+            one.rows["class"] = one.rows["image"].map("class {0}".format)
+    assert not any(quality.OVER_CLASSES in table() for table in tables)
+    for one in found.made.values():
+        one.rows["class"] = one.rows["image"].map(lambda image: f"class {image % 3}")
+    row = "8 steps", f"{CACHED} - {AFRESH}"
+    _, low, high = quality.over_classes(found.differences(short.CACHES)[row], found.made[8].classes)
+    assert found.cost_of_a_cache().loc[row, quality.OVER_CLASSES] == f"[{low:+.2f}, {high:+.2f}]"
+
+
+def test_a_cache_that_changes_nothing_costs_nothing():
+    found = result({})
+    for one in found.made.values():
+        one.rows["psnr"] = 30.0
+    assert_says(found.lasting(), "costs at most 0.0 dB, and no cost is detectable")
 
 
 def test_there_may_be_one_sampler_only():

@@ -104,12 +104,21 @@ def test_the_sweep_is_told_from_its_first_threshold_to_the_last_that_changes_any
 def test_a_dip_is_told_with_its_interval():
     said = result({0.5: 31.0, 0.7: 29.0, 0.9: 35.0}).dip()
     assert re.search(r"changes by \+2\.\d\d \[\+1\.\d\d, \+2\.\d\d\] dB from t = 0.7 to t = 0.5", said)
-    assert_says(said, "Merging more is not always worse", "holds for other prompts")
+    assert_says(said, "Merging more is not always worse", "holds for other prompts", "t = 0.7 was chosen on")
     none = result({0.5: 29.01, 0.7: 29.0, 0.9: 35.0}).dip()
     assert_says(none, "changes by +0.01 [-", "no gain", "detectable", "other prompts", "nothing is decided")
     assert "not always worse" not in none
+    assert "chosen" not in none
     assert "lowest where most is merged" in result({0.5: 28.0, 0.7: 29.0}).dip()
     assert "lowest where most is merged" in result({0.5: np.inf, 1.0: np.inf}).dip()
+
+
+def test_the_rows_that_were_computed_are_those_of_all_comparisons():
+    found = result({0.7: 30.0})
+    of = {name: replace(found.made, runs={name: {}}) for name in ("made", "fixed", "both", "control")}
+    control = replace(found.control, made=of["control"])
+    both = replace(found, made=of["made"], fixed=of["fixed"], both={0.7: of["both"]}, control=control)
+    assert list(both.runs) == ["made", "fixed", "both", "control"]
 
 
 def test_a_comparison_may_have_more_images_than_the_sweep(monkeypatch):
@@ -233,7 +242,9 @@ def test_whether_adapting_pays_is_said_for_these_prompts_and_for_others():
     assert table[quality.OVER_CLASSES].iloc[1] == f"[{low:+.2f}, {high:+.2f}]"
     assert table["PSNR (dB)"].iloc[1].startswith("+2.50 [")
     assert table["feature distance"].tolist() == ["+0.00 [+0.00, +0.00]"] * 3
-    assert "No threshold was compared" in result({0.5: 31.0}).adapts()
+    none = result({0.5: 31.0})
+    assert "No threshold was compared" in none.adapts()
+    assert none.adapting_table().empty
 
 
 def test_where_fid_tells_nothing_it_is_said_what_is_excluded(monkeypatch):
@@ -281,6 +292,12 @@ def test_who_decides_follows_from_the_interval(psnr, says):
     assert_says(found.decides(0.9), "step and the block", " +5.0 [", *says)
     others = "This holds for other prompts" if psnr else "nothing is decided, either"
     assert_says(result({0.9: 30.0}, controlled(psnr)).decides(), *says, others)
+
+
+def test_an_image_that_decides_nothing_loses_nothing():
+    found = controlled({})
+    found.made.rows["psnr"] = 40.0
+    assert_says(found.decides(0.9), "gains no more than 0.0 dB, and loses no more than 0.0 dB")
 
 
 def test_the_controls_table_has_a_row_for_each_freedom():

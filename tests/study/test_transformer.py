@@ -299,6 +299,19 @@ def test_the_controls_that_change_the_unets_images_alike_are_compared():
     psnr = dict(zip(labels, (60.0, 50.0, 45.0, 51.0), strict=True))
     found = with_controls(psnr, psnr, noises=(0.01, 0.03), gentle=(0.9, 0.95))
     assert found._alike() == ("noise of 3.0%", "merged keys, t = 0.95")
+    # controls that change nothing are not alike
+    psnr = dict(zip(labels, (np.inf, 50.0, np.inf, 53.0), strict=True))
+    unlike = with_controls(psnr, psnr, noises=(0.01, 0.03), gentle=(0.9, 0.95))
+    assert unlike._alike() == ("noise of 3.0%", "merged keys, t = 0.95")
+
+
+@pytest.mark.parametrize("merging", [51.1, 48.9, np.inf])
+def test_controls_that_are_not_alike_are_not_compared(merging):
+    names = ("noise(share=0.01)", transformer.controls(Parameters(**GIVEN))["merged keys, t = 0.9"].label)
+    own = dict.fromkeys(names, np.full(12, 40.0))
+    said = with_controls(own, dict(zip(names, (50.0, merging), strict=True))).sensitivity()
+    assert_says(said, "No control by noise and none by merging", "alike", "1 dB", "nothing is said")
+    assert "gap by noise" not in said
 
 
 @torch.no_grad()
@@ -373,19 +386,23 @@ def drifting(own: float, other: float) -> transformer.Result:
 @pytest.mark.parametrize(
     ("own", "other", "said"),
     [
-        (0.1, 0.3, ("changes by -0.200 [-0.2", "for other prompts: [-0.", "for longer on the transformer")),
-        (0.3, 0.1, ("changes by +0.200 [+0.1", "over 12 images", "for longer on the U-Net")),
-        (0.2, 0.201, ("changes by -0.001 [-0.0", "not shown that pairs can be reused for longer")),
+        (0.1, 0.3, "for longer on the transformer"),
+        (0.3, 0.1, "for longer on the U-Net"),
+        (0.2, 0.201, "not shown that pairs can be reused for longer"),
     ],
 )
 def test_the_model_whose_pairs_last_longer_is_named(own, other, said):
-    assert_says(drifting(own, other).drifts(), *said)
+    assert_says(drifting(own, other).drifts(), said)
 
 
 @pytest.mark.parametrize(
     ("shares", "distances", "said"),
     [
-        ((0.6, 0.3), (0.1, 0.2), ("both measures", "less on the transformer", "+0.30 [", "-0.100 [")),
+        (
+            (0.6, 0.3),
+            (0.1, 0.2),
+            ("both measures", "less on the transformer", "+0.30 [", "-0.100 [", "images (for other prompts"),
+        ),
         ((0.3, 0.6), (0.2, 0.1), ("both measures", "less on the U-Net", "-0.30 [", "+0.100 [")),
         ((0.6, 0.3), (0.2, 0.1), ("the first measure", "less on the transformer", "second", "on the U-Net")),
         ((0.3, 0.6), (0.1, 0.2), ("the first measure", "less on the U-Net", "second", "on the transformer")),
@@ -423,13 +440,21 @@ def test_gaps_are_told_one_by_one_and_for_other_prompts(monkeypatch):
     }
     result = with_gaps(monkeypatch, gaps, np.repeat(["a", "b", "c"], 4))
     most = quality.mean_interval(SPREAD)[2]
-    said = ("all 3 settings", "detectable in 2 of them", "in 1 of those", f"gaps above {most:.1f} dB")
+    said = ("all 3 settings", "detectable in 2 of them", quality.held_words(2, 1), f"more than {most:.1f} dB")
     assert_says(result.farther_told(), *said)
     table = result.gap_table()
     assert table["after Holm"].tolist() == ["closer on the U-Net"] * 2 + [quality.UNTOLD]
     assert table.loc[("ToMe", "r = 0.5"), quality.OVER_CLASSES].startswith("[-")
+    each = with_gaps(monkeypatch, gaps, [f"class {i}" for i in range(12)])
+    assert_says(each.farther_told(), "detectable in 2 of them", quality.ONE_OF_EACH, "more than")
+    assert quality.held_words(2, 2) not in each.farther_told()
+    assert quality.OVER_CLASSES not in each.gap_table()
     one = with_gaps(monkeypatch, gaps, np.full(12, "a"))
     assert "prompts" not in one.farther_told()
+    for name, said in (("2x2", "is detectable."), ("x", "is not detectable.")):
+        single = {key: values for key, values in gaps.items() if key[1] == name}
+        told = with_gaps(monkeypatch, single, np.full(12, "a")).farther_told()
+        assert_says(told, f"In the one setting here this {said}")
 
 
 def points(psnr) -> pd.DataFrame:

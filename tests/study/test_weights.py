@@ -129,6 +129,7 @@ def test_one_threshold_has_no_dip():
     found = result({key: value for key, value in FLAT.items() if key[1] == 0.7})
     assert (found.dip(MERGED) == 0).all()
     assert "no detectable dip" in found.filled()
+    assert_says(found.over_prompts(), "single threshold", "nothing to be compared with")
     assert found.words()["middle"] == "0.7"
 
 
@@ -197,6 +198,19 @@ def test_reused_pairs_are_held_against_pairs_found_at_every_step():
     assert "allow" not in found.cache_told()
 
 
+def test_no_method_stands_beside_itself_and_equal_schedules_have_one_row():
+    theirs = [(way, "EVEN_13") for way in (MERGED, WEIGHTED, BOTH, LIBRARYS)]
+    assert list(weights.caches_of(Parameters(schedule="EVEN_13"))) == theirs
+    found = result(FLAT, schedule=None)
+    assert list(weights.caches_of(found.params)) == [(LIBRARYS, "EVEN_13")]
+    assert_says(found.cache_told(), "In the one comparison here", "closer", "in none and farther in none")
+    assert_says(found.windows_told(), "Of these 4 comparisons")
+    never = result(FLAT, schedule=None, even=None)
+    assert weights.caches_of(never.params) == {}
+    assert never.cache_told() == "Nothing was compared here."
+    assert "In 18 comparisons" in never.helped()  # 9 gains, 5 changes and 4 windows
+
+
 def test_windows_of_other_sizes_stand_beside_those_of_two_by_two(pipe):
     found = result(FLAT)
     rows, pairs = found.made.rows, weights.windows_of(found.params)
@@ -239,9 +253,12 @@ def test_what_did_not_help_is_told():
     assert ("similar by distance", "after queries kept") in table.index
     # 7 of 9 gains are closer; farther are one of them, two with pairs reused, and two in other windows
     said = found.helped()
-    assert_says(said, "Of 23 comparisons, 7 show", "5 show", "11 show no", "Of the 12", "11 hold for other")
+    assert_says(said, "In 23 comparisons", "in 7,", "in 5,", "in 11.", quality.held_words(12, 11))
+    rows["class"] = [f"class {image}" for image in rows["image"]]
+    assert_says(found.helped(), "in 11.", quality.ONE_OF_EACH)
+    assert quality.held_words(12, 11) not in found.helped()
     rows["class"] = "the only one"
-    assert "for other prompts" not in found.helped()
+    assert "prompts" not in found.helped()
 
 
 def test_whether_the_dip_is_one_of_these_prompts_only():
@@ -262,6 +279,33 @@ def test_whether_the_dip_is_one_of_these_prompts_only():
     assert_says(found.over_prompts(), "Whether there is a dip is not", "Whether weights bring more", "not")
     rows["class"] = "the only one"
     assert "so few prompts" in found.over_prompts()
+    rows["class"] = [f"class {image}" for image in rows["image"]]
+    assert found.over_prompts() == quality.ONE_OF_EACH
+
+
+def test_where_there_is_no_dip_that_holds_for_other_prompts_too():
+    psnr = {(MERGED, 0.7): 33.0, (MERGED, 0.9): 40, (WEIGHTED, 0.7): 31.0, (WEIGHTED, 0.9): 40}
+    found = result(FLAT | psnr)
+    assert found.dip(MERGED).mean() == pytest.approx(-3, abs=0.1)
+    assert found.filling().mean() == pytest.approx(-2, abs=0.1)
+    assert_says(found.over_prompts(), "no dip holds for other prompts", "bring less there", "holds for other")
+
+
+def test_it_is_said_that_the_worst_threshold_was_chosen_on_these_images():
+    dip = result(FLAT | {(MERGED, 0.7): 28.0, (MERGED, 0.9): 40, (WEIGHTED, 0.9): 40})
+    assert_says(dip.filled(), "Weights remove the dip", "chosen on images", "deeper than it is")
+    rising = {(way, t): 30 + 10 * t for way, t in FLAT}
+    assert "chosen" not in result(rising).filled()
+
+
+def test_the_rows_that_were_computed_are_those_of_both_comparisons():
+    found = result(FLAT)
+    few, many = (
+        Comparison(found.made.rows, found.made.methods, "scene", {name: {"device": name}})
+        for name in ("few", "many")
+    )
+    both = Result(**{**vars(found), "made": few, "more": many})
+    assert list(both.runs) == ["few", "many"]
 
 
 @pytest.mark.parametrize("kind", ["windows", "caches", "changes", "peers"])

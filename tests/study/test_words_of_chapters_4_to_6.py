@@ -1,8 +1,8 @@
 """The words and tables of chapters 4, 5 and 6 follow from the numbers, and every number in their text is
 given."""
 
+import math
 import re
-import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -226,6 +226,11 @@ def test_numbers_of_steps_are_compared_over_the_same_share_of_the_generation():
     assert_says(faster.steps_told(), "0.300 in 20 steps", "+0.050 [+0.0", "differently in 20 steps")
     assert faster.words()["steps"] == faster.steps_told()
     assert "single number of steps" in replace(same, counted={"50": growing(50)}).steps_told()
+    # of six images, no difference is rarer than 2 of 64 choices of signs: enough alone, and not for two
+    few = {count: curves[:6] for count, curves in faster.counted.items()}
+    assert_says(replace(same, counted=few).steps_told(), "No difference", "at once", "Holm")
+    alone = replace(same, counted={count: few[count] for count in ("20", "50")}).steps_told()
+    assert alone.endswith("differently in 20 steps.")
 
 
 def test_a_quarter_of_the_generation_lies_between_two_steps():
@@ -264,7 +269,7 @@ def test_how_many_images_the_drift_needs():
 
 
 def test_the_drift_of_classes_and_of_amounts():
-    found = drifted([0.3] * 50, 50, ("a", "b"))
+    found = drifted([0.3] * 50, 50, ("a", "b", "a", "b"))
     rows = found.drift.rows
     faster = (rows["class"] == "b") & (rows["amount"] == "r = 0.5")
     rows["neighbour"] = rows["neighbour"] + 0.1 * faster
@@ -275,6 +280,10 @@ def test_the_drift_of_classes_and_of_amounts():
         "between 0.000 (t = 0.9) and 0.350 (r = 0.5)",
     )
     assert found.words()["by_amount"].endswith("0.350 [0.300, 0.400] at r = 0.5")
+    for classes in (("a", "a"), ("a", "b"), ("a",)):  # one class, classes of one image, one image
+        said = drifted([0.3] * 50, 50, classes).content()
+        assert_says(said, "Depending on the amount", "between 0.000 (t = 0.9) and 0.300 (r = 0.5)")
+        assert "class" not in said
 
 
 def test_chapter_4_is_given_every_number_that_its_text_takes_up():
@@ -501,8 +510,8 @@ def test_derived_schedules_stand_beside_as_many_even_checkpoints_by_their_images
     assert table.loc[("t = 0.7", "least stale 13 - EVEN_13"), "after Holm"] == "farther"
     assert table.loc[("t = 0.7", "least stale 2 - EVEN_2"), "after Holm"] == UNTOLD
     assert table.loc[("t = 0.7", "CONFIG_FIVE - CONFIG_3"), "after Holm"] == "closer"
-    said = ("Of 2 derived", "beside as many", "0 came closer", "1 fell behind", "1 did not differ")
-    assert_says(found.beside_equal_budgets(), *said, "exclude differences of more", "1 of 1 hold for other")
+    said = ("Of 2 derived", "beside as many", "closer to unmerged with 0", "farther with 1", "with 1")
+    assert_says(found.beside_equal_budgets(), *said, "exclude differences of more", quality.held_words(1, 1))
 
 
 def test_differences_of_schedules_have_intervals_for_other_prompts():
@@ -635,8 +644,8 @@ def test_an_online_schedule_stands_beside_as_many_checkpoints_at_equal_distances
     assert table["even"].tolist() == ["EVEN_2", "EVEN_3", "EVEN_51"]
     assert table["after Holm"].tolist() == ["farther", "closer", UNTOLD]
     assert table["difference (dB)"].iloc[0].startswith("-1.00 [")
-    said = ("Of 3 online", "equal distances", "1 came closer", "1 fell behind", "1 did not")
-    assert_says(found.beside_equal_searches(), *said, "exclude differences of more", "2 of 2 hold for other")
+    said = ("Of 3 online", "equal distances", "closer to unmerged with 1", "farther with 1", "with 1")
+    assert_says(found.beside_equal_searches(), *said, "exclude differences of more", quality.held_words(2, 2))
     shown = found.online(records_of(found))
     assert shown["as often, evenly"].tolist() == table["even"].tolist()
     assert shown["after Holm"].tolist() == table["after Holm"].tolist()
@@ -650,7 +659,8 @@ def test_which_verdicts_on_online_schedules_hold_for_other_prompts():
     rows.loc[of_it & rows["class"].isin(["class 0", "class 1"]), "psnr"] += (
         9  # by the images alone it is closer
     )
-    assert_says(found.beside_equal_searches(), "1 came closer", "0 of 1 hold for other prompts")
+    said = "With the one online schedule, beside about as many", "the images are closer to unmerged."
+    assert_says(found.beside_equal_searches(), *said, quality.held_words(1, 0))
     assert "exclude" not in found.beside_equal_searches()
     values = found.beside.differences(
         "psnr", found.asked[0.7, "auto 0.3"].method, found.rivals[0.7, "auto 0.3"].method
@@ -660,6 +670,14 @@ def test_which_verdicts_on_online_schedules_hold_for_other_prompts():
     assert found.at_equal_searches()[quality.OVER_CLASSES].tolist() == [f"[{low:+.2f}, {high:+.2f}]"]
     rows["class"] = "one"
     assert "other prompts" not in found.beside_equal_searches()
+    rows["class"] = rows["image"].map("class {0}".format)
+    assert_says(found.beside_equal_searches(), *said, quality.ONE_OF_EACH)
+    rows["psnr"] = 30.0
+    assert_says(
+        found.beside_equal_searches(), said[0], "the images are not detectably different.", " 0.00 dB."
+    )
+    rows.loc[of_it, "psnr"] = 20.0
+    assert_says(found.beside_equal_searches(), said[0], "the images are farther from unmerged.")
 
 
 def test_whether_a_search_at_every_step_is_the_best_that_one_can_do():
@@ -705,25 +723,23 @@ def test_the_bounds_take_part_in_the_relation_only_where_asked():
     assert found.relation(bounds=True)[0.7] < found.relation()[0.7]
 
 
-def test_ranks_that_are_all_equal_have_no_correlation_and_no_warning():
-    same, other = pd.Series([1.0, 1.0, 1.0]), pd.Series([1.0, 3.0, 2.0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert np.isnan(schedules._rank_correlation(same, other))
-        assert np.isnan(schedules._rank_correlation(other, same))
-    assert schedules._rank_correlation(other, -other) == pytest.approx(-1)
+def test_a_correlation_is_said_with_its_sign():
     assert (schedules._correlation(-0.314), schedules._correlation(float("nan"))) == ("-0.31", "undefined")
 
 
-def test_the_chance_of_a_rank_correlation_is_counted_over_all_orders():
-    eight = pd.Series(range(8))
-    assert schedules._rank_chance(eight, -(eight**3)) == pytest.approx(2 / 40320)
-    few = pd.Series([1.0, 2.0, 3.0])
-    assert schedules._rank_chance(few, pd.Series([1.0, 2.0, np.inf])) == pytest.approx(2 / 6)
-    assert schedules._rank_chance(few, pd.Series([1.0, 3.0, 2.0])) == pytest.approx(1)
-    assert np.isnan(schedules._rank_chance(few, pd.Series([1.0, 1.0, 1.0])))
-    many = pd.Series(range(10))  # of these the orders are drawn
-    assert 0 < schedules._rank_chance(many, -many) < 0.001
+def test_the_chance_of_a_relation_is_counted_over_all_orders_of_its_schedules():
+    names = [*SCHEDULES, "least stale 2", "least stale 13"]
+    found = scheduled({})
+    bills = {
+        name: schedules.mean_staleness(found.staleness[0.7], found.asked[0.7, name].checkpoints)
+        for name in names
+    }
+    closer = scheduled({(0.7, name): 60.0 - 5 * bill for name, bill in bills.items()})
+    assert closer.relation()[0.7] == pytest.approx(-1)
+    assert closer.relation_chances()[0.7] == pytest.approx(2 / math.factorial(len(names)))
+    farther = scheduled({(0.7, name): 30.0 + 5 * bill for name, bill in bills.items()})
+    assert farther.relation()[0.7] == pytest.approx(1)
+    assert "farther images at t = 0.7." in farther.staleness_tells()
 
 
 @pytest.mark.parametrize(
@@ -739,8 +755,18 @@ def test_the_chance_of_a_rank_correlation_is_counted_over_all_orders():
         (
             {0.7: -0.9, 0.8: 0.9, 0.9: -0.5},
             {0.7: 0.002, 0.8: 0.002, 0.9: 0.2},
-            ("closer images at t = 0.7.", "At t = 0.8 and t = 0.9", "not detected", "only a strong"),
+            (
+                "closer images at t = 0.7, but farther images at t = 0.8.",
+                "At t = 0.9 no relation",
+                "a strong",
+            ),
         ),
+        (
+            {0.7: -0.9, 0.8: 0.4, 0.9: -0.5},
+            {0.7: 0.002, 0.8: 0.3, 0.9: 0.2},
+            ("closer images at t = 0.7.", "At t = 0.8 and t = 0.9 no relation", "only a strong"),
+        ),
+        ({0.7: 0.9}, {0.7: 0.002}, ("less stale pairs give farther images at t = 0.7.",)),
     ],
 )
 def test_what_staleness_tells(monkeypatch, relation, chances, says):
@@ -763,7 +789,11 @@ def test_which_checkpoints_of_the_papers_choice_are_cheapest():
     most = (f"most without {order[-1]}, by {worth[order[-1]]:.3f}.",)
     told = ("t = 0.7", "checkpoints of CONFIG_3 are 46, 47, 48 and 49", f"by {cheap} at most")
     assert_says(found.cheapest(), *told, *most)
-    assert_says(scheduled({}, budgets=(2,), steps=3).cheapest(), "checkpoint of CONFIG_3 is")
+    one = scheduled({}, budgets=(2,), steps=3).cheapest()
+    assert_says(
+        one, "checkpoint of CONFIG_3 is", "Without it, the mean staleness rises by 0.", "most without"
+    )
+    assert "at most" not in one
 
 
 def test_why_a_fid_of_few_images_tells_little():
@@ -907,10 +937,12 @@ def measured(found: headline.Result, **changed) -> pd.DataFrame:
 def test_the_closest_of_the_methods_that_are_always_faster():
     found = peers()
     assert_says(found.closest(measured(found)), "intervals", "no method is detectably faster")
+    one_turn = found.closest(measured(found).assign(**{"speed-up low": np.nan, "speed-up high": np.nan}))
+    assert one_turn == "One turn cannot tell which methods are faster."
     faster = {"speed_up_low": {HEADLINE: 1.2, FIXED: 1.01}}
     # the gentle one is not always faster
     records = measured(found, **faster, PSNR={FIXED: 31.26, GENTLE: 50.0})
-    assert_says(found.closest(records), "faster", "intervals", "closest", f"is {FIXED},", "31.3 dB")
+    assert_says(found.closest(records), "intervals", "faster", "closest", f"is {FIXED},", "31.3 dB")
     unchanged = found.closest(measured(found, **faster, PSNR={HEADLINE: np.inf}))
     assert_says(unchanged, "intervals", "closest", f"is {HEADLINE},", "not change")
 
@@ -969,23 +1001,36 @@ def test_differences_that_are_not_told_say_what_they_exclude():
     found = peers()
     closer_by(found, 3.0)
     said = found.told_apart()
-    assert_says(said, "all 7 rows", "2 of the differences are told", "Not told apart", "excluded", " dB)")
+    assert_says(said, "all 7 rows", "detectable in 2 of them", "Elsewhere", "interval: ", " dB)")
     _, low, high = quality.mean_interval(found.differences()[f"{HEADLINE} - {FIXED}"])
-    assert f"{HEADLINE} - {FIXED} (excluded is a difference outside {low:+.2f} to {high:+.2f} dB)" in said
+    assert f"{HEADLINE} - {FIXED} ({low:+.2f} to {high:+.2f} dB)" in said
     assert "ToDo" not in said
+    none = peers().told_apart()
+    assert_says(none, "all 7 rows", "detectable in none of them. It may be chance, within its own interval: ")
+
+
+def test_a_single_difference_is_told_as_one(monkeypatch):
+    found = peers()
+    monkeypatch.setattr(headline.Result, "_pairs", lambda self: [(HEADLINE, "ToDo")])
+    untold = "In the only row, the difference is not detectable. It may be chance, within its own interval: "
+    assert found.told_apart().startswith(untold)
+    closer_by(found, 3.0)
+    assert found.told_apart() == "In the only row, the difference is detectable."
 
 
 def test_which_verdicts_hold_for_other_prompts():
     found = peers()
     assert_says(found.other_prompts(), "No verdict stays")
     closer_by(found, 3.0)
-    assert_says(found.other_prompts(), "other prompts", "excludes zero in all 2 rows")
+    assert found.other_prompts() == quality.held_words(2, 2)
     found = peers()
     closer_by(found, 9.0, ("class 0", "class 1"))  # by the images alone this is certain
-    held = ("excludes zero in 0 of the 2 rows", "holds zero for", f"{HEADLINE} - ToDo; {GENTLE} - ToDo")
+    held = (quality.held_words(2, 0), "nothing is shown", f"{HEADLINE} - ToDo; {GENTLE} - ToDo")
     assert_says(found.other_prompts(), *held)
     found.made.rows["class"] = "one"
     assert_says(found.other_prompts(), "single prompt")
+    found.made.rows["class"] = found.made.rows["image"].map("class {0}".format)
+    assert found.other_prompts() == quality.ONE_OF_EACH
 
 
 def test_differences_have_an_interval_for_other_prompts():
@@ -1021,6 +1066,22 @@ def test_the_first_table_shows_failures_and_the_distance_of_features():
     assert table.loc[HEADLINE, ["below 30 dB", "feature distance"]].tolist() == ["50%", "0.500"]
     assert table.loc["batch maximum, t = 0.9", ["speed-up", "GFLOP"]].tolist() == ["", ""]
     assert "peak memory (MB)" not in table  # which nobody counted
+
+
+def test_turns_that_lack_a_method_do_not_count():
+    """ToDo is the closest of methods that are equally fast, so nothing beats it in any whole turn."""
+    found = peers()
+    closer_by(found, 3.0)
+    left = {"flops": 4e11, "peak_bytes": np.nan, "batch": 1}
+    whole = [
+        {"method": method.label, "repetition": turn, "seconds": 2.0 if name == "unmerged" else 1.0} | left
+        for name, method in found.peers.items()
+        for turn in range(2)
+    ]
+    broken = [{"method": "unmerged", "repetition": 2, "seconds": 2.0} | left]
+    shares = found.records(pd.DataFrame(whole + broken))["stays"]
+    assert shares["ToDo"] == 1
+    pd.testing.assert_series_equal(shares, found.records(pd.DataFrame(whole))["stays"])
 
 
 def test_the_shares_of_batch_maximum_and_of_the_threshold_alone():
@@ -1097,7 +1158,7 @@ def test_chapter_6_is_given_every_number_that_its_text_takes_up():
     assert of_text(headline) - of_curves == given(words, "recorded", "clock", "tokens")
     assert words["images"] == "12"
     assert words["methods"] == "9"
-    assert words["rank"] == "These features have 4 dimensions, and 12 images span all of them."
+    assert words["rank"] == "These features have 4 dimensions, and 12 images can span all of them."
     assert_says(words["needed"], "difference of 0.5 dB", "there are 12")
     assert (words["extractor"], words["real"]) == ("scene", "40")
     assert words["merged"] == "60% at t = 0.7 (51% over all images) and 60% at t = 0.9 (51% over all images)"

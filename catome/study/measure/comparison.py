@@ -210,9 +210,7 @@ class Comparison:
         """``column`` of ``a`` minus that of ``b``, ``[images]``, each on the same seed.
 
         Seeds where both are infinite (unchanged by both) count as no difference."""
-        x, y = (self.of(method)[column].to_numpy(float) for method in (a, b))
-        with np.errstate(invalid="ignore"):
-            return np.where(np.isinf(x) & np.isinf(y), 0.0, x - y)
+        return quality.difference(*(self.of(method)[column].to_numpy(float) for method in (a, b)))
 
     def paired(self, column: str, a: str | Method, b: str | Method) -> tuple[float, float, float]:
         """Mean of `differences` with its 95 % interval: ``(mean, low, high)``."""
@@ -544,17 +542,22 @@ def time_ratio(
     return float(np.exp(mean)), float(np.exp(mean - reach)), float(np.exp(mean + reach))
 
 
+SPEED_UP = ["speed-up", "speed-up low", "speed-up high"]
+"""The columns of a speed-up and its interval."""
+
+
 def speed_ups(rows: pd.DataFrame) -> pd.DataFrame:
     """The speed-up of each method against unmerged, by its label, from rows of `cost`.
 
     Returns:
         ``speed-up``, the geometric mean over turns, each against the unmerged generation of the same turn,
-        and the 95 % interval of `time_ratio`, ``speed-up low`` and ``speed-up high``: NaN for one turn.
+        and the 95 % interval of `time_ratio`, ``speed-up low`` and ``speed-up high``: NaN for one turn. The
+        columns are `SPEED_UP`.
     """
     found = {}
     for method in rows["method"].unique():
         ratio, low, high = time_ratio(rows, method)
-        found[method] = {"speed-up": 1 / ratio, "speed-up low": 1 / high, "speed-up high": 1 / low}
+        found[method] = dict(zip(SPEED_UP, (1 / ratio, 1 / high, 1 / low), strict=True))
     return pd.DataFrame(found).T
 
 

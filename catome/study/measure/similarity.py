@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from catome.probe import Record, probe
@@ -305,7 +304,7 @@ def roughness(images: np.ndarray) -> np.ndarray:
 
 def calm(shares: pd.DataFrame, images: np.ndarray) -> str:
     """Say whether calm images have more to merge: by the rank correlation of the merged share with
-    `roughness`, over images and over the means of their classes.
+    `roughness`, over images and over the means of their classes. Its p-values are by permutations.
 
     Args:
         shares: of `shares_above`.
@@ -316,24 +315,25 @@ def calm(shares: pd.DataFrame, images: np.ndarray) -> str:
     table = pd.DataFrame({"share": own["share"].mean(), "roughness": roughness(images)})
     if len(table) < 3 or (table.nunique() == 1).any():
         return "So few or so similar images cannot tell whether calm images have more to merge."
-    found = spearmanr(table["share"], table["roughness"])
+    found, chance = quality.rank_correlation(table["share"], table["roughness"])
     said = (
         f"At t = {threshold:g}, the rank correlation of the merged share with the mean difference of "
-        f"neighbouring pixels is {found.statistic:+.2f} over {len(table)} images "
-        f"({quality.chance_words(found.pvalue)})"
+        f"neighbouring pixels is {found:+.2f} over {len(table)} images ({quality.chance_words(chance)})"
     )
-    more = "calm" if found.statistic < 0 else "busy"
+    more = "calm" if found < 0 else "busy"
     verdict = f"So {more} images have more to merge."
-    if found.pvalue > 0.05:
+    if chance > 0.05:
         verdict = "So whether calm images have more to merge is not decided."
     by_class = table.groupby(own["class"].first()).mean()
-    if not 2 < len(by_class) < len(table):
+    if not 2 < len(by_class) < len(table) or (by_class.nunique() == 1).any():
         return f"{said}. {verdict}"
-    over = spearmanr(by_class["share"], by_class["roughness"])
-    said = f"{said}, and {over.statistic:+.2f} over the means of {len(by_class)} classes"
-    if found.pvalue <= 0.05 < over.pvalue:
-        verdict = f"So {more} images of these classes have more to merge. For others this is not decided."
-    return f"{said} ({quality.chance_words(over.pvalue)}). {verdict}"
+    over, chance_of_classes = quality.rank_correlation(by_class["share"], by_class["roughness"])
+    said = f"{said}, and {over:+.2f} over the means of {len(by_class)} classes"
+    if chance <= 0.05 < chance_of_classes:
+        verdict = (
+            f"So {more} images of these classes have more to merge. For other classes this is not decided."
+        )
+    return f"{said} ({quality.chance_words(chance_of_classes)}). {verdict}"
 
 
 def needed(study: Similarities) -> str:
@@ -343,9 +343,9 @@ def needed(study: Similarities) -> str:
         return "With so few images nobody can say how many would be enough."
     span = " to ".join(dict.fromkeys((f"{min(found):,}", f"{max(found):,}")))
     return (
-        "To find a difference of 0.01 between both quarters in four studies out of five, the blocks need "
-        f"{span} images, depending on how much the difference varies from image to image; there are "
-        f"{study.best.shape[2]:,}."
+        "To find a difference of 0.01 between the two quarters in four studies out of five, these "
+        f"comparisons need {span} images, depending on how much the difference varies from image to image; "
+        f"there are {study.best.shape[2]:,}."
     )
 
 

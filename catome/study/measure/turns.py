@@ -159,9 +159,9 @@ def faster(rows: pd.DataFrame) -> pd.DataFrame:
     """The speed-up of each method against unmerged, over the images.
 
     Returns:
-        By the method's label: ``speed-up``, the ratio of the mean times, with a 95 % interval by bootstrap
-        over images, and ``flops``, the mean share of the unmerged generation's that is left, likewise;
-        ``low`` and ``high`` behind the names.
+        By the method's label: ``speed-up``, one over the mean of the ratios of times, each to the unmerged
+        generation of the same image, with a 95 % interval by bootstrap over images; and ``flops``, the mean
+        share of the unmerged generation's that is left, likewise; ``low`` and ``high`` behind the names.
     """
     shares = {"speed-up": of_unmerged(rows, "seconds"), "flops": of_unmerged(rows, "flops")}
     found = {}

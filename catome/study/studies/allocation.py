@@ -254,7 +254,7 @@ class Result:
             return f"{first} {second}: the images are closer if the image does not decide. {others}"
         return (
             f"{first} {second}: this may be chance. At 95 % confidence, the image gains no more than "
-            f"{high:.1f} dB, and loses no more than {-low:.1f} dB. {others}"
+            f"{high:.1f} dB, and loses no more than {max(0.0, -low):.1f} dB. {others}"
         )
 
     def shown(self, t: float) -> pd.DataFrame:

@@ -170,7 +170,7 @@ def _in_which(time: bool, work: bool) -> str:
     return ", ".join(name for name, best in (("time", time), ("work", work)) if best)
 
 
-STAYS = "unbeaten in time, of resamples"
+STAYS = "unbeaten in time (share of resamples)"
 """The column of tables with the share of resamples in which a setting is unbeaten in time."""
 
 
@@ -181,8 +181,7 @@ def _said(rows: pd.DataFrame, column: str) -> str:
     its share stands behind it: ``t = 0.8 and t = 0.7 [in only 39% of resamples]``."""
     names = []
     for setting, stays in zip(rows["setting"], rows["stays"], strict=True):
-        by_chance = column == "best in time" and stays < quality.SURE
-        names.append(f"{setting} [in only {stays:.0%} of resamples]" if by_chance else setting)
+        names.append(setting + quality.by_chance(stays) * (column == "best in time"))
     return quality.listed(names)
 
 
@@ -373,16 +372,17 @@ class Result:
         found = []
         for column, name in (("best in time", "in time"), ("best in work", "in work")):
             best = own[own[column]]
-            found.append(f"{name} {_said(best, column)}" if len(best) else f"none {name}")
+            found.append(f"{name} {_said(best, column) or 'none'}")
         if own[["best in time", "best in work"]].any(axis=None):
-            said = f"Settings of {kind} are among them: {'; '.join(found)}."
+            said = f"Of {kind}, these settings are unbeaten: {'; '.join(found)}."
         else:
-            said = f"No setting of {kind} is among them, in time or in work."
+            said = f"No setting of {kind} is unbeaten, in time or in work."
         psnr, speed = (own[[column]].to_numpy(float) for column in ("PSNR", "speed-up"))
         slow = int((~quality.unbeaten(psnr, speed)).sum())  # each alone, so only the unmerged one can beat it
         if not slow:
             return said
-        return f"{said} The unmerged pipeline beats {slow} of the {len(own)} settings of {kind} in time."
+        which = f"{slow} of the {len(own)} settings" if len(own) > 1 else "the one setting"
+        return f"{said} The unmerged pipeline beats {which} of {kind} in time."
 
     def words(self, records: pd.DataFrame) -> dict[str, str]:
         """The numbers that the chapter's text takes up, by their names there, with _ for -; ``records`` of
@@ -444,14 +444,15 @@ class Lengths:
         )
 
     def forecasts(self) -> pd.DataFrame:
-        """`Result.forecasts` for each number of steps, to be read."""
-        return quality.difference_table(
-            {
-                (f"{steps} steps", name): values
-                for steps, result in self.results.items()
-                for name, values in result.forecasts().items()
-            }
-        )
+        """`Result.forecasts` for each number of steps, to be read; with the interval for other prompts,
+        unless each image has a prompt of its own."""
+        differences = {
+            (f"{steps} steps", name): values
+            for steps, result in self.results.items()
+            for name, values in result.forecasts().items()
+        }
+        classes = self.results[min(self.results)].made.classes
+        return quality.difference_table(differences, classes=quality.shared_classes(classes))
 
     def rivals(self, kind: str) -> pd.DataFrame:
         """`Result.rivals` of a kind, for each number of steps."""

@@ -146,18 +146,20 @@ class Result:
 
     def content(self) -> str:
         """Say in a sentence how far the mean distance of neighbouring steps varies with the class, and how
-        far with the amount of merging."""
-        by_class = {
-            name: float(_neighbours_of(part).mean()) for name, part in self._at(self.amount).groupby("class")
-        }
+        far with the amount of merging. Nothing is said of a single class, or of classes of one image."""
+        of_class = self._at(self.amount).groupby("class")
+        by_class = {name: float(_neighbours_of(part).mean()) for name, part in of_class}
         by_amount = {name: mean for name, (mean, _, _) in self.by_amount().items()}
-        ends = []
-        for found in (by_class, by_amount):
+
+        def ends(found: dict[str, float]) -> str:
             low, high = min(found, key=found.get), max(found, key=found.get)
-            ends.append(f"between {found[low]:.3f} ({low}) and {found[high]:.3f} ({high})")
+            return f"between {found[low]:.3f} ({low}) and {found[high]:.3f} ({high})"
+
+        if len(by_class) == 1 or of_class["image"].nunique().max() == 1:
+            return f"Depending on the amount, the mean distance of neighbouring steps lies {ends(by_amount)}."
         return (
-            f"At {self.amount} the mean distance of neighbouring steps lies {ends[0]}, depending on the "
-            f"class. Depending on the amount, it lies {ends[1]}."
+            f"At {self.amount} the mean distance of neighbouring steps lies {ends(by_class)}, depending on "
+            f"the class. Depending on the amount, it lies {ends(by_amount)}."
         )
 
     def needed(self) -> str:
@@ -175,10 +177,10 @@ class Result:
         needed = [images for one in compared if (images := quality.images_needed(one, EFFECT))]
         if not needed:
             return known
-        span = " to ".join(dict.fromkeys((f"{min(needed):,}", f"{max(needed):,}")))
         return (
             f"{known} Other settings are compared over {len(compared[0])} images. To find a difference of "
-            f"{EFFECT:g} in four studies out of five, these comparisons need {span} images."
+            f"{EFFECT:g} in four studies out of five, these comparisons need "
+            f"{_span(min(needed), max(needed), ',')} images."
         )
 
     def _guided(self) -> dict[str, np.ndarray]:
@@ -215,23 +217,27 @@ class Result:
 
     def steps_told(self) -> str:
         """Say what the number of steps changes in the distance of pairs a quarter of the generation apart,
-        paired over images."""
-        changes = {count: quality.mean_interval(values) for count, values in self._counted().items()}
+        paired over images; all numbers of steps are tested at once."""
+        counted = self._counted()
+        changes = {count: quality.mean_interval(values) for count, values in counted.items()}
         if not changes:
             return "A single number of steps was watched here."
         distances = [
             f"{_at_quarter(curves).mean():.3f} in {count} steps" for count, curves in self.counted.items()
         ]
         against = [f"{quality.spoken(found, 3)} in {count} steps" for count, found in changes.items()]
+        stays = quality.holm([quality.mean_chance(values) for values in counted.values()])
         differ = [
             f"{count} steps"
-            for count, (_, low, high) in changes.items()
-            if quality.verdict(low, high) != quality.UNTOLD
+            for (count, (_, low, high)), stay in zip(changes.items(), stays, strict=True)
+            if stay and quality.verdict(low, high) != quality.UNTOLD
         ]
+        together = " (all tested at once, by Holm's method)" if len(changes) > 1 else ""
         verdict = (
-            f"So over the same share of the generation, pairs drift differently in {quality.listed(differ)}."
+            f"So over the same share of the generation, pairs drift differently in {quality.listed(differ)}"
+            f"{together}."
             if differ
-            else "No difference over the same share of the generation is detectable."
+            else f"No difference over the same share of the generation is detectable{together}."
         )
         return (
             "A quarter of the generation apart, the pairs have a distance of "
@@ -246,7 +252,7 @@ class Result:
         if fewest is None or int(fewest) >= self.params.steps:
             return "No shorter generation was watched here."
         found = {count: quality.mean_interval(self.counted[count][:, 0]) for count in (fewest, own)}
-        distances = {count: _with_interval(*ends) for count, ends in found.items()}
+        distances = {count: quality.bracketed(ends, 3) for count, ends in found.items()}
         common = {count: f"{_common(mean):.0%}" for count, (mean, _, _) in found.items()}
         return (
             f"In {fewest} steps of PLMS, neighbouring steps have a mean distance of {distances[fewest]}, in "
@@ -346,7 +352,9 @@ class Result:
             "farthest": self.farthest(),
             "half_life": self.half_life(),
             "second_timestep": self.second_timestep(),
-            "by_amount": ", ".join(f"{_with_interval(*ends)} at {name}" for name, ends in by_amount.items()),
+            "by_amount": ", ".join(
+                f"{quality.bracketed(ends, 3)} at {name}" for name, ends in by_amount.items()
+            ),
             "needed": self.needed(),
             "content": self.content(),
             "guidance": self.guidance_told(),
@@ -373,11 +381,6 @@ def _at_quarter(curves: np.ndarray) -> np.ndarray:
     the least."""
     shares = np.arange(1, curves.shape[1] + 1) / curves.shape[1]
     return np.array([np.interp(0.25, shares, curve) for curve in curves])
-
-
-def _with_interval(mean: float, low: float, high: float) -> str:
-    """A distance with its interval: ``0.156 [0.155, 0.157]``."""
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _common(distance: float | np.ndarray) -> float | np.ndarray:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from catome.study import methods, paper
 from catome.study.measure import quality, real_images
-from catome.study.measure.comparison import Comparison, compare, speed_ups, timed_alone
+from catome.study.measure.comparison import SPEED_UP, Comparison, compare, speed_ups, timed_alone
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.denoiser import check_has_unet as check
@@ -167,10 +167,13 @@ class Result:
         return table
 
     def _stays(self, clock: pd.DataFrame, names: pd.Index) -> pd.Series:
-        """The share of resamples, of images and of turns, in which each of these methods is unbeaten in
-        time."""
-        seconds = clock.pivot(index="repetition", columns="method", values="seconds")
+        """The share of resamples, of images and of turns, in which each of these methods is unbeaten in time.
+        Turns that lack one of them are left out; NaN if no turn is left."""
         labels = [self.peers[name].label for name in names]
+        seconds = clock.pivot(index="repetition", columns="method", values="seconds")
+        seconds = seconds[["unmerged", *labels]].dropna()
+        if seconds.empty:
+            return pd.Series(np.nan, index=names)
         shares = quality.share_unbeaten(
             np.stack([self.made.of(label)["psnr"].to_numpy(float) for label in labels]),
             seconds.div(seconds["unmerged"], axis=0)[labels].to_numpy(float).T,
@@ -250,14 +253,8 @@ class Result:
     def frontier_words(self, records: pd.DataFrame) -> str:
         """`frontier` in a sentence, each method that is unbeaten in fewer than half of the resamples with its
         share; "none" where all are beaten."""
-        names = [f"{name}{self._by_chance(records, name)}" for name in self.frontier(records)]
+        names = [name + quality.by_chance(records.loc[name, "stays"]) for name in self.frontier(records)]
         return "; ".join(names) or "none"
-
-    def _by_chance(self, records: pd.DataFrame, name: str) -> str:
-        """Say behind the name of an unbeaten method in what share of the resamples it is so, where that is
-        small."""
-        stays = float(records.loc[name, "stays"])
-        return f" [in only {stays:.0%} of resamples]" if stays < quality.SURE else ""
 
     def beside_paper(self, records: pd.DataFrame) -> pd.DataFrame:
         """The paper's Table IV beside the same methods here, to be read; ``records`` of `records`."""
@@ -280,8 +277,7 @@ class Result:
         `records`."""
         headline = f"CA-ToMe, t = {self.params.threshold:g}"
         fast, seconds = records["speed-up"].astype(float).drop("unmerged"), paper.METHODS["seconds"]
-        ends = ["speed-up", "speed-up low", "speed-up high"]
-        of = {name: quality.bracketed(tuple(records.loc[name, ends])) for name in fast.index}
+        of = {name: quality.bracketed(tuple(records.loc[name, SPEED_UP])) for name in fast.index}
         return {
             "images": str(self.made.rows["image"].nunique()),
             "methods": str(len(self.peers)),
@@ -316,9 +312,8 @@ class Result:
         """
         merging = f"CA-ToMe, t = {self.params.gentle:g}"
         caching = f"DeepCache, every {self.params.interval}"
-        columns = ["speed-up", "speed-up low", "speed-up high"]
         a, b = (float(records.loc[name, "speed-up"]) for name in (merging, caching))
-        both, low, high = records.loc[f"{merging}, with DeepCache", columns].astype(float)
+        both, low, high = records.loc[f"{merging}, with DeepCache", SPEED_UP].astype(float)
         left = 1 / a + 1 / b - 1
         apart = 1 / left if left > 0 else np.inf
         allowed = [
@@ -349,23 +344,24 @@ class Result:
     def closest(self, records: pd.DataFrame) -> str:
         """Say in a sentence which of the methods whose interval says that they are faster is closest to the
         unmerged images."""
-        psnr = records.loc[(records["speed-up low"] > 1) & (records.index != "unmerged"), "PSNR"].astype(
-            float
-        )
+        low = records["speed-up low"].astype(float).drop("unmerged")
+        if low.isna().all():
+            return "One turn cannot tell which methods are faster."
+        psnr = records.loc[low[low > 1].index, "PSNR"].astype(float)
         if not len(psnr):
             return "By the intervals over the turns, no method is detectably faster than doing nothing here."
         best = psnr.idxmax()
         near = f"with {psnr[best]:.1f} dB" if np.isfinite(psnr[best]) else "which it does not change"
         return (
-            "Of those in the first table that are faster than doing nothing here by their intervals, each "
-            f"taken alone, the closest to the unmerged images is {best}, {near}."
+            "Of the methods whose intervals, each taken alone, show that they are faster than doing nothing "
+            f"here, the closest to the unmerged images is {best}, {near}."
         )
 
     def papers_place(self, records: pd.DataFrame) -> str:
         """Say as the end of a sentence whether the paper's own setting is on the frontier."""
         own = f"CA-ToMe, t = {self.params.threshold:g}"
         if own in self.frontier(records):
-            return f"is among them{self._by_chance(records, own)}"
+            return f"is among them{quality.by_chance(records.loc[own, 'stays'])}"
         faster = float(records.loc[own, "speed-up"]) > 1
         rival = "another method" if faster else "the unmerged pipeline"
         return f"is not among them: {rival} is at least as fast and as close"
@@ -389,20 +385,25 @@ class Result:
         return f"{test}, FID differs from unmerged by more than chance with these methods: {told}.{excluded}"
 
     def told_apart(self) -> str:
-        """Say in sentences how many of `differences` are told from zero when all are tested at once, and
-        which differences the intervals of the others exclude."""
+        """Say in sentences in how many rows `differences` are told from zero when all are tested at once, and
+        where the intervals of the others lie."""
         differences = self.differences()
         stays, _ = quality.held_over_classes(differences, self.made.classes)
         said = (
-            f"With all {len(differences)} rows tested at once, {len(stays)} of the differences are told from "
-            "zero."
+            f"With all {len(differences)} rows tested at once, the difference is detectable in "
+            f"{len(stays) or 'none'} of them."
         )
+        if len(differences) == 1:
+            said = f"In the only row, the difference is {'' if stays else 'not '}detectable."
         others = []
         for name, values in differences.items():
             if name not in stays:
                 _, low, high = quality.mean_interval(values)
-                others.append(f"{name} (excluded is a difference outside {low:+.2f} to {high:+.2f} dB)")
-        return f"{said} Not told apart: {'; '.join(others)}." if others else said
+                others.append(f"{name} ({low:+.2f} to {high:+.2f} dB)")
+        if not others:
+            return said
+        where = "Elsewhere it" if stays else "It"
+        return f"{said} {where} may be chance, within its own interval: {'; '.join(others)}."
 
     def other_prompts(self) -> str:
         """Say in a sentence which verdicts of `differences` would be found with other prompts: for which the
@@ -410,18 +411,13 @@ class Result:
         stays, holds = quality.held_over_classes(self.differences(), self.made.classes)
         if len(set(self.made.classes)) < 2:
             return "With images of a single prompt, nothing can be said about other prompts."
+        if quality.one_of_each(self.made.classes):
+            return quality.ONE_OF_EACH
         if not stays:
-            return "No verdict stays that other prompts could confirm."
+            return "No verdict stays after Holm that other prompts could confirm."
+        said = quality.held_words(len(stays), len(holds))
         lost = [name for name in stays if name not in holds]
-        if not lost:
-            return (
-                f"For other prompts like these, the interval excludes zero in all {len(stays)} rows whose "
-                "verdict stays."
-            )
-        return (
-            f"For other prompts like these, the interval excludes zero in {len(holds)} of the {len(stays)} "
-            f"rows whose verdict stays, and holds zero for {'; '.join(lost)}."
-        )
+        return f"{said} For other prompts nothing is shown of {'; '.join(lost)}." if lost else said
 
     def batch_shares(self) -> dict[str, str]:
         """The merged share by batch maximum and by CA-ToMe at the same threshold, mean over all images, with

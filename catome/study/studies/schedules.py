@@ -10,7 +10,6 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from pydantic import model_validator
-from scipy.stats import permutation_test
 
 from catome.policy.schedule import SCHEDULES, derive, evenly, parse_schedule
 from catome.study import methods, paper
@@ -61,9 +60,6 @@ EVEN = "CONFIG_FIVE"
 RANKED = ("paper", "derived")
 """The kinds of schedules over which staleness and PSNR are correlated. Those at equal distances that stand
 beside the derived ones are nearly as stale as these, and would count them twice."""
-
-PERMUTATIONS = 50_000
-"""Of a test of ranks: all permutations of up to eight schedules, and so many drawn ones of more."""
 
 
 def least_stale(checkpoints: int) -> str:
@@ -357,18 +353,18 @@ class Result:
 
     def relation(self, bounds: bool = False) -> dict[float, float]:
         """By threshold the rank correlation of mean staleness and PSNR over the paper's and the derived
-        schedules, `RANKED`. NaN for fewer than two.
+        schedules, `RANKED`, as by `quality.rank_correlation`. NaN for fewer than two.
 
         Args:
             bounds: take in the two bounds, pairs found at every step and pairs found once. They lie so far
                 from the others that they may decide it.
         """
         kinds = ("bounds", *RANKED) if bounds else RANKED
-        return {t: _rank_correlation(*pair) for t, pair in self._ranked(kinds).items()}
+        return {t: quality.rank_correlation(*pair)[0] for t, pair in self._ranked(kinds).items()}
 
     def relation_chances(self) -> dict[float, float]:
-        """By threshold the two-sided p-value of `relation` without the bounds, by `_rank_chance`."""
-        return {t: _rank_chance(*pair) for t, pair in self._ranked(RANKED).items()}
+        """By threshold the two-sided p-value of `relation` without the bounds."""
+        return {t: quality.rank_correlation(*pair)[1] for t, pair in self._ranked(RANKED).items()}
 
     def _ranked(self, kinds: tuple[str, ...]) -> dict[float, tuple[pd.Series, pd.Series]]:
         """By threshold the mean staleness and the mean PSNR (dB) of the schedules of these kinds."""
@@ -558,7 +554,7 @@ class Result:
         """Sentences on the online schedules, each beside checkpoints at equal distances."""
         verdicts = self.at_equal_searches()["after Holm"]
         classes = self.beside.classes
-        return _beside_even("online schedules", "about as many", self._equal_searches(), verdicts, classes)
+        return _beside_even("online", "about as many", self._equal_searches(), verdicts, classes)
 
     def beside_equal_budgets(self) -> str:
         """Sentences on the derived schedules, each beside as many checkpoints at equal distances: the
@@ -569,7 +565,7 @@ class Result:
         every = self.differences()
         differences = {row: every[row] for row in rows}
         verdicts = self._compared["after Holm"]
-        return _beside_even("derived schedules", "as many", differences, verdicts, self.more.classes)
+        return _beside_even("derived", "as many", differences, verdicts, self.more.classes)
 
     def beside_base(self, kind: str) -> str:
         """A sentence on all schedules of a kind, "derived" or "online", beside CONFIG_3: the verdicts of
@@ -626,7 +622,7 @@ class Result:
         step."""
         table = self.against_every_step()
         highest = max(quality.mean_interval(found)[2] for found in self._beside_every_step().values())
-        excluded = f"By its own interval, none is closer by more than {max(0.0, highest):.2f} dB."
+        excluded = f"No interval allows a schedule to be closer by more than {max(0.0, highest):.2f} dB."
         beats, stay = (
             table.index[table[column] == "closer"].tolist() for column in ("verdict", "after Holm")
         )
@@ -726,19 +722,23 @@ class Result:
         thresholds at once (`quality.holm`)."""
         relation, chances = self.relation(), self.relation_chances()
         stays = dict(zip(chances, quality.holm(list(chances.values())), strict=True))
-        tells = {t: stays[t] and relation[t] < 0 for t in chances}
+        closer = [t for t in chances if stays[t] and relation[t] < 0]
+        farther = [t for t in chances if stays[t] and relation[t] > 0]
         count = sum(
             t == self.params.thresholds[0] and one.kind in RANKED for (t, _), one in self.asked.items()
         )
         known = _by_threshold({t: quality.chance_words(p) for t, p in chances.items() if not np.isnan(p)})
         test = f"By a permutation test over {count} schedules{f' ({known})' * bool(known)}"
         few = "So few schedules can show only a strong relation."
-        if all(tells.values()):
+        if len(closer) == len(chances):
             return f"{test}, the less stale the pairs, the closer the images."
-        if not any(tells.values()):
+        if not closer and not farther:
             return f"{test}, it is not detected that less stale pairs give closer images. {few}"
-        yes, no = (listed([f"t = {t:g}" for t in tells if tells[t] is wanted]) for wanted in (True, False))
-        return f"{test}, less stale pairs give closer images at {yes}. At {no} this is not detected. {few}"
+        neither = [t for t in chances if t not in (*closer, *farther)]
+        yes, against, no = (listed([f"t = {t:g}" for t in some]) for some in (closer, farther, neither))
+        told = [f"closer images at {yes}"] * bool(closer) + [f"farther images at {against}"] * bool(farther)
+        said = f"{test}, less stale pairs give {', but '.join(told)}."
+        return f"{said} At {no} no relation is detected. {few}" if neither else said
 
     def cheapest(self) -> str:
         """Say in sentences which checkpoints of CONFIG_3 could be left out at the lowest price in staleness,
@@ -753,13 +753,18 @@ class Result:
         }
         order = sorted(prices, key=prices.get)
         cheap = order[: max(1, len(order) // 3)]
-        few = len(cheap) == 1
-        return (
-            f"At t = {t:g} the cheapest checkpoint{'' if few else 's'} of {BASE} {'is' if few else 'are'} "
-            f"{listed([str(step) for step in sorted(cheap)])}. Without one of them, the mean staleness rises "
-            f"by {prices[cheap[-1]]:.3f} at most. It rises most without {order[-1]}, by "
-            f"{prices[order[-1]]:.3f}."
-        )
+        rises = f"the mean staleness rises by {prices[cheap[-1]]:.3f}"
+        if len(cheap) == 1:
+            said = f"At t = {t:g} the cheapest checkpoint of {BASE} is {cheap[0]}. Without it, {rises}."
+        else:
+            named = listed([str(step) for step in sorted(cheap)])
+            said = (
+                f"At t = {t:g} the cheapest checkpoints of {BASE} are {named}. Without one of them, {rises} "
+                "at most."
+            )
+        if len(order) == 1:
+            return said
+        return f"{said} It rises most without {order[-1]}, by {prices[order[-1]]:.3f}."
 
     def fid_little(self) -> str:
         """Say in sentences why a FID of these images tells little."""
@@ -771,7 +776,7 @@ class Result:
         ours, theirs = self.of_paper(records), paper.SCHEDULES.loc[list(SCHEDULES)]
         t, best = self.params.thresholds[0], ours["PSNR"].astype(float).idxmax()
         apart = [name for name in SCHEDULES if name != best and self.gain(t, best, name)[1] > 0]
-        order = _rank_correlation(-ours["PSNR"], theirs["FID"])
+        order, _ = quality.rank_correlation(-ours["PSNR"], theirs["FID"])
         return {
             "first_threshold": f"{t:g}",
             "paper_best": theirs["FID"].idxmin(),
@@ -812,32 +817,9 @@ def _by_threshold(found: dict[float, str]) -> str:
     return listed([f"{said} at t = {t:g}" for t, said in found.items()])
 
 
-def _rank_correlation(x: pd.Series, y: pd.Series) -> float:
-    """Spearman's; NaN where all of one are equal, or there are fewer than two."""
-    return float(x.corr(y, method="spearman")) if min(x.nunique(), y.nunique()) > 1 else float("nan")
-
-
 def _correlation(value: float) -> str:
     """A rank correlation with its sign; there is none where all ranks are equal."""
     return "undefined" if np.isnan(value) else f"{value:+.2f}"
-
-
-def _rank_chance(x: pd.Series, y: pd.Series) -> float:
-    """Two-sided p-value of `_rank_correlation`, by a permutation test: exact for up to eight schedules; see
-    `PERMUTATIONS`. NaN where there is no correlation."""
-    if min(x.nunique(), y.nunique()) < 2:
-        return float("nan")
-    ranks, others = (one.rank().to_numpy() - (len(one) + 1) / 2 for one in (x, y))
-    # the correlation is this sum over a constant
-    found = permutation_test(
-        (ranks,),
-        lambda permuted, axis: (permuted * others).sum(axis),
-        permutation_type="pairings",
-        vectorized=True,
-        n_resamples=PERMUTATIONS,
-        rng=0,
-    )
-    return float(found.pvalue)
 
 
 def _far_end(differences: np.ndarray) -> float:
@@ -852,7 +834,7 @@ def _far_ends(found: Iterable[np.ndarray]) -> str:
 
 
 def _beside_even(
-    schedules: str,
+    kind: str,
     as_many: str,
     differences: Mapping[tuple, np.ndarray],
     verdicts: Mapping[tuple, str],
@@ -861,7 +843,7 @@ def _beside_even(
     """Sentences on schedules that each stand beside checkpoints at equal distances.
 
     Args:
-        schedules: what they are.
+        kind: of the schedules, "derived" or "online".
         as_many: how many checkpoints they stand beside.
         differences: PSNR minus that of the even one, in dB, seed by seed.
         verdicts: on these and perhaps other differences, "closer", "farther" or `quality.UNTOLD`.
@@ -876,15 +858,27 @@ def _beside_even(
         for found in told[said]
     )
     detected, untold = len(told["closer"]) + len(told["farther"]), told[quality.UNTOLD]
-    sentences = [
-        f"Of {len(differences)} {schedules}, each beside {as_many} checkpoints at equal distances, "
-        f"{len(told['closer'])} came closer to unmerged, {len(told['farther'])} fell behind, and "
-        f"{len(untold)} did not differ detectably."
-    ]
+    if len(differences) == 1:
+        how = "not detectably different"
+        if detected:
+            how = "closer to unmerged" if told["closer"] else "farther from unmerged"
+        sentences = [
+            f"With the one {kind} schedule, beside {as_many} checkpoints at equal distances, the images "
+            f"are {how}."
+        ]
+    else:
+        sentences = [
+            f"Of {len(differences)} {kind} schedules, each beside {as_many} checkpoints at equal distances, "
+            f"the images are closer to unmerged with {len(told['closer'])}, farther with "
+            f"{len(told['farther'])}, and not detectably different with {len(untold)}."
+        ]
     if untold:
-        sentences.append(f"For these, the intervals exclude differences of more than {_far_ends(untold)}.")
-    if detected and len(set(classes)) > 1:
         sentences.append(
-            f"Of the differences detected, {holds} of {detected} hold for other prompts like these, too."
+            "Where no difference is detectable, the intervals exclude differences of more than "
+            f"{_far_ends(untold)}."
         )
+    if detected and len(set(classes)) > 1:
+        tried = classes[: max(map(len, differences.values()))]
+        once = quality.one_of_each(tried)
+        sentences.append(quality.ONE_OF_EACH if once else quality.held_words(detected, holds))
     return " ".join(sentences)

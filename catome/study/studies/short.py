@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
@@ -245,9 +245,14 @@ class Result:
                 )
         return found
 
+    @property
+    def _classes(self) -> Sequence[str] | None:
+        """The class of each image, or None where each has a class of its own."""
+        return quality.shared_classes(self.made[min(self.made)].classes)
+
     def cost_of_a_cache(self) -> pd.DataFrame:
         """The cost of reusing pairs, for the paper's method and for merged keys, to be read."""
-        return quality.difference_table(self.differences(CACHES))
+        return quality.difference_table(self.differences(CACHES), classes=self._classes)
 
     def _others(self) -> list[tuple[str, str]]:
         todo, deep = f"ToDo, factor {self.params.factor}", f"DeepCache, every {self.params.interval}"
@@ -255,7 +260,7 @@ class Result:
 
     def against_others(self) -> pd.DataFrame:
         """Merged keys with a cache against the others, to be read."""
-        return quality.difference_table(self.differences(self._others()))
+        return quality.difference_table(self.differences(self._others()), classes=self._classes)
 
     def _by(self, made: Mapping[int, Comparison]) -> dict[tuple[str, str], np.ndarray]:
         """PSNR of merged keys with a cache minus that of the others in the short generations of one sampler,
@@ -277,7 +282,8 @@ class Result:
             shown[f"{sampler} (dB)"] = quality.difference_table(found)["difference (dB)"]
         apart = {name: two[name] - one[name] for name in one}
         column = f"{second} minus {first} (dB)"
-        return pd.DataFrame(shown).join(quality.difference_table(apart, column, better="more", worse="less"))
+        changes = quality.difference_table(apart, column, self._classes, better="more", worse="less")
+        return pd.DataFrame(shown).join(changes)
 
     def samplers(self) -> str:
         """Say what the other sampler changes in the verdicts on merged keys with a cache."""
@@ -289,11 +295,15 @@ class Result:
         both_told = (one != quality.UNTOLD) & (two != quality.UNTOLD)
         opposite = int((both_told & (one != two)).sum())
         moved = int((self.by_sampler()["after Holm"] != quality.UNTOLD).sum())
-        turned = f"In {opposite} the signs are opposite." if opposite else "In none are the signs opposite."
+        turned = (
+            f"In {opposite} both samplers detect a difference, with opposite signs."
+            if opposite
+            else "In none do both detect differences of opposite signs."
+        )
         return (
-            f"Of {len(one)} differences, {int((one == two).sum())} have the same verdict by {first} and by "
-            f"{second}, if all of one sampler are tested at once. {turned} In {moved} their size differs "
-            "detectably between the samplers."
+            f"The verdict is the same by {first} and by {second} in {int((one == two).sum())} of {len(one)} "
+            "differences, counting those that neither tells apart, if all of one sampler are tested at once. "
+            f"{turned} Their size differs detectably between the samplers in {moved or 'none'} of them."
         )
 
     def words(self) -> dict[str, str]:
@@ -340,5 +350,5 @@ class Result:
             return f"In {few} steps, reusing the pairs of merged keys costs at least {-high:.1f} dB."
         if low > 0:
             return f"In {few} steps reusing pairs even brings the images closer."
-        costs = f"In {few} steps, reusing the pairs of merged keys costs at most {-low:.1f} dB"
+        costs = f"In {few} steps, reusing the pairs of merged keys costs at most {max(0.0, -low):.1f} dB"
         return f"{costs}, and no cost is detectable."

@@ -14,7 +14,14 @@ from pydantic import model_validator
 
 from catome.study import methods, paper
 from catome.study.measure import quality, real_images
-from catome.study.measure.comparison import Comparison, compare, speed_ups, time_ratio, timed_alone
+from catome.study.measure.comparison import (
+    SPEED_UP,
+    Comparison,
+    compare,
+    speed_ups,
+    time_ratio,
+    timed_alone,
+)
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.parameters import Cosines, Count, Counts, Flag, Folder, Setting, parameters
@@ -22,9 +29,6 @@ from catome.study.studies import allocation
 from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = "03_threshold_sweep"
-
-SPEED_UP = ["speed-up", "speed-up low", "speed-up high"]
-"""The columns of a speed-up and its interval."""
 
 
 @parameters
@@ -154,6 +158,14 @@ class Result:
     both: dict[float, Comparison]
     control: allocation.Result
 
+    @property
+    def runs(self) -> dict[str, dict]:
+        """The provenance of all rows, those of the comparisons and of the control among them."""
+        found = {}
+        for made in (self.made, self.fixed, *self.both.values(), self.control.made):
+            found |= made.runs
+        return found
+
     @cached_property
     def summary(self) -> pd.DataFrame:
         """`Comparison.summary` against the real images."""
@@ -217,7 +229,10 @@ class Result:
         return pd.DataFrame(rows).T
 
     def adapting_table(self) -> pd.DataFrame:
-        """`adapting` to be read, with a verdict on the PSNR, and its interval for other prompts."""
+        """`adapting` to be read, with a verdict on the PSNR, and its interval for other prompts; empty where
+        no threshold was compared."""
+        if not self.both:
+            return pd.DataFrame()
         found = self.adapting()
         rows = {f"t = {t:g} - r = {row['share']:.3f}": row for t, row in found.iterrows()}
         differences = dict(zip(rows, self.differences().values(), strict=True))
@@ -308,8 +323,8 @@ class Result:
             return "There are too few images of each class to draw them within their classes instead."
         safe = ", so ours err on the safe side" if np.nanmax(found) <= 1 else ""
         return (
-            f"Drawn within their classes, these intervals would be {quality.listed(known)} times as "
-            f"wide{safe}."
+            f"With images drawn within their classes, these intervals would be {quality.listed(known)} times "
+            f"as wide{safe}."
         )
 
     def rank(self) -> str:
@@ -385,8 +400,8 @@ class Result:
             return "Fewer than two thresholds of this sweep changed any image."
         stays = quality.holm([quality.mean_chance(values) for values in found.values()])
         told = (
-            f"So compared, and all tested at once by Holm's method, {sum(stays)} of {len(found)} pairs of "
-            "neighbouring thresholds differ detectably."
+            "So compared, and all tested at once by Holm's method, PSNR differs detectably in "
+            f"{sum(stays)} of {len(found)} pair{'s' * (len(found) > 1)} of neighbouring thresholds."
         )
         allowed = []
         for ((low, high), values), stay in zip(found.items(), stays, strict=True):
@@ -483,7 +498,10 @@ class Result:
         gain = f"{quality.spoken(found, 2)} dB from t = {worst:g} to t = {lowest:g}"
         others = quality.other_prompts(differences, self.made.classes)
         if found[1] > 0:
-            return f"Merging more is not always worse: on the same seeds, PSNR changes by {gain}. {others}"
+            return (
+                f"Merging more is not always worse: on the same seeds, PSNR changes by {gain}. {others} As "
+                f"t = {worst:g} was chosen on these images, this gain may be a little too large."
+            )
         return (
             f"On the same seeds PSNR changes by {gain}, so no gain from merging more is detectable. {others}"
         )

@@ -14,7 +14,6 @@ from typing import Annotated, Self
 import numpy as np
 import pandas as pd
 from pydantic import model_validator
-from scipy.stats import spearmanr
 
 from catome import tiny
 from catome.study import methods
@@ -56,6 +55,9 @@ Kinds = Annotated[list[str] | None, checked_by(names_among(lambda: KINDS))]
 SHOWN = ("CA-ToMe", "merged keys", "ToDo", "forecast", "fewer steps")
 """Of which an image is shown, where they were tried: the setting in the middle."""
 
+
+ALIKE_DB = 1.0
+"""Controls whose mean PSNR on the U-Net differs by more do not change its images alike."""
 
 TRANSFORMER, UNET = BOTH = ("transformer", "U-Net")
 
@@ -140,11 +142,9 @@ def one_by_one(params: Parameters, layers: int) -> dict[int, Method]:
     return {int(layer): methods.keys_in_layer(int(layer), params.ratio) for layer in places}
 
 
-def _minus(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """``x - y`` of two PSNR in dB, ``[images]``: an image that is unchanged on both models is no
-    difference."""
-    with np.errstate(invalid="ignore"):
-        return np.where(np.isinf(x) & np.isinf(y), 0.0, x - y)
+def _apart(x: float, y: float) -> float:
+    """By how much two mean PSNR differ, in dB; infinite where one of them is, or both."""
+    return abs(x - y) if np.isfinite(x) and np.isfinite(y) else float("inf")
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> tuple[float, float, float]:
@@ -291,15 +291,15 @@ class Result:
         return {name: lag_curves(of.drift.rows) for name, of in self.models.items()}
 
     def drifts(self) -> str:
-        """On which model the pairs of neighbouring steps differ less, as sentences."""
-        sign, said = self._minus_unet({name: curves[:, 0] for name, curves in self.lags().items()}, 3)
+        """On which model the pairs of neighbouring steps differ less, as a sentence; `expected` has by how
+        much."""
+        sign, _ = self._minus_unet({name: curves[:, 0] for name, curves in self.lags().items()}, 3)
         longer = {-1: TRANSFORMER, 1: UNET}.get(sign)
-        verdict = (
+        return (
             f"So pairs can be reused for longer on the {longer}."
             if longer
             else "So it is not shown that pairs can be reused for longer on either."
         )
-        return f"From the U-Net to the transformer, this changes by {said}. {verdict}"
 
     def expected(self) -> str:
         """On which model merging should cost less, by what the paper argues with: similar tokens, and pairs
@@ -331,7 +331,7 @@ class Result:
         said = f"{quality.spoken((mean, low, high), digits)} over {len(difference)} images"
         rows = self.models[TRANSFORMER].drift.rows.drop_duplicates("image").sort_values("image")
         _, least, most = quality.over_classes(difference, rows["class"].to_numpy())
-        if np.isfinite(least):
+        if np.isfinite(least) and not quality.one_of_each(rows["class"]):
             said += f" (for other prompts: [{least:+.{digits}f}, {most:+.{digits}f}])"
         return int(low > 0) - int(high < 0), said
 
@@ -441,19 +441,20 @@ class Result:
 
     def _alike(self) -> tuple[str, str]:
         """A control by noise and one by merging, by their names in `controls`, that change the U-Net's images
-        most nearly alike, by mean PSNR."""
+        most nearly alike, by mean PSNR (`_apart`)."""
         of = self.models[UNET].controls
         psnr = {name: float(of.of(method)["psnr"].mean()) for name, method in controls(self.params).items()}
         noises = [name for name in psnr if name.startswith("noise")]
         pairs = [(noise, merged) for noise in noises for merged in psnr if merged not in noises]
-        return min(pairs, key=lambda pair: abs(psnr[pair[0]] - psnr[pair[1]]))
+        return min(pairs, key=lambda pair: _apart(psnr[pair[0]], psnr[pair[1]]))
 
     def sensitivity(self) -> str:
         """Say in sentences how much of what merging costs the transformer more than the U-Net comes with
         noise as well, by two controls that change the U-Net's images most nearly alike: `_alike`.
 
         The gap of a control is the U-Net's PSNR minus the transformer's on the same seed. The interval of the
-        gaps' ratio is by bootstrap over the images."""
+        gaps' ratio is by bootstrap over the images. Where no two controls come within `ALIKE_DB`, no gaps are
+        compared."""
         alike = self._alike()
         psnr = {
             model: [
@@ -462,7 +463,12 @@ class Result:
             ]
             for model in BOTH
         }
-        by_noise, by_merging = map(_minus, psnr[UNET], psnr[TRANSFORMER])
+        if _apart(*(values.mean() for values in psnr[UNET])) > ALIKE_DB:
+            return (
+                "No control by noise and none by merging change the U-Net's images alike, within "
+                f"{ALIKE_DB:g} dB, so nothing is said of the two gaps."
+            )
+        by_noise, by_merging = map(quality.difference, psnr[UNET], psnr[TRANSFORMER])
         left = {model: [f"{values.mean():.1f}" for values in both] for model, both in psnr.items()}
         found = quality.mean_interval(by_merging)
         said = (
@@ -503,7 +509,7 @@ class Result:
         """Spearman's rank correlation of the settings' PSNR on the two models; NaN for fewer than three
         settings."""
         both = [rows["PSNR"].to_numpy(float) for rows in records.values()]
-        return float(spearmanr(*both).statistic) if len(both[0]) > 2 else float("nan")
+        return quality.rank_correlation(*both)[0] if len(both[0]) > 2 else float("nan")
 
     def farther(self, records: dict[str, pd.DataFrame]) -> str:
         """In how many settings the transformer's images are farther from the unmerged ones than the U-Net's:
@@ -522,7 +528,7 @@ class Result:
                     both = (
                         of.made.of(of.kinds[kind][setting])["psnr"].to_numpy(float) for of in (other, own)
                     )
-                    found[kind, setting] = _minus(*both)
+                    found[kind, setting] = quality.difference(*both)
         return found
 
     @property
@@ -533,7 +539,8 @@ class Result:
     def gap_table(self) -> pd.DataFrame:
         """`gaps` to be read; the verdict says on which model an image is closer to the unmerged one."""
         closer = {"better": "closer on the U-Net", "worse": "closer on the transformer"}
-        return quality.difference_table(self.gaps(), "gap (dB)", self._classes, **closer)
+        classes = quality.shared_classes(self._classes)
+        return quality.difference_table(self.gaps(), "gap (dB)", classes, **closer)
 
     def farther_told(self) -> str:
         """In how many of the settings of `gaps` the interval and Holm's method tell the two models apart, in
@@ -546,13 +553,19 @@ class Result:
         said = (
             f"With all {len(gaps)} settings tested at once (Holm's method), this is detectable in "
             f"{len(farther)} of them."
+            if len(gaps) > 1
+            else f"In the one setting here this is {'' if farther else 'not '}detectable."
         )
         if farther and len(set(classes)) > 1:
             count = sum(name in holds for name in farther)
-            said += f" For other prompts like these, the interval excludes zero in {count} of those."
+            each = quality.one_of_each(classes)
+            said += f" {quality.ONE_OF_EACH if each else quality.held_words(len(farther), count)}"
         others = [high for name, (_, high) in ends.items() if name not in farther]
         if others:
-            said += f" In the others, the intervals exclude gaps above {max(others):.1f} dB."
+            said += (
+                " Where it is not detectable, the intervals exclude that the transformer's image is farther "
+                f"by more than {max(others):.1f} dB."
+            )
         return said
 
     def psnr_of(self, records: dict[str, pd.DataFrame], kind: str, setting: str) -> dict[str, str]:

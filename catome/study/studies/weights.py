@@ -105,17 +105,23 @@ def changes_of(params: Parameters) -> dict[str, Method]:
 
 def caches_of(params: Parameters) -> dict[tuple[str, str], tuple[Method, Method]]:
     """By way to merge and schedule, the method that reuses pairs by it and the same with pairs found at every
-    step."""
+    step.
+
+    A schedule that finds pairs at every step reuses none and has no row; two equal schedules have one."""
     t, changes = params.threshold, changes_of(params)
     theirs, ours = (methods.schedule_name(schedule) for schedule in (params.schedule, params.even))
     both = methods.merged_keys(t, schedule=None, measure="cosine", compare="input")
     librarys = methods.merged_keys(t, schedule=None, compare="keys")
-    return {
+    pairs = {
         (MERGED, theirs): (changes["CA-ToMe"], methods.ca_tome(t, None)),
         (WEIGHTED, theirs): (changes["groups weighted"], methods.ca_tome(t, None, weighted=True)),
         (BOTH, theirs): (changes["queries kept"], both),
         (LIBRARYS, theirs): (changes["keys compared, not the input"], librarys),
-        (LIBRARYS, ours): (changes["evenly spaced checkpoints"], librarys),
+    }
+    if ours != theirs:
+        pairs[LIBRARYS, ours] = changes["evenly spaced checkpoints"], librarys
+    return {
+        name: (reused, afresh) for name, (reused, afresh) in pairs.items() if reused.label != afresh.label
     }
 
 
@@ -240,6 +246,11 @@ class Result:
     made: Comparison
     more: Comparison
 
+    @property
+    def runs(self) -> dict[str, dict]:
+        """The provenance of all rows."""
+        return self.made.runs | self.more.runs
+
     def scores_left(self, method: Method) -> float:
         """The share of attention scores that a method leaves, as `scores_left`."""
         return scores_left(self.made, method, self.params.factor)
@@ -270,7 +281,7 @@ class Result:
 
     def _table(self, differences: Mapping[Any, np.ndarray], column: str = "difference (dB)") -> pd.DataFrame:
         """Differences of the rows of all methods to be read, with the interval for other prompts."""
-        return quality.difference_table(differences, column, classes=self.made.classes)
+        return quality.difference_table(differences, column, quality.shared_classes(self.made.classes))
 
     def _scores_of(self, pairs: Mapping[Any, tuple[Method, Method]]) -> pd.Series:
         """The scores left by the methods of each pair, to be read: ``0.20 - 0.25``."""
@@ -355,17 +366,15 @@ class Result:
         verdicts = list(self._table(tried)["after Holm"])
         closer, farther, untold = (verdicts.count(one) for one in ("closer", "farther", quality.UNTOLD))
         said = (
-            f"Of {len(verdicts)} comparisons, {closer} show images that are detectably closer with the "
-            f"change, {farther} show images that are farther, and {untold} show no detectable difference, if "
-            "all are tested at once."
+            f"In {len(verdicts)} comparisons, all tested at once, images are detectably closer with the "
+            f"change in {closer}, farther in {farther}, and not detectably different in {untold}."
         )
         stays, holds = quality.held_over_classes(tried, self.made.classes)
         if not stays or len(set(self.made.classes)) == 1:
             return said
-        return (
-            f"{said} Of the {len(stays)} differences detected, {len(holds)} hold for other prompts like "
-            "these, too."
-        )
+        if quality.one_of_each(self.made.classes):
+            return f"{said} {quality.ONE_OF_EACH}"
+        return f"{said} {quality.held_words(len(stays), len(holds))}"
 
     def dip(self, way: str) -> np.ndarray:
         """By how much the lowest threshold is closer than the one at which merging as ToMe does it is worst,
@@ -433,31 +442,46 @@ class Result:
         _, low_weighted, _ = quality.mean_interval(self.dip(WEIGHTED))
         if low <= 0:
             return "This sweep has no detectable dip."
-        if low_weighted > 0:
-            return "Weights do not remove the dip."
         mean, low, high = quality.mean_interval(self.filling())
-        if low <= 0:
-            return (
+        if low_weighted > 0:
+            said = "Weights do not remove the dip."
+        elif low <= 0:
+            said = (
                 "With weights no dip is detectable, but whether weights change it is not detectable, either."
             )
-        more = f"{mean:.1f} dB [{low:.1f}, {high:.1f}]"
+        else:
+            said = (
+                f"Weights remove the dip: they bring {mean:.1f} dB [{low:.1f}, {high:.1f}] more at its "
+                "lowest point than at the lowest threshold."
+            )
         return (
-            f"Weights remove the dip: they bring {more} more at its lowest point than at the lowest "
-            "threshold."
+            f"{said} The worst threshold was chosen on images that are among these, so the dip may look a "
+            "little deeper than it is."
         )
 
     def over_prompts(self) -> str:
         """Say what holds for other prompts of the dip, and of what weights bring more at its lowest point
         than at the lowest threshold."""
         classes = self.more.classes
+        lowest, worst = dip_at(self.made, self.sweep)
+        if lowest == worst:
+            return "A single threshold has nothing to be compared with."
+        if quality.one_of_each(classes):
+            return quality.ONE_OF_EACH
         _, low, high = quality.over_classes(self.dip(MERGED), classes)
         if np.isnan(low):
             return "With so few prompts nobody can say what others would give."
         _, least, most = quality.over_classes(self.filling(), classes)
-        dip = "That there is a dip holds" if low > 0 else "Whether there is a dip is not decided"
-        more = "That weights bring more there than at the lowest threshold holds"
-        if least <= 0:
-            more = "Whether weights bring more there than at the lowest threshold is not decided"
+        dip = {
+            "closer": "That there is a dip holds",
+            "farther": "That there is no dip holds",
+            quality.UNTOLD: "Whether there is a dip is not decided",
+        }[quality.verdict(low, high)]
+        more = {
+            "more": "That weights bring more there than at the lowest threshold holds",
+            "less": "That weights bring less there than at the lowest threshold holds",
+            quality.UNTOLD: "Whether weights bring more there than at the lowest threshold is not decided",
+        }[quality.verdict(least, most, "more", "less")]
         return (
             f"{dip} for other prompts ([{low:+.2f}, {high:+.2f}] dB). {more} for other prompts "
             f"([{least:+.2f}, {most:+.2f}] dB)."
@@ -472,7 +496,7 @@ class Result:
         table = quality.difference_table(
             found,
             "PSNR (dB)",
-            self.more.classes,
+            quality.shared_classes(self.more.classes),
             better="merging more is closer",
             worse="merging less is closer",
         )
@@ -612,7 +636,10 @@ def _told(table: pd.DataFrame, what: str) -> str:
         names = [", ".join(name) for name in _rows(table, verdict)]
         return f"{len(names)} ({'; '.join(names)})" if names else "none"
 
+    if not len(table):
+        return "Nothing was compared here."
+    of = "In the one comparison here" if len(table) == 1 else f"Of these {len(table)} comparisons"
     return (
-        f"Of these {len(table)} comparisons, {what} detectably closer to the unmerged ones in "
+        f"{of}, {what} detectably closer to the unmerged ones in "
         f"{named('closer')} and farther in {named('farther')}, if all are tested at once."
     )
