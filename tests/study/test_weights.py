@@ -106,7 +106,7 @@ def test_queries_are_compared_where_equally_many_scores_are_left():
         for way in (MERGED, WEIGHTED, KEPT, BOTH):
             left = 1 - share if way in (KEPT, BOTH) else (1 - share) ** 2
             psnr[way, t] = 40 * left + 2 * (way in (KEPT, BOTH))
-    found = result(psnr, images=8)
+    found = result(psnr, images=12)
     rows = found.made.rows
     for (_, t), method in found.sweep.items():
         at = rows["method"] == method.label
