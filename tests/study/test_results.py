@@ -27,6 +27,7 @@ from catome.study.measure.similarity import short_name
 from catome.study.run import gather
 from catome.study.run.claims import Claims
 from catome.study.run.generate import generate_batch, with_sampler
+from catome.study.run.parameters import SAMPLERS
 from catome.study.run.store import (
     RECORDED,
     Store,
@@ -37,7 +38,7 @@ from catome.study.run.store import (
     shared_keys,
     sources,
 )
-from catome.study.studies import curves, short
+from catome.study.studies import curves
 from catome.study.studies.frontier import SCORES
 from catome.tiny.evaluate import HELD_OUT
 from helpers import crew
@@ -539,14 +540,15 @@ def test_recorded_files_carry_their_provenance(file, pipe):
     assert set(table["run"].to_pylist()) == set(runs)
     if "model" in table.column_names:
         own = fingerprint(pipe)
-        known = {own, _short(pipe), fingerprint(tiny.load_transformer())}
+        known = {own, fingerprint(tiny.load_transformer())}
+        known |= {_sampled(pipe, name) for name in SAMPLERS}
         assert {own} <= set(table["model"].to_pylist()) <= known, "recorded with another model: record anew"
     assert all(run["commit"] and run["date"] and run["device"] for run in runs.values())
 
 
-def _short(pipe) -> str:
-    """The same model with the sampler of short generations."""
-    with short.sampled(pipe, short.Parameters(), 8):
+def _sampled(pipe, name: str) -> str:
+    """The same model with a sampler of short generations."""
+    with with_sampler(pipe, name):
         return fingerprint(pipe)
 
 

@@ -277,6 +277,11 @@ def test_records_hold_the_change_of_kid():
     row = table.loc[found.sweep[0.5].label]
     assert row["KID change low"] <= row["KID change"] <= row["KID change high"]
     assert np.isnan(table.loc["unmerged", "KID change"])
+    shown = found.shown(table)
+    assert shown.index.tolist() == ["unmerged", "t = 0.5"]
+    assert shown.loc["t = 0.5", "PSNR (dB)"].startswith("31.0 [")
+    assert shown.loc["t = 0.5", f"below {quality.POOR_DB} dB"] == "0%"
+    assert not shown.isin(["nan"]).any(axis=None)
 
 
 @pytest.mark.parametrize(

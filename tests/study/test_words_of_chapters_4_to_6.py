@@ -776,7 +776,7 @@ def test_what_staleness_tells(monkeypatch, relation, chances, says):
 
 
 def test_which_checkpoints_of_the_papers_choice_are_cheapest():
-    """Where staleness is the age, a checkpoint is worth the steps before it times the steps after it."""
+    """A checkpoint is worth the steps before it times the steps after it, if staleness is the age."""
     found = scheduled({})
     steps = [*SCHEDULES["CONFIG_3"], 51]
     worth = {

@@ -228,6 +228,25 @@ class Result:
                 rows[t] |= dict(zip((column, f"{column} low", f"{column} high"), found, strict=True))
         return pd.DataFrame(rows).T
 
+    def shown(self, records: pd.DataFrame) -> pd.DataFrame:
+        """``records`` of `records`, to be read."""
+        table = pd.DataFrame(
+            {
+                "PSNR (dB)": quality.with_interval(records, "PSNR", 1),
+                f"below {quality.POOR_DB} dB": records["poor"].map("{:.0%}".format),
+                "feature distance": quality.with_interval(records, "distance"),
+                "SSIM": records["SSIM"].map("{:.3f}".format),
+                "FID change": quality.with_interval(records, "FID change"),
+                "KID × 1000 change": quality.with_interval(records, "KID change", 1),
+                "merged share": records["share"].map("{:.3f}".format).replace("nan", ""),
+                "speed-up": quality.with_interval(records, "speed-up"),
+                "GFLOP": records["flops"].map(lambda count: f"{count / 1e9:.0f}"),
+                "s/image": records["seconds"].map("{:.2f}".format),
+                "in blocks (s)": records["block_seconds"].map("{:.2f}".format),
+            }
+        )
+        return table.rename(index={method.label: f"t = {t:g}" for t, method in self.sweep.items()})
+
     def adapting_table(self) -> pd.DataFrame:
         """`adapting` to be read, with a verdict on the PSNR, and its interval for other prompts; empty where
         no threshold was compared."""
