@@ -173,8 +173,9 @@ def test_how_many_hold_for_other_prompts_is_said():
     assert quality.one_of_each(["a", "b"])
     assert not quality.one_of_each(["a", "b", "a"])
     assert quality.other_prompts([1.0, 2.0], ["a", "b"]) == quality.ONE_OF_EACH
-    assert quality.shared_classes(["a", "b"]) is None
-    assert quality.shared_classes(["a", "b", "a"]) == ["a", "b", "a"]
+    differences = {"x": [1.0, 2.0, 4.0]}
+    assert quality.OVER_CLASSES not in quality.difference_table(differences, classes=["a", "b", "c"])
+    assert quality.OVER_CLASSES in quality.difference_table(differences, classes=["a", "b", "a"])
 
 
 def test_a_share_of_resamples_is_said_where_it_is_small():

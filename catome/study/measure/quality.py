@@ -500,7 +500,8 @@ def difference_table(
         differences: of each seed, by name.
         column, words: as in `paired_table`.
         classes: of the images, by number; with these, a column `OVER_CLASSES` has the interval of
-            `over_classes`. Differences that are fewer are those of the first images.
+            `over_classes`, unless `one_of_each` holds: then it would say the same again. Differences that
+            are fewer are those of the first images.
     """
     if not differences:
         return pd.DataFrame(columns=[column, "verdict", "after Holm"])
@@ -509,7 +510,7 @@ def difference_table(
     table["after Holm"] = [
         said if stay else UNTOLD for said, stay in zip(table["verdict"], stays, strict=True)
     ]
-    if classes is not None:
+    if classes is not None and not one_of_each(classes):
         over = [over_classes(found, classes[: len(found)]) for found in differences.values()]
         table[OVER_CLASSES] = ["" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]" for _, low, high in over]
     return table
@@ -627,12 +628,6 @@ ONE_OF_EACH = "Each image has a prompt of its own, so the intervals are over pro
 """Said instead of `over_classes` where `one_of_each` holds."""
 
 
-def shared_classes(classes: Sequence[str]) -> Sequence[str] | None:
-    """The classes as `difference_table` takes them, or None where `one_of_each` holds: then its column
-    `OVER_CLASSES` would be about the same prompts as the intervals."""
-    return None if one_of_each(classes) else classes
-
-
 def held_words(stays: int, holds: int) -> str:
     """Say in a sentence how many of the detected differences would be found with other prompts."""
     if not stays:
@@ -679,7 +674,7 @@ def holm(chances: Sequence[float], level: float = 0.05) -> list[bool]:
 
 
 RESAMPLES = 2000
-"""Drawn by the bootstrap."""
+"""Drawn by the bootstrap of `mean_interval`."""
 
 ALL_SIGNS = 14
 """Of so many values, `mean_chance` tries every choice of signs."""

@@ -381,7 +381,9 @@ class Result:
         slow = int((~quality.unbeaten(psnr, speed)).sum())  # each alone, so only the unmerged one can beat it
         if not slow:
             return said
-        which = f"{slow} of the {len(own)} settings" if len(own) > 1 else "the one setting"
+        which = f"{slow} of the {len(own)} settings" if slow < len(own) else f"all {slow} settings"
+        if len(own) == 1:
+            which = "the one setting"
         return f"{said} The unmerged pipeline beats {which} of {kind} in time."
 
     def words(self, records: pd.DataFrame) -> dict[str, str]:
@@ -452,7 +454,7 @@ class Lengths:
             for name, values in result.forecasts().items()
         }
         classes = self.results[min(self.results)].made.classes
-        return quality.difference_table(differences, classes=quality.shared_classes(classes))
+        return quality.difference_table(differences, classes=classes)
 
     def rivals(self, kind: str) -> pd.DataFrame:
         """`Result.rivals` of a kind, for each number of steps."""

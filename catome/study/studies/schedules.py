@@ -527,7 +527,7 @@ class Result:
             "as often, evenly": beside["even"].to_numpy(),
             "PSNR beside it (dB)": beside["difference (dB)"].to_numpy(),
             "after Holm": beside["after Holm"].to_numpy(),
-            quality.OVER_CLASSES: beside[quality.OVER_CLASSES].to_numpy(),
+            **{name: beside[name].to_numpy() for name in beside if name == quality.OVER_CLASSES},
         }
         return pd.DataFrame(table).set_index(["threshold", "schedule"])
 
@@ -829,8 +829,10 @@ def _far_end(differences: np.ndarray) -> float:
 
 
 def _far_ends(found: Iterable[np.ndarray]) -> str:
-    """`_far_end` of several differences, to be read: ``0.62 and 1.10 dB``."""
-    return f"{listed([f'{_far_end(one):.2f}' for one in found])} dB"
+    """The least and the largest `_far_end` of several differences, to be read: ``0.62 to 1.10 dB``."""
+    ends = [_far_end(one) for one in found]
+    span = dict.fromkeys((f"{min(ends):.2f}", f"{max(ends):.2f}"))
+    return f"{' to '.join(span)} dB"
 
 
 def _beside_even(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-from pydantic import model_validator
 
 from catome.policy.schedule import parse_schedule
 from catome.study import methods
@@ -54,7 +53,8 @@ class Parameters(Setting):
     Attributes:
         step_counts: of the short generations; ``steps`` is that of the long one, which PLMS makes.
         sampler: of the short ones: "DPM++" or "Euler", as diffusers has them.
-        other_sampler: by which the short ones are compared again; None for by the first alone.
+        other_sampler: by which the short ones are compared again; None, or the same as the first, for by the
+            first alone.
         threshold: of CA-ToMe and of merged keys.
         ratio: ToMe's fixed share.
         schedule: CA-ToMe's checkpoints; a named schedule is fitted to the number of calls.
@@ -87,13 +87,10 @@ class Parameters(Setting):
     timed_images: Count = 6
     recompute: Flag = False
 
-    @model_validator(mode="after")
-    def _has_two_samplers(self) -> Parameters:
-        if self.other_sampler == self.sampler:
-            raise ValueError(
-                f"other_sampler={self.other_sampler!r} must differ from sampler={self.sampler!r}, or be None"
-            )
-        return self
+    @property
+    def second(self) -> str | None:
+        """The second sampler; None where there is only one."""
+        return None if self.other_sampler == self.sampler else self.other_sampler
 
     @property
     def settings(self) -> dict[int, Parameters]:
@@ -103,7 +100,7 @@ class Parameters(Setting):
     @property
     def by_other_sampler(self) -> dict[int, Parameters]:
         """The parameters for each short generation that another sampler makes as well."""
-        if self.other_sampler is None:
+        if self.second is None:
             return {}
         return {steps: setting for steps, setting in self.settings.items() if steps != self.steps}
 
@@ -183,7 +180,7 @@ def run(params: Parameters, pipe, **kept) -> Result:
     for steps, setting in params.settings.items():
         with sampled(pipe, params, steps):
             made[steps] = compared(steps, setting)
-    with with_sampler(pipe, params.other_sampler):
+    with with_sampler(pipe, params.second):
         for steps, setting in params.by_other_sampler.items():
             other[steps] = compared(steps, setting)
     return Result(params, real, by_steps, made, other)
@@ -246,9 +243,9 @@ class Result:
         return found
 
     @property
-    def _classes(self) -> Sequence[str] | None:
-        """The class of each image, or None where each has a class of its own."""
-        return quality.shared_classes(self.made[min(self.made)].classes)
+    def _classes(self) -> Sequence[str]:
+        """The class of each image."""
+        return self.made[min(self.made)].classes
 
     def cost_of_a_cache(self) -> pd.DataFrame:
         """The cost of reusing pairs, for the paper's method and for merged keys, to be read."""
@@ -275,7 +272,9 @@ class Result:
     def by_sampler(self) -> pd.DataFrame:
         """Merged keys with a cache minus the others by each sampler, and how far the two samplers are apart,
         seed by seed; to be read. Empty where there is one sampler."""
-        first, second = self.params.sampler, self.params.other_sampler
+        first, second = self.params.sampler, self.params.second
+        if second is None:
+            return pd.DataFrame()
         one, two = self._by(self.made), self._by(self.other)
         shown = {}
         for sampler, found in ((first, one), (second, two)):
@@ -287,7 +286,7 @@ class Result:
 
     def samplers(self) -> str:
         """Say what the other sampler changes in the verdicts on merged keys with a cache."""
-        first, second = self.params.sampler, self.params.other_sampler
+        first, second = self.params.sampler, self.params.second
         if second is None:
             return f"No other sampler than {first} was tried here."
         one = quality.difference_table(self._by(self.made))["after Holm"]
@@ -308,11 +307,10 @@ class Result:
 
     def words(self) -> dict[str, str]:
         """The numbers that the chapter's text takes up, by their names there, with _ for -."""
-
         few, many = min(self.methods), max(self.methods)
         papers = {steps: self.params.paper_checkpoints(steps) for steps in (few, many)}
         words = {"images": str(self.made[few].rows["image"].nunique()), "sampler": self.params.sampler}
-        words |= {"other_sampler": str(self.params.other_sampler)}
+        words |= {"other_sampler": self.params.second or "a second sampler"}
         words |= {"needed": quality.power_words(self.differences([*CACHES, *self._others()]).values())}
         words |= {"few": str(few), "many": str(many), "schedule": str(self.params.schedule)}
         words |= {"reused_paper_few": str(self.params.calls_with(few) - papers[few])}

@@ -234,15 +234,13 @@ class Result:
             {
                 "PSNR (dB)": quality.with_interval(records, "PSNR", 1),
                 f"below {quality.POOR_DB} dB": records["poor"].map("{:.0%}".format),
-                "feature distance": quality.with_interval(records, "distance"),
+                "feature distance": records["distance"].map("{:.2f}".format),
                 "SSIM": records["SSIM"].map("{:.3f}".format),
                 "FID change": quality.with_interval(records, "FID change"),
                 "KID × 1000 change": quality.with_interval(records, "KID change", 1),
                 "merged share": records["share"].map("{:.3f}".format).replace("nan", ""),
                 "speed-up": quality.with_interval(records, "speed-up"),
                 "GFLOP": records["flops"].map(lambda count: f"{count / 1e9:.0f}"),
-                "s/image": records["seconds"].map("{:.2f}".format),
-                "in blocks (s)": records["block_seconds"].map("{:.2f}".format),
             }
         )
         return table.rename(index={method.label: f"t = {t:g}" for t, method in self.sweep.items()})
@@ -304,6 +302,8 @@ class Result:
             "merged_there": self.merged_there(),
             "fid": f"{plain['FID']:.2f}",
             "kid": f"{plain['KID x 1000']:.1f}",
+            "seconds": f"{plain['seconds']:.1f}",
+            "block_seconds": f"{plain['block_seconds']:.1f}",
             "slower": self.slower(records),
             "lowest_time": self.lowest_time(clock),
             "unrelated": self.unrelated(),

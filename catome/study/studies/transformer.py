@@ -539,7 +539,7 @@ class Result:
     def gap_table(self) -> pd.DataFrame:
         """`gaps` to be read; the verdict says on which model an image is closer to the unmerged one."""
         closer = {"better": "closer on the U-Net", "worse": "closer on the transformer"}
-        classes = quality.shared_classes(self._classes)
+        classes = self._classes
         return quality.difference_table(self.gaps(), "gap (dB)", classes, **closer)
 
     def farther_told(self) -> str:

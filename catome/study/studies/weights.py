@@ -281,7 +281,7 @@ class Result:
 
     def _table(self, differences: Mapping[Any, np.ndarray], column: str = "difference (dB)") -> pd.DataFrame:
         """Differences of the rows of all methods to be read, with the interval for other prompts."""
-        return quality.difference_table(differences, column, quality.shared_classes(self.made.classes))
+        return quality.difference_table(differences, column, self.made.classes)
 
     def _scores_of(self, pairs: Mapping[Any, tuple[Method, Method]]) -> pd.Series:
         """The scores left by the methods of each pair, to be read: ``0.20 - 0.25``."""
@@ -496,7 +496,7 @@ class Result:
         table = quality.difference_table(
             found,
             "PSNR (dB)",
-            quality.shared_classes(self.more.classes),
+            self.more.classes,
             better="merging more is closer",
             worse="merging less is closer",
         )
