@@ -212,7 +212,7 @@ def test_what_saves_nothing_is_beaten_by_the_unmerged_pipeline():
     found, records = found_and_records((35, 28, 30), (4.0, 5.0, 6.0), (8.0, 9.0, 9.0))
     words = found.words(records)
     assert (words["best_in_time"], words["best_in_work"]) == ("none", "none")
-    assert_says(found.place_of(records, "ToMe"), "No setting of ToMe", "beats 2 of the 2 settings")
+    assert_says(found.place_of(records, "ToMe"), "No setting of ToMe", "beats all 2 settings")
     assert "beats the one setting of fewer steps in time." in found.place_of(records, "fewer steps")
     assert found.unbeaten(records).empty
 

@@ -1062,8 +1062,8 @@ def test_the_first_table_shows_failures_and_the_distance_of_features():
     records = found.records(clock)
     assert records.loc["ToDo", "poor"] == 0.25
     table = found.shown(records)
-    assert table.loc["ToDo", ["below 30 dB", "feature distance"]].tolist() == ["25%", "0.250"]
-    assert table.loc[HEADLINE, ["below 30 dB", "feature distance"]].tolist() == ["50%", "0.500"]
+    assert table.loc["ToDo", ["below 30 dB", "feature distance"]].tolist() == ["25%", "0.25"]
+    assert table.loc[HEADLINE, ["below 30 dB", "feature distance"]].tolist() == ["50%", "0.50"]
     assert table.loc["batch maximum, t = 0.9", ["speed-up", "GFLOP"]].tolist() == ["", ""]
     assert "peak memory (MB)" not in table  # which nobody counted
 
