@@ -381,9 +381,12 @@ class Result:
         slow = int((~quality.unbeaten(psnr, speed)).sum())  # each alone, so only the unmerged one can beat it
         if not slow:
             return said
-        which = f"{slow} of the {len(own)} settings" if slow < len(own) else f"all {slow} settings"
         if len(own) == 1:
             which = "the one setting"
+        elif slow == len(own):
+            which = f"all {slow} settings"
+        else:
+            which = f"{slow} of the {len(own)} settings"
         return f"{said} The unmerged pipeline beats {which} of {kind} in time."
 
     def words(self, records: pd.DataFrame) -> dict[str, str]:

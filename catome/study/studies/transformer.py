@@ -539,8 +539,7 @@ class Result:
     def gap_table(self) -> pd.DataFrame:
         """`gaps` to be read; the verdict says on which model an image is closer to the unmerged one."""
         closer = {"better": "closer on the U-Net", "worse": "closer on the transformer"}
-        classes = self._classes
-        return quality.difference_table(self.gaps(), "gap (dB)", classes, **closer)
+        return quality.difference_table(self.gaps(), "gap (dB)", self._classes, **closer)
 
     def farther_told(self) -> str:
         """In how many of the settings of `gaps` the interval and Holm's method tell the two models apart, in
