@@ -19,7 +19,13 @@ CALLS = 4
 def asked(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("allocation"))
     return Parameters(
-        images=2, batch_size=2, steps=CALLS - 1, measured_images=3, thresholds=(0.9,), output=folder
+        images=3,  # two of one class and one of the other, so that other prompts can be spoken of
+        classes=["desert", "lighthouse"],
+        batch_size=2,
+        steps=CALLS - 1,
+        measured_images=3,
+        thresholds=(0.9,),
+        output=folder,
     )
 
 
@@ -112,4 +118,4 @@ def test_the_table_and_the_gains_say_what_the_rows_say(made):
     assert shown.loc["and each image", "difference (dB)"].startswith(f"{mean:+.2f} [")
     assert shown[quality.OVER_CLASSES].str.startswith("[").all()
     report = made.report()
-    assert all(name in report for name in (*FREEDOMS.values(), "and each image", "2 images", made.needed()))
+    assert all(name in report for name in (*FREEDOMS.values(), "and each image", "3 images", made.needed()))
