@@ -8,8 +8,17 @@ import pandas as pd
 
 from catome.study.plots.figures import PALETTE, WIDTH
 
+OF_TOKENS = (
+    "ToMe",
+    "tomesd",
+    "CA-ToMe",
+    "CA-ToMe, fresh pairs",
+    "CA-ToMe, even schedule",
+    "ToFu",
+    "SiTo",
+)
 GROUPS = {
-    "fewer tokens": (":", ("ToMe", "tomesd", "CA-ToMe", "ToFu", "SiTo")),
+    "fewer tokens": (":", OF_TOKENS),
     "fewer keys": ("-", ("merged keys", "merged keys (few searches)", "ToDo", "average pooling")),
     "fewer calls": ("--", ("DeepCache", "forecast", "forecast (equal gaps)", "fewer steps")),
     "both": ("-.", ("merged keys + DeepCache", "merged keys + forecast")),
@@ -20,6 +29,8 @@ LOOKS = {
     "ToMe": (0, "o"),
     "tomesd": (9, "s"),
     "CA-ToMe": (1, "D"),
+    "CA-ToMe, fresh pairs": (1, "o"),
+    "CA-ToMe, even schedule": (1, "s"),
     "ToFu": (6, "^"),
     "SiTo": (5, "v"),
     "merged keys": (3, "o"),

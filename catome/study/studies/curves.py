@@ -100,6 +100,11 @@ KEPT_STEPS = (0.75, 0.6, 0.5, 0.4)
 """Shares of the steps, for generations of fewer steps."""
 
 
+OF_THE_PAPER = ("CA-ToMe", "CA-ToMe, fresh pairs", "CA-ToMe, even schedule")
+"""The paper's method as its tables have it, with pairs found at every call, and with checkpoints at even
+intervals."""
+
+
 def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
     """The settings of each kind of method for a generation of so many steps, gentle ones first, by what a
     table calls them.
@@ -108,8 +113,8 @@ def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
         steps: of the generation.
         few: for a sampler that makes images in few steps. Then the checkpoints of the library's
             configurations are at nearly every call, so merged keys are tried with pairs kept for four calls,
-            too; and forecasts begin as much earlier as the generation is shorter, and at equal intervals,
-            too.
+            too, as is CA-ToMe with an even schedule; and forecasts begin as much earlier as the generation is
+            shorter, and at equal intervals, too.
     """
     keys = methods.merged_keys
     best, fast = (methods.named_configuration(config, "EVEN_13") for config in (RECOMMENDED, FAST))
@@ -121,11 +126,14 @@ def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
     found = {
         "merged keys": {"t = 0.8": gentle, "t = 0.7": best, "t = 0.6, 4x4": fast, "t = 0.4, 4x4": strong},
     }
-    seldom = keys(0.7, schedule=f"EVEN_{max(1, round(steps / 4))}", compare="keys")
+    every_four = f"EVEN_{max(1, round(steps / 4))}"
+    seldom = keys(0.7, schedule=every_four, compare="keys")
+    schedules = ("CONFIG_3", None, every_four if few else "EVEN_13")
     if few and seldom.label != best.label:
         found["merged keys (few searches)"] = {"t = 0.7, kept for 4 calls": seldom}
+    for kind, schedule in zip(OF_THE_PAPER, schedules, strict=True):
+        found[kind] = {f"t = {t:g}": methods.ca_tome(t, schedule) for t in (0.9, 0.8, 0.7)}
     found |= {
-        "CA-ToMe": {f"t = {t:g}": methods.ca_tome(t, "CONFIG_3") for t in (0.9, 0.8, 0.7)},
         "ToMe": {f"r = {r:g}": methods.tome(r) for r in SHARES},
         "tomesd": {f"r = {r:g}": methods.tomesd(r) for r in SHARES},
         "ToFu": {f"r = {r:g}": from_papers.tofu(r) for r in SHARES},

@@ -44,9 +44,9 @@ TOPMOST_OF_UNETS = 5
 """Blocks around the topmost self-attentions of Stable Diffusion 1 and 2, and of the embedded U-Net. Stable
 Diffusion XL has 10, so `jobs` counts too few where more than 5 of its layers are asked for."""
 
-KINDS = tuple(kind for kind in curves.kinds() if kind not in curves.OF_UNETS)
-"""The methods of `catome.study.studies.curves.kinds` that a transformer can have: those that need no
-U-Net."""
+KINDS = tuple(kind for kind in curves.kinds() if kind not in (*curves.OF_UNETS, *curves.OF_THE_PAPER[1:]))
+"""The methods of `catome.study.studies.curves.kinds` that a transformer can have, which are those that need
+no U-Net; the paper's with its own schedule only."""
 
 
 Kinds = Annotated[list[str] | None, checked_by(names_among(lambda: KINDS))]
