@@ -3,12 +3,16 @@
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from catome.study import methods
 from catome.study.measure.comparison import QUALITY
 from catome.study.methods import Method
+from catome.study.run.parameters import Setting
 from catome.study.run.store import RECORDED, Store, fingerprint
 from catome.study.studies import compose
 from catome.study.studies.compose import (
@@ -23,6 +27,7 @@ from catome.study.studies.compose import (
     search,
 )
 from helpers.paths import ROOT
+from helpers.sentences import assert_says
 from helpers.settings import setting
 
 
@@ -133,10 +138,79 @@ def test_the_search_from_end_to_end(pipe, tmp_path, monkeypatch):
     merging = [one.method for one in found[1:]]
     table = judged(pipe, replace(asked, seed=7), merging, repetitions=2, recorded=None)
     assert table["speedup"].is_monotonic_increasing
+    assert (table["least"] <= table["speedup"]).all()
+    assert (table["speedup"] <= table["most"]).all()
     assert set(table["method"]) == {method.label for method in merging}
+    kept = Store(COMPOSED, tmp_path, None).find().set_index("method")["speedup"]
+    assert kept.to_dict() == table.set_index("method")["speedup"].to_dict()
     said = report(table, floors=(5.0, 99.0))
     assert "Fastest above 5 dB: " in said
     assert "99 dB" not in said
+
+
+TURNS = {"unmerged": (4.0, 4.0, 32.0), "fast": (1.0, 2.0, 8.0), "slow": (4.0, 4.0, 32.0)}
+"""Seconds of three turns; the last one is slower for all. Turn by turn "fast" is 4, 2 and 4 times as fast as
+unmerged."""
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """A function that judges "fast" and "slow", of 36 and 31 dB, by the first so many turns of `TURNS`, and
+    times them for the search."""
+    some = [Method(label, label, None) for label in ("fast", "slow")]
+    monkeypatch.setattr(compose, "shared_keys", lambda *_: {"model": "m"})
+    monkeypatch.setattr(compose, "provenance", lambda *_: {})
+    monkeypatch.setattr(
+        compose, "Store", lambda *_: SimpleNamespace(add=lambda *_: None, finish=lambda: None)
+    )
+    psnr = {"fast": [35.0, 37.0], "slow": [29.0, 33.0]}
+
+    class Made:
+        def of(self, method):
+            return pd.DataFrame({"psnr": psnr[method.label]})
+
+    def judge(turns: int):
+        rows = [
+            {"method": label, "repetition": turn, "seconds": seconds, "device": "a machine", "threads": 2}
+            for label, times in TURNS.items()
+            for turn, seconds in enumerate(times[:turns])
+        ]
+        monkeypatch.setattr(compose, "compare", lambda *_, **__: Made())
+        monkeypatch.setattr(compose, "cost", lambda *_, **__: pd.DataFrame(rows))
+        return judged(None, Setting(images=2), some, turns), compose._seconds(None, Setting(), some, turns)
+
+    return judge
+
+
+def test_what_is_judged_has_the_speed_up_of_the_book_with_its_interval(timed):
+    table, seconds = timed(3)
+    assert table["method"].tolist() == ["slow", "fast"]
+    fast = table.set_index("method").loc["fast"]
+    assert fast["speedup"] == pytest.approx(32 ** (1 / 3))  # neither the median, 4, nor the mean
+    assert fast["least"] * fast["most"] == pytest.approx(fast["speedup"] ** 2)
+    reach = 4.30265 * np.std(np.log([4, 2, 4]), ddof=1) / 3**0.5  # Student's t of two degrees of freedom
+    assert fast["least"] == pytest.approx(np.exp(np.log(32) / 3 - reach), rel=1e-4)
+    assert table.loc[0, ["speedup", "least", "most"]].tolist() == pytest.approx([1, 1, 1])
+    assert seconds["unmerged"] / seconds["fast"] == pytest.approx(fast["speedup"])
+
+
+def test_the_report_says_every_speed_up_with_its_interval(timed):
+    table, _ = timed(3)
+    fast = table.set_index("method").loc["fast"]
+    interval = f"3.17 [{fast['least']:.2f}, {fast['most']:.2f}]"
+    said = report(table, floors=(30.0, 35.0))
+    assert_says(said, "speed-up (95 % interval)", "slow  1.00 [1.00, 1.00]", f"fast  {interval}", "36.0 dB")
+    assert_says(said, "a machine, 2 threads", "geometric mean over turns", "Student")
+    assert_says(said, "Fastest above 30 dB: fast", interval, "Fastest above 35 dB: fast", interval)
+    assert_says(said, "below 30 dB", "50%", "0%")
+
+
+def test_one_turn_has_no_interval(timed):
+    table, _ = timed(1)
+    assert table[["least", "most"]].isna().all(axis=None)
+    said = report(table, floors=(30.0,))
+    assert_says(said, "Fastest above 30 dB: fast, 4.00 times")
+    assert "nan" not in said
 
 
 ROW = re.compile(
@@ -144,11 +218,20 @@ ROW = re.compile(
 )
 
 
+def recorded_rows():
+    """The newest version of what is recorded; version 1 has medians."""
+    rows = Store(COMPOSED, RECORDED, None).find(version=[1, COMPOSED.version])
+    return rows[rows["version"] == rows["version"].max()]
+
+
 def test_the_library_page_says_what_was_recorded():
     """Its table of whole generations is of the rows in the repository."""
-    table = ROW.findall((ROOT / "book/library.md").read_text())
+    text = (ROOT / "book/library.md").read_text()
+    table = ROW.findall(text)
     assert len(table) >= 5
-    recorded = Store(COMPOSED, RECORDED, None).find()
+    recorded = recorded_rows()
+    means = set(recorded["version"]) == {COMPOSED.version}
+    assert f"Each time is the {'geometric mean' if means else 'median'} of fifteen " in text
     for label, *said in table:
         row = recorded[recorded["method"] == label].iloc[-1]
         found = [*(f"{row[name]:.1f}" for name in ("psnr", "low", "high")), f"{row['speedup']:.1f}"]
@@ -156,7 +239,7 @@ def test_the_library_page_says_what_was_recorded():
 
 
 def test_what_was_judged_was_judged_on_images_that_nothing_was_chosen_by(pipe):
-    recorded = Store(COMPOSED, RECORDED, None).find()
+    recorded = recorded_rows()
     assert set(recorded["seed"]) == {compose.HELD_OUT}
     assert compose.HELD_OUT != compose.SEARCHED
     rows = Store(QUALITY, RECORDED, None).find(seed=compose.HELD_OUT, model=fingerprint(pipe))

@@ -1,12 +1,14 @@
 """The frontier: every method over its own knob, and turns that go through the images."""
 
 import re
+import warnings
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from catome.policy.forecast import Forecast
 from catome.runtime.config import FAST, RECOMMENDED
@@ -14,7 +16,7 @@ from catome.study import methods
 from catome.study.measure import quality
 from catome.study.measure import turns as timing
 from catome.study.measure.clock import method_set
-from catome.study.measure.comparison import QUALITY, Comparison
+from catome.study.measure.comparison import QUALITY, SPEED_UP, Comparison, speed_ups
 from catome.study.measure.quality import is_best, share_unbeaten, unbeaten
 from catome.study.measure.turns import faster, turns, turns_on
 from catome.study.plots.frontier_figures import frontier, frontiers
@@ -51,6 +53,10 @@ def test_few_steps_have_settings_that_fit_them():
         params.kinds["forecast"]["growing by 1.15"].label
         == "forecast(interval=1, order=1, first=2, growth=1.15)"
     )
+    even = params.kinds["CA-ToMe, even schedule"]["t = 0.9"]
+    assert even.label == "CA-ToMe(threshold=0.9, schedule=EVEN_5)"
+    long = curves.kinds()["CA-ToMe, even schedule"]["t = 0.9"]
+    assert long.label == "CA-ToMe(threshold=0.9, schedule=EVEN_13)"
     assert list(curves.kinds(20, few=True)["forecast (equal gaps)"]) == ["every 2", "every 3"]
     some = curves.Parameters(steps=20, sampler="DPM++", only=["forecast", "ToDo"]).kinds
     assert list(some) == ["ToDo", "forecast", "forecast (equal gaps)"]
@@ -79,10 +85,10 @@ def test_images_have_a_seed_by_which_nothing_was_chosen():
 
 
 def result(psnr) -> curves.Result:
-    of_kind = {
-        "ToMe": {"r = 0.25": methods.tome(0.25), "r = 0.5": methods.tome(0.5)},
-        "fewer steps": {"30 steps": methods.fewer_steps(30)},
-    }
+    every = curves.kinds()
+    of_kind = {}
+    for kind, name in psnr:
+        of_kind.setdefault(kind, {})[name] = every[kind][name]
     rows = []
     for kind, some in of_kind.items():
         for name, method in some.items():
@@ -155,6 +161,27 @@ def test_the_rival_is_the_closest_of_those_that_cost_no_more():
     assert table["closest at no more time"].tolist() == ["fewer steps, 30 steps"] * 2
     assert table["its lead in time (dB)"].tolist() == ["-5.0 [-5.0, -5.0]", "+2.0 [+2.0, +2.0]"]
     assert found.rivals(records, "fewer steps")["closest at no more work"].tolist() == ["ToMe, r = 0.5"]
+
+
+def test_the_papers_method_has_variants_that_are_no_rivals_of_it():
+    names = [
+        ("CA-ToMe", "t = 0.9"),
+        ("CA-ToMe, fresh pairs", "t = 0.9"),
+        ("CA-ToMe, even schedule", "t = 0.9"),
+        ("ToMe", "r = 0.5"),
+    ]
+    found = result(dict(zip(names, (30, 35, 31, 28), strict=True)))
+    seconds = dict(zip(names, (3.0, 3.5, 3.0, 2.0), strict=True))
+    records = found.records(clock(found, seconds, dict.fromkeys(names, 4.0)))
+    said = found.place_of(records, "CA-ToMe")
+    told = ("in time t = 0.9 (fresh pairs) and t = 0.9 (even schedule);", "in work t = 0.9 (fresh pairs).")
+    assert_says(said, *told)
+    table = found.rivals(records, "CA-ToMe")
+    assert table.index.tolist() == [f"{kind}, {setting}" for kind, setting in names[:3]]
+    assert set(table["closest at no more work"]) == {"ToMe, r = 0.5"}
+    assert table["its lead in work (dB)"].tolist()[1].startswith("-7.0")
+    alone = found.rivals(records, "CA-ToMe", variants=False)
+    assert alone.index.tolist() == ["CA-ToMe, t = 0.9"]
 
 
 def test_a_combination_is_no_rival_of_its_part():
@@ -408,31 +435,81 @@ def test_the_share_of_resamples_in_which_a_method_is_unbeaten():
     images = np.array([20.0, 35.0, 50.0])
     assert share_unbeaten(np.stack([images + 1, images]), half).tolist() == [1, 0]
     assert share_unbeaten(np.stack([images, images]), half).tolist() == [1, 1]
-    # of two turns: a mean of 0.5, 1.25 or 2
-    slow_once = np.array([[0.5, 2.0]])
-    assert share_unbeaten(images[None], slow_once) == pytest.approx([0.25], abs=0.05)
+    # of two turns: a geometric mean of 0.5, 0.89 or 1.6; the arithmetic one of both turns is above 1
+    slow_once = np.array([[0.5, 1.6]])
+    assert share_unbeaten(images[None], slow_once) == pytest.approx([0.75], abs=0.05)
     turns_too = share_unbeaten(np.array([[40.0], [30.0]]), np.array([[0.5, 0.9], [0.6, 1.0]]))
     assert turns_too.tolist() == [1, 0]
     # an image that is unchanged is left out of a mean, unless there is no other
     as_long = np.ones((1, 3))
     assert share_unbeaten(np.array([[np.inf, 40.0]]), as_long) == pytest.approx([0.25], abs=0.05)
-    fast = share_unbeaten(images[None], np.array([[0.5, 2.0]]), speed=lambda left: 1 / left.min(-1))
-    assert fast == pytest.approx([0.75], abs=0.05)
 
 
 def test_speed_ups_are_ratios_of_each_turn():
     rows = pd.DataFrame(
         [
-            {"method": name, "image": image, "seconds": seconds, "flops": 1.0}
-            for image, pair in enumerate([(4.0, 2.0), (40.0, 10.0)])
-            for name, seconds in zip(("unmerged", "half"), pair, strict=True)
+            {"method": name, "image": image, "seconds": seconds, "flops": flops}
+            for image, (long, short, left) in enumerate([(4.0, 2.0, 4.0), (40.0, 10.0, 2.0)])
+            for name, seconds, flops in (("unmerged", long, 8.0), ("half", short, left))
         ]
     )
     table = faster(rows)
-    assert table.loc["half", "speed-up"] == pytest.approx(1 / np.mean([0.5, 0.25]))
-    assert table.loc["half", "speed-up low"] == pytest.approx(2)
-    assert table.loc["half", "speed-up high"] == pytest.approx(4)
+    # the ratios are 2 and 4; their logarithms have a standard error of log(2) / 2
+    middle, reach = 8**0.5, 2 ** (stats.t.ppf(0.975, 1) / 2)
+    assert table.loc["half", SPEED_UP].tolist() == pytest.approx([middle, middle / reach, middle * reach])
+    assert table.loc["unmerged", SPEED_UP].tolist() == [1, 1, 1]
+    # work adds up, so its mean is the arithmetic one; resamples of two images end at the two
+    work = table.loc["half", ["flops", "flops low", "flops high"]].tolist()
+    assert work == pytest.approx([3 / 8, 1 / 4, 1 / 2])
     assert table.loc["unmerged", "flops"] == 1
+
+
+def test_speed_ups_over_images_and_over_turns_are_the_same_mean():
+    rows = pd.DataFrame(
+        [
+            {"method": name, "image": turn, "repetition": turn, "seconds": seconds, "flops": 1.0}
+            for turn, pair in enumerate([(4.0, 2.0), (40.0, 10.0), (3.0, 4.0), (5.0, 1.0)])
+            for name, seconds in zip(("unmerged", "a"), pair, strict=True)
+        ]
+    )
+    over_images, over_turns = faster(rows)[SPEED_UP], speed_ups(rows)
+    assert over_images.loc["a", "speed-up"] == pytest.approx((2 * 4 * 3 / 4 * 5) ** 0.25)
+    pd.testing.assert_frame_equal(over_images, over_turns)
+
+
+def test_one_timed_image_has_no_interval():
+    found = result(dict(zip(NAMES, (35.0, 28.0, 30.0), strict=True)))
+    times = (dict(zip(NAMES, values, strict=True)) for values in ((3.0, 2.0, 1.0), (4.0, 2.0, 6.0)))
+    clocks = clock(found, *times)
+    records = found.records(clocks[clocks["image"] == 0])
+    assert records["speed-up"].tolist() == pytest.approx([4 / 3, 2, 4])
+    assert records[["speed-up low", "speed-up high"]].isna().all(axis=None)
+    assert found.shown(records)["speed-up"].tolist() == ["1.33", "2.00", "4.00"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        figure = frontier(records)
+    low, high = figure.axes[0].get_xlim()
+    assert low <= 1
+    assert high >= 4
+    plt.close(figure)
+
+
+def test_very_long_bars_are_cut_at_the_edge():
+    """The speed-ups are 4 / 3, 2 and 4, and a fourth, a half and three fourths of the work are left."""
+    records = found_and_records((35, 28, 30), (3.0, 2.0, 1.0), (4.0, 2.0, 6.0))[1]
+    far = {"speed-up low": 0.1, "speed-up high": 60.0, "flops high": 9.0}
+    uncertain = records.assign(**far)
+    alone, several = frontier(uncertain), frontiers({8: records, 50: uncertain})
+    for speed, work in (alone.axes, several.axes[::2], several.axes[1::2]):
+        assert speed.get_xlim() == pytest.approx((1 - 3 / 4, 4 + 3 / 4))
+        assert work.get_xlim() == pytest.approx((1 + 3 / 16, 1 / 4 - 3 / 16))  # its axis is inverted
+    fitting = frontier(records)
+    low, high = fitting.axes[0].get_xlim()
+    assert 1 - 3 / 4 < low <= 1
+    assert 4 <= high < 4 + 3 / 4
+    assert fitting.axes[1].xaxis_inverted()
+    for figure in (alone, several, fitting):
+        plt.close(figure)
 
 
 def test_generations_of_few_steps_have_their_sampler(loaded, tmp_path, monkeypatch):
@@ -457,23 +534,37 @@ def ways():
     return [methods.unmerged(), methods.todo(2), methods.ca_tome(0.9, None)]
 
 
-def test_the_readme_says_how_fast_merging_is(pipe):
+def recorded_speed_ups(pipe) -> pd.DataFrame:
     """By the recorded turns over one image of each class."""
+    every = [methods.unmerged(), *(method for some in curves.kinds().values() for method in some.values())]
+    rows = Store(timing.TURNS, RECORDED, None).find(
+        steps=50, model=fingerprint(pipe), method_set=method_set(every)
+    )
+    return faster(rows)
+
+
+def test_the_readme_says_how_fast_merging_is(pipe):
     said = re.search(
         r"are ([\d.]+) times as fast \(([\d.]+) to ([\d.]+)\) with the first row, "
         r"and ([\d.]+) times \(([\d.]+) to ([\d.]+)\)",
         README,
     )
-    every = [methods.unmerged(), *(method for some in curves.kinds().values() for method in some.values())]
-    rows = Store(timing.TURNS, RECORDED, None).find(
-        steps=50, model=fingerprint(pipe), method_set=method_set(every)
-    )
-    table = faster(rows)
+    table = recorded_speed_ups(pipe)
     found = []
     for config in (RECOMMENDED, FAST):
         row = table.loc[methods.named_configuration(config, "EVEN_13").label]
         found += [f"{row[name]:.2f}" for name in ("speed-up", "speed-up low", "speed-up high")]
     assert list(said.groups()) == found
+
+
+def test_the_page_of_claims_says_how_fast_ca_tome_is_over_several_images(pipe):
+    page = " ".join((CHECKOUT / "book/claims.md").read_text().split())
+    table = recorded_speed_ups(pipe)
+    said = []
+    for method in (methods.ca_tome(0.7, "CONFIG_3"), methods.tome(0.5)):
+        speed, low, high = table.loc[method.label, SPEED_UP]
+        said.append(f"{speed:.2f} times [{low:.2f}, {high:.2f}]")
+    assert f"Over one image of each class it is {said[0]} as fast, and ToMe {said[1]}." in page
 
 
 def test_the_library_says_what_forecasts_give_in_few_steps(pipe):

@@ -21,7 +21,7 @@ from torch_fidelity.utils import create_feature_extractor
 
 import catome
 from catome import tiny
-from catome.study import methods
+from catome.study import from_papers, methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import (
     COST,
@@ -45,7 +45,7 @@ from catome.study.online import online
 from catome.study.plots import figures
 from catome.study.run.generate import generate_batch
 from catome.study.run.parameters import imagenet_classes
-from catome.study.studies import weights
+from catome.study.studies import released, weights
 from catome.tiny.evaluate import HELD_OUT
 from catome.tiny.features import LAYER, register
 from helpers.labels import from_label
@@ -916,6 +916,20 @@ def test_means_leave_out_what_nothing_changed():
     assert np.isnan(quality.mean_interval([1.0, np.nan])).all()
 
 
+def test_the_geometric_mean_of_ratios_and_of_their_inverses():
+    """In powers of two the ratios are -1, 1, 2 and 2: their mean is 1, with a standard error of the root of a
+    half."""
+    reach = 2 ** (stats.t.ppf(0.975, 3) * 0.5**0.5)
+    ratios = np.array([0.5, 2.0, 4.0, 4.0])
+    assert list(quality.geometric_mean(ratios)) == pytest.approx([2, 2 / reach, 2 * reach])
+    assert list(quality.geometric_mean(1 / ratios)) == pytest.approx([1 / 2, 1 / 2 / reach, reach / 2])
+    assert quality.geometric_mean([1.0, 1.0]) == (1, 1, 1)
+    mean, *interval = quality.geometric_mean([2.0])
+    assert mean == pytest.approx(2)
+    assert np.isnan(interval).all()
+    assert np.isnan(quality.geometric_mean([1.0, np.nan])).all()
+
+
 def test_metrics_of_too_few_images_are_not_numbers():
     features = np.random.default_rng(0).normal(size=(6, 16))
     assert np.isnan(quality.fid(features[:1], features))
@@ -963,6 +977,10 @@ def test_schedules_are_tried_on_images_they_were_not_derived_from(tmp_path):
         methods.merged_keys(0.7),
         methods.merged_keys(ratio=0.5, stride=(4, 4), weighted=False, measure="cosine", compare="input"),
         methods.together(methods.ca_tome(0.9, "CONFIG_3"), methods.deep_cache(2)),
+        from_papers.average_pooling(3),
+        from_papers.tofu(0.25),
+        from_papers.sito(0.5, 0.2),
+        *released.ways_of(released.Parameters(schedule=[0, 3])).values(),
     ],
     ids=str,
 )
@@ -982,11 +1000,34 @@ def test_a_method_is_found_by_its_label(method):
         "ToMe(ratio=half)",
         "unmerged + ",
         "ToMe(ratio=0.50)",
+        "SiTo(ratio=0.5)",
+        "CA-ToMe as released(threshold=0.9, schedule=CONFIG_3)",
+        "CA-ToMe as released(threshold=0.9, schedule=CONFIG_3, by the fullest row, batch=12)",
+        "fixed shares(by=step, as t = 0.9, 00000000)",
+        "fixed shares(by=image, as t = 0.9, 22215d14)",
+        "fixed shares(by=step, as t = 0.123, 22215d14)",
     ],
 )
 def test_labels_of_no_method(label):
     with pytest.raises(ValueError, match=r"label=|could not convert"):
         from_label(label)
+
+
+def test_a_label_is_of_the_setting_whose_batch_fills_the_cache(pipe, tmp_path, monkeypatch):
+    """Neither the seed nor the number of steps is in the label."""
+    filled = []
+    monkeypatch.setattr(released, "generate_batch", lambda pipe, *batch: filled.append(batch))
+    chosen = setting(tmp_path, images=2, batch_size=2, seed=4)
+    kept = "CA-ToMe as released(threshold=0.9, schedule=CONFIG_3, steps from 1, pairs kept)"
+    for given in (chosen, None):
+        with from_label(kept, given).applied(pipe):
+            pass
+    (before, images), (recorded, twelve) = filled
+    assert (before.seed, before.steps, before.names) == (5, 4, chosen.names[::-1])
+    assert (recorded.seed, recorded.steps, recorded.images) == (1, 50, 12)
+    assert (images, twelve) == (range(2), range(12))
+    with pytest.raises(ValueError, match=r"the nearest is .*batch=2"):
+        from_label(kept.removesuffix(")") + ", random dst, by the fullest row, batch=12)", chosen)
 
 
 def test_without_inception_the_scene_extractor_takes_its_place_and_says_so(monkeypatch):

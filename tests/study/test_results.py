@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from catome import tiny
+from catome.patch import applied_patch
 from catome.policy import schedule
 from catome.policy.staleness import total_staleness
 from catome.probe import probe
@@ -41,6 +42,7 @@ from catome.study.run.store import (
 from catome.study.studies import curves
 from catome.study.studies.frontier import SCORES
 from catome.tiny.evaluate import HELD_OUT
+from catome.tiny.scenes import CLASSES
 from helpers import crew
 from helpers.crew import TABLE, rows
 from helpers.labels import from_label
@@ -546,6 +548,17 @@ def test_recorded_files_carry_their_provenance(file, pipe):
     assert all(run["commit"] and run["date"] and run["device"] for run in runs.values())
 
 
+OF_METHODS = [file for file in RECORDS if "method" in pq.read_schema(file).names]
+
+
+@pytest.mark.parametrize("file", OF_METHODS, ids=lambda file: file.stem)
+def test_every_recorded_method_is_made_from_its_label(file):
+    labels = pq.read_table(file, columns=["method"])["method"].unique().to_pylist()
+    assert labels
+    for label in labels:
+        assert from_label(label).label == label
+
+
 def _sampled(pipe, name: str) -> str:
     """The same model with a sampler of short generations."""
     with with_sampler(pipe, name):
@@ -575,7 +588,8 @@ def test_recorded_drift_agrees_with_a_recomputed_sample(pipe, tmp_path, place):
 
 
 FAMILIES = ("ToMe", "CA-ToMe", "tomesd", "merged keys", "ToDo", "DeepCache", "forecast", "fewer steps")
-"""Of methods that have recorded rows; the batch maximum needs its batch."""
+"""Of methods that have recorded rows; others are generated again below, in the batch that they need or in few
+steps."""
 
 
 def _row_of(family: str, rows) -> pd.Series:
@@ -598,12 +612,12 @@ def test_recorded_quality_agrees_with_a_recomputed_image(pipe, tmp_path, family)
     assert quality.psnr(image, real[None])[0] == pytest.approx(row["psnr_real"], abs=0.2), row["method"]
 
 
-def _generated_again(pipe, row: pd.Series, folder) -> np.ndarray:
-    """The image of a recorded row, alone in its batch; it must be as close to the unmerged one as was
-    recorded."""
+def _generated_again(pipe, row: pd.Series, folder, **together) -> np.ndarray:
+    """The image of a recorded row ``[1, H, W, 3]``; it must be as close to the unmerged one as was recorded.
+
+    It is alone in its batch, unless ``together`` (of the setting) has images after it."""
     at = int(row["image"])
-    chosen = setting(
-        folder,
+    given = dict(
         model="tiny" if hasattr(pipe, "unet") else "tiny-pixart",
         steps=int(row["steps"]),
         guidance=row["guidance"],
@@ -611,10 +625,11 @@ def _generated_again(pipe, row: pd.Series, folder) -> np.ndarray:
         batch_size=1,
         seed=int(row["seed"]),
     )
+    chosen = setting(folder, **(given | together))
     assert chosen.prompts[at] == row["prompt"]
     plain = quality.to_uint8(generate_batch(pipe, chosen, range(at, at + 1)))
-    with from_label(row["method"]).applied(pipe):
-        image = quality.to_uint8(generate_batch(pipe, chosen, range(at, at + 1)))
+    with from_label(row["method"], chosen).applied(pipe):
+        image = quality.to_uint8(generate_batch(pipe, chosen, range(at, chosen.images))[:1])
     # alone instead of in a batch, and perhaps on another processor: rounding moves a few pairs across the
     # threshold
     assert quality.psnr(image, plain)[0] == pytest.approx(row["psnr"], abs=NEAR), row["method"]
@@ -626,12 +641,74 @@ NEAR = 0.5
 """Decibels between a recorded image and the same one generated alone."""
 
 
+AS_RELEASED = "CA-ToMe as released(threshold=0.7, schedule=CONFIG_3, "
+
+# images that would be farther off than `NEAR` without what the label says last
+ALONE = {
+    "fixed shares(by=step and block, ": (9, {}),
+    f"{AS_RELEASED}random dst)": (0, {}),
+    # the pairs of the first row of the batch before, whose image is of the last of the twelve classes
+    f"{AS_RELEASED}steps from 1, pairs kept)": (
+        0,
+        {"images": 2, "batch_size": 2, "classes": [CLASSES[0], CLASSES[11]]},
+    ),
+}
+"""Images recorded in 50 steps, by the beginning of their method's label: the image, and what must be in its
+batch for it to be the same."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ALONE)
+def test_recorded_quality_of_fixed_shares_and_the_released_code_agrees_with_a_recomputed_image(
+    pipe, tmp_path, label
+):
+    image, together = ALONE[label]
+    rows = Store(QUALITY, tmp_path, RECORDED).find(model=fingerprint(pipe), image=image, steps=50)
+    row = rows[rows["method"].str.startswith(label)].iloc[0]
+    _generated_again(pipe, row, tmp_path, **together)
+
+
+class Enough(Exception):
+    """Ends a generation when all that is looked at is there."""
+
+
+@pytest.mark.slow
+def test_a_recorded_batch_made_again_merges_by_its_fullest_row(pipe, tmp_path):
+    """Up to the second checkpoint; whole images of the twelve together would take a minute."""
+    chosen = setting(tmp_path, steps=50, images=12, batch_size=12)
+    label = methods.batch_maximum(0.9, "CONFIG_3", batch=12).label
+    calls = schedule.parse_schedule("CONFIG_3").steps[1] + 1
+    recorded = Store(QUALITY, tmp_path, RECORDED).find(**shared_keys(pipe, chosen), method=label)
+    recorded = recorded[recorded["image"] < 12]
+    assert set(recorded["image"]) == set(range(12))
+    shares = []
+
+    def note() -> None:
+        plans = applied_patch(pipe).cached()
+        shares.append(torch.stack([plan.merged_share[-12:] for plan in plans]).mean(0))
+        if len(shares) == calls:
+            raise Enough
+
+    with from_label(label).applied(pipe), pytest.raises(Enough):
+        generate_batch(pipe, chosen, range(12), note)
+    found = torch.stack(shares, 1).numpy()
+    assert abs(found[0, 0] - found[0, -1]) > 0.01  # other pairs since the second checkpoint
+    for _, row in recorded.iterrows():
+        expected = row["merged_share"][:calls].astype(float)
+        # rounding moves a few pairs across the threshold
+        assert np.abs(found[row["image"]] - expected).max() < 0.004
+
+
 BATCH = (
     "ToMe(ratio=0.5, schedule=every step)",
     "CA-ToMe(threshold=0.8, schedule=CONFIG_3)",
     "merged keys(threshold=0.7, stride=2x2, schedule=EVEN_13, compare=keys)",
     "forecast(interval=1, order=1, first=2, growth=1.3)",
     "DeepCache(interval=3)",
+    "ToFu(ratio=0.5)",
+    "average pooling(factor=2)",
+    # its noise is drawn for the whole batch
+    "SiTo(ratio=0.5, noise=0.1)",
 )
 """Recorded in eight steps, all with the same twelve images in one batch."""
 

@@ -11,6 +11,7 @@ from catome.patch import applied_patch
 from catome.policy.schedule import SCHEDULES
 from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison
+from catome.study.measure.drift import Drift
 from catome.study.run.store import fingerprint
 from catome.study.studies import jobs as counting
 from catome.study.studies import short
@@ -250,6 +251,56 @@ def test_there_may_be_one_sampler_only():
         assert found.words()["other_sampler"] == "a second sampler"
 
 
+def drifting(by_steps: dict[int, list[float]], **params) -> Result:
+    """Of each number of steps the distances of calls 1, 2, ... apart, over images that differ a little."""
+    watched = {}
+    for steps, by_lag in by_steps.items():
+        rows = [
+            {"image": image, "block": block, "by_lag": np.array(by_lag) + 0.01 * (image % 3 - 1)}
+            for image in range(6)
+            for block in ("down0.0", "up3.2")
+        ]
+        watched[steps] = Drift(pd.DataFrame(rows), pd.DataFrame(), len(by_lag) + 1, {})
+    return Result(Parameters(images=IMAGES, **params), None, {}, {}, {}, watched)
+
+
+def test_how_fast_pairs_drift_is_said_for_each_number_of_steps():
+    found = drifting({8: [0.4, 0.5, 0.6, 0.7], 50: [0.2] * 4 + [0.4] * 4})
+    assert list(found.drift_curves()) == ["8 (DPM++)", "50 (PLMS)"]
+    assert found.stride() == {"8 (DPM++)": 0.25, "50 (PLMS)": 0.125}
+    table = found.drift()
+    assert list(table.index) == ["8 steps (DPM++)", "50 steps (PLMS)"]
+    near = "neighbouring calls"
+    assert [value[:4] for value in table[near]] == ["0.40", "0.20"]
+    assert "[0.39, 0.41]" in table[near].iloc[0]
+    assert table["pairs in common"].tolist() == ["75%", "89%"]  # 2 * (1 - d) / (2 - d)
+    assert [value[:4] for value in table["3 calls apart"]] == ["0.60", "0.20"]
+    assert [value[:4] for value in table["a quarter of the generation apart"]] == ["0.40", "0.20"]
+    said = (
+        "In 8 steps of DPM++, the pairs of neighbouring calls have a mean distance of 0.40,",
+        "in 50 steps of PLMS one of 0.20.",
+        "The difference is +0.20 [",
+        "over 6 images, so the pairs of neighbouring calls differ more in the short generation.",
+    )
+    assert_says(found.drift_told(), *said)
+    less = drifting({8: [0.1], 50: [0.2] * 4})
+    assert_says(less.drift_told(), "differ less in the short generation")
+    alike = drifting({8: [0.2], 50: [0.2] * 4})
+    assert_says(alike.drift_told(), "do not differ detectably more or less in the short generation")
+    assert less.drift()["3 calls apart"].tolist()[0] == ""  # there are two calls only
+    assert "3 calls apart" not in drifting({8: [0.1]}, every=2).drift()
+    assert_says(drifting({8: [0.1]}).drift_told(), "a single number of steps")
+
+
+def test_pairs_are_watched_in_every_length_that_has_two_calls():
+    params = Parameters(images=2, drift_images=5, step_counts=(1, 3), steps=4)
+    assert {steps: setting.images for steps, setting in params.watched.items()} == {3: 5, 4: 5}
+    counted = counting.table(short.jobs(params))
+    drift = counted[counted["what"] == "drift"]
+    assert drift["calls"].tolist() == [3, 5]  # PLMS calls once more
+    assert drift["images"].tolist() == [5, 5]
+
+
 def test_from_end_to_end(pipe, tmp_path):
     base = setting(tmp_path, images=2, steps=4)
     params = Parameters(
@@ -257,6 +308,7 @@ def test_from_end_to_end(pipe, tmp_path):
         batch_size=2,
         steps=4,
         step_counts=(3,),
+        drift_images=2,
         repetitions=1,
         output=str(tmp_path),
         classes=base.classes,
@@ -280,6 +332,8 @@ def test_from_end_to_end(pipe, tmp_path):
         found.other[3].of(found.methods[3][CACHED])["psnr"],
     )
     assert len(found.by_sampler()) == 5
+    assert {steps: one.steps for steps, one in found.watched.items()} == {3: 3, 4: 5}
+    assert found.watched[3].staleness("r = 0.5").shape == (3, 3)
     again = short.run(params, pipe, recorded=None)
     # nothing is computed again
     assert again.made[3].rows["run"].tolist() == found.made[3].rows["run"].tolist()

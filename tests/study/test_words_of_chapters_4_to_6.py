@@ -87,7 +87,7 @@ def drifted(neighbour, steps: int, classes=("desert",), lag=None, **params) -> d
 def test_a_distance_leaves_a_share_of_pairs_in_common():
     """Of n pairs each, c n are common: J = 1 - c / (2 - c)."""
     for common in (0.0, 0.3, 0.5, 1.0):
-        assert drift._common(1 - common / (2 - common)) == pytest.approx(common)
+        assert drift.common_share(1 - common / (2 - common)) == pytest.approx(common)
 
 
 def test_the_middle_of_the_generation_is_its_middle_half():
@@ -235,8 +235,8 @@ def test_numbers_of_steps_are_compared_over_the_same_share_of_the_generation():
 
 def test_a_quarter_of_the_generation_lies_between_two_steps():
     curve = np.arange(1, 51)[None] / 50
-    assert drift._at_quarter(curve) == pytest.approx([0.25])  # between 12 and 13 steps
-    assert drift._at_quarter(np.array([[0.5, 0.6, 0.7]])) == pytest.approx([0.5])
+    assert drift.at_quarter(curve) == pytest.approx([0.25])  # between 12 and 13 steps
+    assert drift.at_quarter(np.array([[0.5, 0.6, 0.7]])) == pytest.approx([0.5])
 
 
 def test_how_far_apart_the_steps_of_a_short_generation_are():
@@ -1095,16 +1095,41 @@ def test_the_shares_of_batch_maximum_and_of_the_threshold_alone():
 
 def test_the_papers_table_stands_beside_the_same_methods():
     found = peers(ratio=0.3)
+    fixed, here = "ToMe, r = 0.3", "here (scene, against 40 real images)"
     records = measured(
         found,
-        speed_up={"ToMe, r = 0.3": 1.5, HEADLINE: 1.25},
-        FID_change={"ToMe, r = 0.3": -0.2, HEADLINE: np.nan},
+        speed_up={fixed: 1.5, HEADLINE: 1.25},
+        speed_up_low={"unmerged": 1.0, fixed: 1.4, HEADLINE: np.nan},
+        speed_up_high={"unmerged": 1.0, fixed: 1.61, HEADLINE: np.nan},
+        FID_change={fixed: -0.2, HEADLINE: np.nan},
+        FID_change_low={fixed: -0.5},
+        FID_change_high={fixed: 0.1},
     )
     table = found.beside_paper(records)
     assert table["speed-up", "paper"].tolist() == ["1.00", "1.19", "1.25"]
-    assert table["speed-up", "here"].tolist() == ["1.00", "1.50", "1.25"]
+    assert table["speed-up", "here"].tolist() == ["1.00 [1.00,\u00a01.00]", "1.50 [1.40,\u00a01.61]", "1.25"]
     assert table["FID - unmerged", "paper (Inception)"].tolist() == ["+0.00", "+0.50", "+0.39"]
-    assert table["FID - unmerged", "here (scene, against 40 real images)"].tolist() == ["", "-0.20", ""]
+    assert table["FID - unmerged", here].tolist() == ["", "-0.20 [-0.50,\u00a0+0.10]", ""]
+    records.loc[HEADLINE, ["FID change", "FID change low"]] = 0.4, np.nan
+    assert found.beside_paper(records)["FID - unmerged", here].tolist()[2] == "+0.40"
+
+
+def test_the_seconds_of_an_image_fit_the_speed_ups():
+    """One turn is eight times as slow for all, which no ratio of two methods may notice."""
+    found = peers()
+    closer_by(found, 3.0)
+    left = {"flops": 4e11, "peak_bytes": np.nan, "batch": 1}
+    clock = [
+        {"method": method.label, "repetition": turn, "seconds": pace * (1 + (name == "unmerged"))} | left
+        for name, method in found.peers.items()
+        for turn, pace in enumerate((1.0, 1.0, 8.0))
+    ]
+    records = found.records(pd.DataFrame(clock))
+    assert records.loc["ToDo", "speed-up"] == pytest.approx(2)
+    assert records.loc["unmerged", "s/image"] == pytest.approx(4)
+    table = found.shown(records)
+    assert table.loc[["unmerged", "ToDo"], "s/image"].tolist() == ["4.00", "2.00"]
+    assert table.loc["ToDo", "speed-up"] == "2.00 [2.00,\u00a02.00]"
 
 
 @pytest.mark.parametrize(

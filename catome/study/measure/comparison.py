@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from scipy.stats import t as students_t
 from tqdm import tqdm
 
 from catome.patch import applied_patch
@@ -523,8 +522,7 @@ def time_ratio(
     """``(ratio, low, high)``: how long a generation takes by one method, over how long it takes by another in
     the same turns.
 
-    The ratio is the geometric mean over turns. It is no median, so that it belongs to its interval: this is
-    Student's, at 95 %, of the logarithms of the ratios.
+    The ratio and its interval are the `catome.study.measure.quality.geometric_mean` over turns.
 
     Args:
         rows: of `cost`.
@@ -534,12 +532,8 @@ def time_ratio(
         NaN for the interval where there is only one turn.
     """
     seconds = rows.pivot(index="repetition", columns="method", values="seconds")
-    logs = np.log(seconds[str(method)] / seconds[str(other)]).dropna().to_numpy(float)
-    mean, turns = logs.mean(), len(logs)
-    reach = float("nan")
-    if turns > 1:
-        reach = students_t.ppf(0.975, turns - 1) * logs.std(ddof=1) / np.sqrt(turns)
-    return float(np.exp(mean)), float(np.exp(mean - reach)), float(np.exp(mean + reach))
+    ratios = seconds[str(method)] / seconds[str(other)]
+    return quality.geometric_mean(ratios.dropna().to_numpy(float))
 
 
 SPEED_UP = ["speed-up", "speed-up low", "speed-up high"]
@@ -556,8 +550,7 @@ def speed_ups(rows: pd.DataFrame) -> pd.DataFrame:
     """
     found = {}
     for method in rows["method"].unique():
-        ratio, low, high = time_ratio(rows, method)
-        found[method] = dict(zip(SPEED_UP, (1 / ratio, 1 / high, 1 / low), strict=True))
+        found[method] = dict(zip(SPEED_UP, time_ratio(rows, "unmerged", method), strict=True))
     return pd.DataFrame(found).T
 
 

@@ -342,5 +342,6 @@ def _collect(stores, setting: Setting, shared: dict, columns: list[dict]) -> Dri
                 stores[1].find(**shared, **amount, **_shard_keys(setting, shard)).assign(amount=name)
             )
     table = pd.concat(rows, ignore_index=True)
+    calls = len(table["by_lag"].iloc[0]) + 1  # not of the setting: other samplers than PLMS call once less
     runs = {name: run for store in stores for name, run in store.runs_of(table).items()}
-    return Drift(table, pd.concat(shards, ignore_index=True), setting.calls, runs)
+    return Drift(table, pd.concat(shards, ignore_index=True), calls, runs)

@@ -382,29 +382,17 @@ def by_chance(stays: float) -> str:
     return f" [in only {stays:.0%} of resamples]" if stays < SURE else ""
 
 
-def mean_speed(time_left: np.ndarray) -> np.ndarray:
-    """The speed-up ``[...]`` of turns ``[..., turns]``, each a time over that of the unmerged generation: one
-    over their mean."""
-    return 1 / time_left.mean(-1)
-
-
-def share_unbeaten(
-    psnr: np.ndarray,
-    time_left: np.ndarray,
-    speed: Callable[[np.ndarray], np.ndarray] = mean_speed,
-    seed: int = 0,
-    draws: int = DRAWS,
-) -> np.ndarray:
+def share_unbeaten(psnr: np.ndarray, time_left: np.ndarray, seed: int = 0, draws: int = DRAWS) -> np.ndarray:
     """The share of bootstrap resamples in which each method is `unbeaten` in time: ``[M]``.
 
     Each resample has as many images as there are, drawn anew, and as many turns. All methods get the same
-    ones, so the comparison stays paired.
+    ones, so the comparison stays paired. The speed-up in a resample is a geometric mean, as of
+    `geometric_mean`.
 
     Args:
         psnr: of each image, in dB: ``[M, images]``. Infinite values are left out of a mean, as in
             `mean_interval`.
         time_left: the time of each turn over that of the unmerged generation in it: ``[M, turns]``.
-        speed: makes a speed-up of turns.
         seed, draws: of the resamples.
     """
     rng = np.random.default_rng(seed)
@@ -412,7 +400,7 @@ def share_unbeaten(
     turns = rng.integers(time_left.shape[1], size=(draws, time_left.shape[1]))
     # method by method: equal rows get equal means, to the last bit, and so beat each other in no resample
     closeness = np.stack([_finite_means(values[images]) for values in psnr], -1)
-    gain = np.stack([speed(left[turns]) for left in time_left], -1)
+    gain = np.stack([np.exp(-np.log(left)[turns].mean(-1)) for left in time_left], -1)
     return unbeaten(closeness, gain).mean(0)
 
 
@@ -754,6 +742,22 @@ def mean_interval(
         return mean, mean, mean
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return mean, float(low), float(high)
+
+
+def geometric_mean(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """``(mean, low, high)`` of ratios of times: the geometric mean, with Student's 95 % interval of their
+    logarithms.
+
+    Of the inverse ratios all three are inverse, so it does not matter which time is divided by which. The
+    mean is no median, so that it belongs to its interval. The interval is NaN for a single ratio; all three
+    are NaN if any ratio is.
+    """
+    logs = np.log(np.asarray(ratios, float))
+    mean, count = logs.mean(), len(logs)
+    reach = float("nan")
+    if count > 1:
+        reach = students_t.ppf(0.975, count - 1) * logs.std(ddof=1) / np.sqrt(count)
+    return float(np.exp(mean)), float(np.exp(mean - reach)), float(np.exp(mean + reach))
 
 
 def _drawn_means(values: Sequence[float], seed: int, resamples: int) -> tuple[float, np.ndarray]:

@@ -156,22 +156,28 @@ def of_unmerged(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def faster(rows: pd.DataFrame) -> pd.DataFrame:
-    """The speed-up of each method against unmerged, over the images.
+    """The speed-up of each method against unmerged, and the share of the work that is left, over the images.
+
+    The two have different means. Times vary by factors, and a ratio of times may be turned upside down, so
+    the speed-up is a geometric mean, as by `catome.study.measure.comparison.speed_ups`. Work is counted and
+    adds up. The unmerged generation has the same work for every image, so the arithmetic mean of the shares
+    is the share of the work of all images together.
 
     Returns:
-        By the method's label: ``speed-up``, one over the mean of the ratios of times, each to the unmerged
-        generation of the same image, with a 95 % interval by bootstrap over images; and ``flops``, the mean
-        share of the unmerged generation's that is left, likewise; ``low`` and ``high`` behind the names.
+        By the method's label: ``speed-up``, the geometric mean of the ratios of times, each to the unmerged
+        generation of the same image, with Student's 95 % interval of their logarithms
+        (`catome.study.measure.quality.geometric_mean`: NaN for one image); and ``flops``, the mean share of
+        the unmerged generation's that is left, with a 95 % interval by bootstrap over images; ``low`` and
+        ``high`` behind the names.
     """
-    shares = {"speed-up": of_unmerged(rows, "seconds"), "flops": of_unmerged(rows, "flops")}
+    seconds, flops = of_unmerged(rows, "seconds"), of_unmerged(rows, "flops")
     found = {}
     for label in rows["method"].unique():
+        speed = quality.geometric_mean(1 / seconds[label].to_numpy(float))
+        work = quality.mean_interval(flops[label].to_numpy(float))
         row = {}
-        for name, share in shares.items():
-            mean, low, high = quality.mean_interval(share[label].to_numpy(float))
-            if name == "speed-up":
-                mean, low, high = 1 / mean, 1 / high, 1 / low
-            row |= {name: mean, f"{name} low": low, f"{name} high": high}
+        for name, values in (("speed-up", speed), ("flops", work)):
+            row |= dict(zip((name, f"{name} low", f"{name} high"), values, strict=True))
         found[label] = row
     return pd.DataFrame(found).T
 

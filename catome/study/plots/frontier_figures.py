@@ -61,7 +61,8 @@ PANELS = {
 
 def frontier(records: pd.DataFrame):
     """PSNR over the speed-up, and over the work that is left; what neither another setting nor the unmerged
-    pipeline beats is filled. A line marks the cost of the unmerged pipeline.
+    pipeline beats is filled. A line marks the cost of the unmerged pipeline. Bars that are very long are cut
+    at the edge of the panel.
 
     Args:
         records: of `catome.study.studies.curves.Result.records`.
@@ -69,6 +70,7 @@ def frontier(records: pd.DataFrame):
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.6), sharey=True)
     for ax, column in zip(axes, PANELS, strict=True):
         _panel(ax, records, column)
+        _cut(ax, records, column)
     axes[0].set_ylabel("PSNR against unmerged (dB)")
     _legend(figure, axes[0])
     return figure
@@ -87,15 +89,17 @@ def frontiers(by_steps: dict[int, pd.DataFrame]):
         for ax, (steps, records) in zip(row, by_steps.items(), strict=True):
             _panel(ax, records, column)
             ax.set_title(f"{steps} steps")
+        _cut(row[0], pd.concat(by_steps.values()), column)  # the panels of a row share this axis
         row[0].set_ylabel("PSNR against unmerged (dB)")
     _legend(figure, axes[0, 0])
     return figure
 
 
 def _panel(ax, records: pd.DataFrame, column: str) -> None:
-    """Each kind's line over one cost. Settings that change no image have no finite PSNR, and are left out."""
+    """Each kind's line over one cost. Settings that change no image have no finite PSNR, and are left out, as
+    are the bars of a speed-up without an interval."""
     best, label = PANELS[column]
-    for kind, rows in records[np.isfinite(records["PSNR"].astype(float))].groupby("kind", sort=False):
+    for kind, rows in _drawn(records).groupby("kind", sort=False):
         place, marker = LOOKS.get(kind, (7, "o"))
         colour = PALETTE[place]
         along = [rows[column] - rows[f"{column} low"], rows[f"{column} high"] - rows[column]]
@@ -113,6 +117,25 @@ def _panel(ax, records: pd.DataFrame, column: str) -> None:
     ax.axvline(1, color="0.6", lw=0.8)  # the unmerged pipeline, whose PSNR is infinite
     if column == "flops" and not ax.xaxis_inverted():
         ax.invert_xaxis()  # to the right is better in both
+
+
+def _drawn(records: pd.DataFrame) -> pd.DataFrame:
+    """The settings that have a finite PSNR."""
+    return records[np.isfinite(records["PSNR"].astype(float))]
+
+
+def _cut(ax, records: pd.DataFrame, column: str) -> None:
+    """Let no bar of ``column`` reach farther beyond the points than a fourth of the range that they take up,
+    the unmerged pipeline among them.
+
+    Over two or three timed images Student's intervals are so wide that the points would lie in a corner."""
+    points = [1.0, *_drawn(records)[column].astype(float)]
+    least, most = min(points), max(points)
+    beyond = (most - least) / 4
+    if beyond:
+        low, high = sorted(ax.get_xlim())
+        limits = max(low, least - beyond), min(high, most + beyond)
+        ax.set_xlim(limits[::-1] if ax.xaxis_inverted() else limits)
 
 
 def _legend(figure, ax) -> None:

@@ -29,7 +29,7 @@ import pyarrow as pa
 from catome.runtime.config import FAST, RECOMMENDED
 from catome.study import methods
 from catome.study.measure import quality
-from catome.study.measure.comparison import compare, cost
+from catome.study.measure.comparison import SPEED_UP, compare, cost, speed_ups
 from catome.study.methods import Method, together
 from catome.study.run.denoiser import check_has_unet as check
 from catome.study.run.parameters import Flag, Seed, Setting, parameters
@@ -79,15 +79,19 @@ MOST_TRIED = 6
 
 COMPOSED = Table(
     "composed",
-    1,
+    2,
     {name: kind for name, kind in SHARED_KEYS.items() if name != "image"}
     | {"method": pa.string(), "images": pa.int32(), "device": pa.string(), "threads": pa.int16()},
     {name: pa.float64() for name in ("psnr", "low", "high", "poor", "speedup", "least", "most")},
 )
 """One row for each method that was judged: mean ``psnr`` (dB) over images with its 95 % interval, the share
-of images below `catome.study.measure.quality.POOR_DB` (``poor``), and the median ``speedup`` over unmerged
-with the least and the most of the turns. ``prompt`` holds the prompts of all images, with newlines
-between."""
+of images below `catome.study.measure.quality.POOR_DB` (``poor``), and the ``speedup`` against unmerged of
+`catome.study.measure.comparison.speed_ups`, the ``least`` and the ``most`` that its 95 % interval over turns
+allows. In rows of version 1 these three are the median, the least and the most of the turns. ``prompt`` holds
+the prompts of all images, with newlines between."""
+
+SEARCH_TURNS = 2
+"""Turns in which the search times each single setting. They are too few for an interval."""
 
 
 def kinds(steps: int = 50) -> dict[str, list[Method]]:
@@ -118,7 +122,7 @@ class Tried:
         method: the method.
         error: mean squared error against the unmerged image, on a scale from 0 to 1; mean over images.
         psnr: mean over images, in dB.
-        seconds: of an image.
+        seconds: of an image, the geometric mean over turns; of a combination, as `predicted`.
     """
 
     method: Method
@@ -165,7 +169,7 @@ def search(pipe, setting: Setting, **kept) -> list[Tried]:
     `catome.study.compare`."""
     of_kind, plain = kinds(setting.steps), {}
     everything = [methods.unmerged(), *(method for some in of_kind.values() for method in some)]
-    seconds = _seconds(pipe, setting, everything, 2, **kept)
+    seconds = _seconds(pipe, setting, everything, SEARCH_TURNS, **kept)
     unmerged_s = seconds["unmerged"]
     singles = {}
     for kind, some in of_kind.items():
@@ -188,8 +192,10 @@ def _tried(made, method: Method, seconds: float) -> Tried:
 
 
 def _seconds(pipe, setting: Setting, some: Sequence[Method], repetitions: int, **kept) -> dict[str, float]:
+    """The geometric mean over turns, by label: two of them have the ratio of
+    `catome.study.measure.comparison.time_ratio`."""
     rows = cost(pipe, replace(setting, batch_size=1), some, repetitions, **kept)
-    return rows.groupby("method")["seconds"].median().to_dict()
+    return np.exp(np.log(rows["seconds"]).groupby(rows["method"]).mean()).to_dict()
 
 
 def chosen(tried: Sequence[Tried], floors: Sequence[float] = FLOORS) -> list[Method]:
@@ -224,14 +230,14 @@ def judged(
     rows = cost(
         pipe, replace(setting, batch_size=1), [methods.unmerged(), *some], repetitions, folder=folder, **kept
     )
-    seconds = rows.pivot_table(index="repetition", columns="method", values="seconds")
+    faster = speed_ups(rows)
     keys = shared_keys(pipe, setting) | prompts_of(setting, setting.images)
     keys |= {"device": rows["device"].iloc[0], "threads": int(rows["threads"].iloc[0])}
     found = []
     for method in some:
         psnr = made.of(method)["psnr"].to_numpy(float)
         mean, low, high = quality.mean_interval(psnr)
-        faster = (seconds["unmerged"] / seconds[method.label]).to_numpy(float)
+        speed, least, most = faster.loc[method.label, SPEED_UP]
         found.append(
             keys
             | {
@@ -240,9 +246,9 @@ def judged(
                 "low": low,
                 "high": high,
                 "poor": float((psnr < quality.POOR_DB).mean()),
-                "speedup": float(np.median(faster)),
-                "least": float(faster.min()),
-                "most": float(faster.max()),
+                "speedup": float(speed),
+                "least": float(least),
+                "most": float(most),
             }
         )
     store = Store(COMPOSED, folder or setting.output, None)
@@ -252,24 +258,28 @@ def judged(
 
 
 def report(table: pd.DataFrame, floors: Sequence[float] = FLOORS) -> str:
-    """Rows of `COMPOSED` in lines, and for each floor the fastest method above it."""
+    """Rows of `COMPOSED` in lines, and for each floor the fastest method above it; every speed-up with its
+    95 % interval over the turns, where there was more than one."""
+
+    def speed(row: pd.Series) -> str:
+        return quality.bracketed((row["speedup"], row["least"], row["most"]))
+
     width = table["method"].str.len().max()
-    lines = [f"{'':{width}}  speed-up             PSNR (95 % interval)      below {quality.POOR_DB} dB"]
+    poor = f"below {quality.POOR_DB} dB"
+    lines = [f"{'':{width}}  {'speed-up (95 % interval)':24}  {'PSNR (95 % interval)':24}  {poor}"]
     for _, row in table.iterrows():
-        speed = f"{row['speedup']:.2f} [{row['least']:.2f}, {row['most']:.2f}]"
         near = f"{row['psnr']:.1f} dB [{row['low']:.1f}, {row['high']:.1f}]"
-        lines.append(f"{row['method']:{width}}  {speed:19}  {near:24}  {row['poor']:10.0%}")
+        lines.append(f"{row['method']:{width}}  {speed(row):24}  {near:24}  {row['poor']:{len(poor)}.0%}")
     lines += [
         "",
         f"Timed on {table['device'].iloc[0]}, {table['threads'].iloc[0]} threads, one image at a time.",
+        "A speed-up is the geometric mean over turns, with Student's interval of the logarithms.",
     ]
     for floor in floors:
         above = table[table["psnr"] >= floor]
         if len(above):
             best = above.sort_values("speedup").iloc[-1]
-            lines.append(
-                f"Fastest above {floor:g} dB: {best['method']}, {best['speedup']:.2f} times as fast."
-            )
+            lines.append(f"Fastest above {floor:g} dB: {best['method']}, {speed(best)} times as fast.")
     return "\n".join(lines)
 
 
@@ -305,7 +315,10 @@ class Result:
 
     def report(self) -> str:
         """The frontier of the search, and what became of it on other seeds."""
-        lines = ["On the images of the search:"]
+        lines = [
+            "On the images of the search, with the seconds of an image: the geometric mean over turns of a",
+            "method alone, and the prediction for methods together.",
+        ]
         lines += [
             f"  {one.psnr:5.1f} dB  {one.seconds:6.2f} s  {one.method.label}" for one in frontier(self.tried)
         ]

@@ -193,6 +193,14 @@ def _said(rows: pd.DataFrame, column: str) -> str:
     return quality.listed(names)
 
 
+def _variants(records: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """The rows of a kind and of its variants, whose names begin with it and a comma: the settings of a
+    variant have its name behind them, as ``t = 0.9 (fresh pairs)``."""
+    own = records[(records["kind"] == kind) | records["kind"].str.startswith(f"{kind}, ")]
+    behind = own["kind"].str.removeprefix(kind).str.removeprefix(", ")
+    return own.assign(setting=own["setting"].where(behind == "", own["setting"] + " (" + behind + ")"))
+
+
 def _all_of(of_kind: dict[str, dict[str, Method]]) -> list[Method]:
     return [method for some in of_kind.values() for method in some.values()]
 
@@ -257,7 +265,8 @@ class Result:
 
         Returns:
             ``kind``, ``setting``, ``PSNR`` (dB), ``speed-up`` and ``flops`` (the share of the unmerged
-            generation's that is left), each with ``low`` and ``high`` of its 95 % interval over images;
+            generation's that is left), each with ``low`` and ``high`` of its 95 % interval over images, that
+            of the speed-up and of the work over the timed ones, as by `catome.study.measure.turns.faster`;
             ``poor``, the share of images below `catome.study.measure.quality.POOR_DB`; ``best in time`` and
             ``best in work``, whether neither another setting nor the unmerged pipeline beats it; and
             ``stays``, the share of resamples, of images and of timed images, in which this holds in time.
@@ -305,19 +314,23 @@ class Result:
         best = records["best in time"] | records["best in work"]
         return self.shown(records)[best.to_numpy(bool)]
 
-    def rivals(self, records: pd.DataFrame, kind: str) -> pd.DataFrame:
+    def rivals(self, records: pd.DataFrame, kind: str, variants: bool = True) -> pd.DataFrame:
         """For each setting of one kind, the closest setting of another kind that costs no more, to be read.
 
-        Combinations with the kind itself are no rivals of it. The rival is chosen by the images that it is
-        then compared on, so its lead is a little too large.
+        Variants of the kind, and combinations with it, are no rivals of it. The rival is chosen by the images
+        that it is then compared on, so its lead is a little too large.
 
         Args:
             records: of `records`.
             kind: one of `kinds`.
+            variants: whether the settings of its variants, as ``CA-ToMe, fresh pairs``, have rows, too.
         """
         others = records[~records["kind"].str.startswith(kind)]
+        asked = records["kind"] == kind
+        if variants:
+            asked |= records["kind"].str.startswith(f"{kind}, ")
         rows = {}
-        for _, own in records[records["kind"] == kind].iterrows():
+        for _, own in records[asked].iterrows():
             row = {"PSNR (dB)": f"{own['PSNR']:.1f}"}
             for cost, no_dearer in (
                 ("work", others["flops"] <= own["flops"]),
@@ -328,10 +341,10 @@ class Result:
                     row |= {f"closest at no more {cost}": "none", f"its lead in {cost} (dB)": ""}
                     continue
                 rival = cheap.loc[cheap["PSNR"].idxmax()]
-                lead = self.gain((rival["kind"], rival["setting"]), (kind, own["setting"]))
+                lead = self.gain((rival["kind"], rival["setting"]), (own["kind"], own["setting"]))
                 row[f"closest at no more {cost}"] = f"{rival['kind']}, {rival['setting']}"
                 row[f"its lead in {cost} (dB)"] = quality.spoken(lead)
-            rows[f"{kind}, {own['setting']}"] = row
+            rows[f"{own['kind']}, {own['setting']}"] = row
         return pd.DataFrame(rows).T
 
     def forecasts(self) -> dict[str, np.ndarray]:
@@ -372,9 +385,9 @@ class Result:
         return "; ".join(f"{kind} ({_said(rows, column)})" for kind, rows in unbeaten) or "none"
 
     def place_of(self, records: pd.DataFrame, kind: str) -> str:
-        """Name in sentences the settings of a kind that no other one beats, nor the unmerged pipeline, and
-        say how many the latter beats in time."""
-        own = records[records["kind"] == kind]
+        """Name in sentences the settings of a kind and of its variants that no other one beats, nor the
+        unmerged pipeline, and say how many the latter beats in time."""
+        own = _variants(records, kind)
         if own.empty:
             return f"No setting of {kind} was tried."
         found = []
@@ -468,9 +481,12 @@ class Lengths:
         return quality.difference_table(differences, classes=classes)
 
     def rivals(self, kind: str) -> pd.DataFrame:
-        """`Result.rivals` of a kind, for each number of steps."""
+        """`Result.rivals` of a kind without its variants, for each number of steps."""
         return self._joined(
-            {steps: self.results[steps].rivals(records, kind) for steps, records in self.records.items()}
+            {
+                steps: self.results[steps].rivals(records, kind, variants=False)
+                for steps, records in self.records.items()
+            }
         )
 
     def shown(self) -> pd.DataFrame:

@@ -210,7 +210,7 @@ class Result:
         the base one, by image."""
         own = str(self.params.steps)
         return {
-            count: _at_quarter(curves) - _at_quarter(self.counted[own])
+            count: at_quarter(curves) - at_quarter(self.counted[own])
             for count, curves in self.counted.items()
             if count != own
         }
@@ -223,7 +223,7 @@ class Result:
         if not changes:
             return "A single number of steps was watched here."
         distances = [
-            f"{_at_quarter(curves).mean():.3f} in {count} steps" for count, curves in self.counted.items()
+            f"{at_quarter(curves).mean():.3f} in {count} steps" for count, curves in self.counted.items()
         ]
         against = [f"{quality.spoken(found, 3)} in {count} steps" for count, found in changes.items()]
         stays = quality.holm([quality.mean_chance(values) for values in counted.values()])
@@ -253,7 +253,7 @@ class Result:
             return "No shorter generation was watched here."
         found = {count: quality.mean_interval(self.counted[count][:, 0]) for count in (fewest, own)}
         distances = {count: quality.bracketed(ends, 3) for count, ends in found.items()}
-        common = {count: f"{_common(mean):.0%}" for count, (mean, _, _) in found.items()}
+        common = {count: f"{common_share(mean):.0%}" for count, (mean, _, _) in found.items()}
         return (
             f"In {fewest} steps of PLMS, neighbouring steps have a mean distance of {distances[fewest]}, in "
             f"{own} steps one of {distances[own]}. Such distances leave {common[fewest]} and {common[own]} "
@@ -303,7 +303,7 @@ class Result:
         at = len(curve) - 1 if curve[-1] == curve.max() else int(curve.argmax())
         if curve[at] == 0:
             return "All steps merge the same pairs."
-        leaves = f"a distance of {curve[at]:.2f} leaves {_common(curve[at]):.0%} of the pairs in common."
+        leaves = f"a distance of {curve[at]:.2f} leaves {common_share(curve[at]):.0%} of the pairs in common."
         if at == len(curve) - 1:
             return f"The last two steps differ most: {leaves}"
         return (
@@ -313,7 +313,7 @@ class Result:
     def half_life(self) -> str:
         """Say in a sentence at which age fewer than half of the pairs are still right for the first time, at
         the fixed share, mean over images, blocks and the steps at which they were found."""
-        common = _common(lag_curves(self._at(self.amount)).mean(0))
+        common = common_share(lag_curves(self._at(self.amount)).mean(0))
         old = np.flatnonzero(common < 0.5)
         if not len(old):
             return "Half of them or more are still right at any age."
@@ -348,7 +348,7 @@ class Result:
             "rows": f"{len(rows):,}",
             "amount": self.amount,
             "middle": _span(middle.min(), middle.max(), ".2f"),
-            "middle_common": _span(_common(middle.max()), _common(middle.min()), ".0%"),
+            "middle_common": _span(common_share(middle.max()), common_share(middle.min()), ".0%"),
             "farthest": self.farthest(),
             "half_life": self.half_life(),
             "second_timestep": self.second_timestep(),
@@ -374,7 +374,7 @@ def _neighbours_of(rows: pd.DataFrame) -> np.ndarray:
     return np.array([np.stack(one.to_numpy()).astype(float).mean() for _, one in curves])
 
 
-def _at_quarter(curves: np.ndarray) -> np.ndarray:
+def at_quarter(curves: np.ndarray) -> np.ndarray:
     """The distance of pairs a quarter of the generation apart, by image, of `lag_curves`: ``[images]``.
 
     Where a quarter is no whole number of steps, it lies between those of the two nearest; a single step is
@@ -383,7 +383,7 @@ def _at_quarter(curves: np.ndarray) -> np.ndarray:
     return np.array([np.interp(0.25, shares, curve) for curve in curves])
 
 
-def _common(distance: float | np.ndarray) -> float | np.ndarray:
+def common_share(distance: float | np.ndarray) -> float | np.ndarray:
     """The share of each step's pairs that two steps with equally many have in common at a Jaccard
     distance."""
     return 2 * (1 - distance) / (2 - distance)

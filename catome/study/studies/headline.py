@@ -20,6 +20,9 @@ from catome.study.studies.jobs import Job, of_images
 
 NOTEBOOK = "06_headline"
 
+FID_CHANGE = ["FID change", "FID change low", "FID change high"]
+"""The columns of a change of FID and its interval."""
+
 
 @parameters
 class Parameters(Setting):
@@ -108,6 +111,17 @@ def timed(result: Result, pipe, **kept) -> pd.DataFrame:
     return timed_alone(pipe, result.params, list(result.peers.values()), **kept)
 
 
+def _signed(change: float, low: float, high: float) -> str:
+    """A change with its interval, for a table: ``+0.10 [-0.10, +0.30]``; without brackets where the interval
+    is NaN, and nothing where the change is."""
+    if np.isnan(change):
+        return ""
+    if np.isnan(low) or np.isnan(high):
+        return f"{change:+.2f}"
+    # as in `quality.with_interval`, an interval stays on one line
+    return f"{change:+.2f} [{low:+.2f},\u00a0{high:+.2f}]"
+
+
 @dataclass(frozen=True)
 class Result:
     """The results of this study.
@@ -132,29 +146,20 @@ class Result:
         """One row for each method by its name: what changed, and what it costs by ``clock``, rows of `timed`.
 
         The speed-up with its interval is that of `catome.study.measure.comparison.speed_ups`, and ``s/image``
-        the median over turns. What a method costs is NaN where its images depend on their batch and ``clock``
-        has another one: what was timed is not what made them. ``distance`` is that of the features, and
-        ``poor`` the share of images below `catome.study.measure.quality.POOR_DB`. ``stays`` is the share of
-        resamples, of images and of turns, in which neither another method nor the unmerged pipeline beats it
-        in closeness and speed; NaN where the speed is not known."""
+        the geometric mean over turns, too. What a method costs is NaN where its images depend on their batch
+        and ``clock`` has another one: what was timed is not what made them. ``distance`` is that of the
+        features, and ``poor`` the share of images below `catome.study.measure.quality.POOR_DB`. ``stays`` is
+        the share of resamples, of images and of turns, in which neither another method nor the unmerged
+        pipeline beats it in closeness and speed; NaN where the speed is not known."""
         summary = self.summary()
         faster = speed_ups(clock)
-        shown = [
-            "PSNR",
-            "PSNR low",
-            "PSNR high",
-            "SSIM",
-            "distance",
-            "share",
-            "FID change",
-            "FID change low",
-            "FID change high",
-        ]
+        shown = ["PSNR", "PSNR low", "PSNR high", "SSIM", "distance", "share", *FID_CHANGE]
         rows = {}
         for name, method in self.peers.items():
             turns = clock[clock["method"] == method.label]
             cost = dict(faster.loc[method.label])
-            cost |= {"s/image": turns["seconds"].median(), "GFLOP": turns["flops"].iloc[0] / 1e9}
+            seconds = np.exp(np.log(turns["seconds"].astype(float)).mean())  # as in `speed_ups`
+            cost |= {"s/image": seconds, "GFLOP": turns["flops"].iloc[0] / 1e9}
             cost["peak MB"] = turns["peak_bytes"].astype(float).max() / 1e6
             if method.batch not in (None, turns["batch"].iloc[0]):
                 cost = dict.fromkeys(cost, np.nan)
@@ -177,7 +182,6 @@ class Result:
         shares = quality.share_unbeaten(
             np.stack([self.made.of(label)["psnr"].to_numpy(float) for label in labels]),
             seconds.div(seconds["unmerged"], axis=0)[labels].to_numpy(float).T,
-            speed=lambda left: np.exp(-np.log(left).mean(-1)),  # as in `speed_ups`
         )
         return pd.Series(shares, index=names)
 
@@ -257,18 +261,19 @@ class Result:
         return "; ".join(names) or "none"
 
     def beside_paper(self, records: pd.DataFrame) -> pd.DataFrame:
-        """The paper's Table IV beside the same methods here, to be read; ``records`` of `records`."""
+        """The paper's Table IV beside the same methods here, these with 95 % intervals, to be read;
+        ``records`` of `records`."""
         theirs = paper.METHODS
         faster, change = theirs.iloc[0]["seconds"] / theirs["seconds"], theirs["FID"] - theirs.iloc[0]["FID"]
         names = "unmerged", f"ToMe, r = {self.params.ratio:g}", f"CA-ToMe, t = {self.params.threshold:g}"
-        ours = records.loc[list(names), ["speed-up", "FID change"]].astype(float).set_axis(theirs.index)
+        ours = records.loc[list(names), [*SPEED_UP, *FID_CHANGE]].astype(float).set_axis(theirs.index)
         here = f"here ({self.made.label}, against {len(self.real.features):,} real images)"
         return pd.DataFrame(
             {
                 ("speed-up", "paper"): faster.map("{:.2f}".format),
-                ("speed-up", "here"): ours["speed-up"].map("{:.2f}".format),
+                ("speed-up", "here"): quality.with_interval(ours, "speed-up"),
                 ("FID - unmerged", "paper (Inception)"): change.map("{:+.2f}".format),
-                ("FID - unmerged", here): ours["FID change"].map("{:+.2f}".format).replace("+nan", ""),
+                ("FID - unmerged", here): ours[FID_CHANGE].apply(lambda row: _signed(*row), axis=1),
             }
         ).rename_axis(None)
 
@@ -372,7 +377,7 @@ class Result:
         test = "By a paired permutation test of all methods at once"
         found = self.made.told_by_fid(self.real.features, self.peers)
         others = [name for name in self.peers if name not in found and name != "unmerged"]
-        ends = records.loc[others, ["FID change low", "FID change high"]].astype(float).dropna()
+        ends = records.loc[others, FID_CHANGE[1:]].astype(float).dropna()
         excluded = ""
         if len(ends):
             excluded = (

@@ -39,9 +39,9 @@ def of_images(phase: int, setting: Setting, labels: Iterable[str], calls: int | 
         yield Job(phase, "images", label, setting, setting.batch_size, calls or setting.calls)
 
 
-def of_drift(phase: int, setting: Setting) -> Job:
-    """Unmerged images whose pairs are watched."""
-    return Job(phase, "drift", "unmerged, watched", setting, SHARD, setting.calls)
+def of_drift(phase: int, setting: Setting, calls: int | None = None) -> Job:
+    """Unmerged images whose pairs are watched; ``calls`` where the sampler is not PLMS."""
+    return Job(phase, "drift", "unmerged, watched", setting, SHARD, calls or setting.calls)
 
 
 def of_searches(phase: int, setting: Setting, label: str) -> Job:

@@ -13,6 +13,7 @@ from catome.policy.schedule import parse_schedule
 from catome.study import methods
 from catome.study.measure import quality, real_images
 from catome.study.measure.comparison import Comparison, compare, speed_ups, timed_alone
+from catome.study.measure.drift import Drift, drift_study, lag_curves
 from catome.study.measure.real_images import Reference
 from catome.study.methods import Method
 from catome.study.run.denoiser import check_has_unet as check
@@ -33,7 +34,8 @@ from catome.study.run.parameters import (
     parameters,
 )
 from catome.study.studies import curves
-from catome.study.studies.jobs import Job, of_images
+from catome.study.studies.drift import at_quarter, common_share
+from catome.study.studies.jobs import Job, of_drift, of_images
 from catome.study.studies.weights import closeness
 
 NOTEBOOK = "09_short_generations"
@@ -56,12 +58,13 @@ class Parameters(Setting):
         other_sampler: by which the short ones are compared again; None, or the same as the first, for by the
             first alone.
         threshold: of CA-ToMe and of merged keys.
-        ratio: ToMe's fixed share.
+        ratio: ToMe's fixed share, and that whose pairs are watched.
         schedule: CA-ToMe's checkpoints; a named schedule is fitted to the number of calls.
         every: merged keys find pairs at every so many-th call, evenly spaced.
         factor: ToDo keeps every so many-th key each way.
         interval: DeepCache runs the deep part at every so many-th call.
         kept_steps: the share of its steps that a generation keeps as the simplest way to be faster.
+        drift_images: whose pairs are watched, unmerged, with every number of steps.
         repetitions: timed generations of each method.
         reference: a folder of real images; None for held-out scenes (embedded model only).
         curve_images: that every method is tried on at several settings.
@@ -80,6 +83,7 @@ class Parameters(Setting):
     factor: Factor = 2
     interval: Count = 3
     kept_steps: Part = 0.75
+    drift_images: Count = 24
     repetitions: Count = 3
     reference: Folder = None
     curve_images: Count = 12
@@ -103,6 +107,16 @@ class Parameters(Setting):
         if self.second is None:
             return {}
         return {steps: setting for steps, setting in self.settings.items() if steps != self.steps}
+
+    @property
+    def watched(self) -> dict[int, Setting]:
+        """The images whose pairs are watched, for each number of steps; none where there is only one call, of
+        which nothing can drift."""
+        return {
+            steps: setting.common(images=self.drift_images)
+            for steps, setting in self.settings.items()
+            if self.calls_with(steps) > 1
+        }
 
     @property
     def knobs(self) -> dict[int, curves.Parameters]:
@@ -158,6 +172,8 @@ def jobs(params: Parameters) -> Iterator[Job]:
     for phase, (steps, setting) in enumerate(asked, 1):
         labels = [method.label for method in methods_of(params, steps).values()]
         yield from of_images(phase, setting, labels, params.calls_with(steps))
+    for phase, (steps, setting) in enumerate(params.watched.items(), len(asked) + 1):
+        yield of_drift(phase, setting, params.calls_with(steps))
 
 
 def run(params: Parameters, pipe, **kept) -> Result:
@@ -183,7 +199,13 @@ def run(params: Parameters, pipe, **kept) -> Result:
     with with_sampler(pipe, params.second):
         for steps, setting in params.by_other_sampler.items():
             other[steps] = compared(steps, setting)
-    return Result(params, real, by_steps, made, other)
+    watched = {}
+    for steps, setting in params.watched.items():
+        with sampled(pipe, params, steps):
+            watched[steps] = drift_study(
+                pipe, setting, ratios=[params.ratio], recompute=params.recompute, **kept
+            )
+    return Result(params, real, by_steps, made, other, watched)
 
 
 def timed(result: Result, pipe, **kept) -> dict[int, pd.DataFrame]:
@@ -206,6 +228,7 @@ class Result:
         methods: for each number of steps, the methods by name.
         made: for each number of steps, the rows.
         other: the same of the short generations by the other sampler.
+        watched: for each number of steps, how far the pairs drift.
     """
 
     params: Parameters
@@ -213,6 +236,7 @@ class Result:
     methods: dict[int, dict[str, Method]]
     made: dict[int, Comparison]
     other: dict[int, Comparison] = field(default_factory=dict)
+    watched: dict[int, Drift] = field(default_factory=dict)
 
     def records(self, clocks: dict[int, pd.DataFrame]) -> pd.DataFrame:
         """One row for each number of steps and method: ``steps``, ``method``, ``family``, ``PSNR`` with its
@@ -241,6 +265,61 @@ class Result:
                     "psnr", named[a], named[b]
                 )
         return found
+
+    def sampler_of(self, steps: int) -> str:
+        """The sampler of a number of steps, as it is named in tables."""
+        return "PLMS" if steps == self.params.steps else self.params.sampler
+
+    def drift_curves(self) -> dict[str, np.ndarray]:
+        """The mean distance of calls k apart, ``[images, T - 1]``, by the number of steps and their
+        sampler."""
+        return {
+            f"{steps} ({self.sampler_of(steps)})": lag_curves(found.rows)
+            for steps, found in self.watched.items()
+        }
+
+    def stride(self) -> dict[str, float]:
+        """The share of the generation that lies between two neighbouring calls, by the names of
+        `drift_curves`."""
+        return {name: 1 / by_lag.shape[1] for name, by_lag in self.drift_curves().items()}
+
+    def drift(self) -> pd.DataFrame:
+        """How far pairs drift in each number of steps, with 95 % intervals over images, to be read: between
+        neighbouring calls, with the share of pairs that such calls have in common; until merged keys look for
+        new ones; and over a quarter of the generation."""
+        oldest = self.params.every - 1
+        rows = {}
+        for name, by_lag in self.drift_curves().items():
+            near = quality.mean_interval(by_lag[:, 0])
+            row = {"neighbouring calls": quality.bracketed(near)}
+            row["pairs in common"] = f"{common_share(near[0]):.0%}"
+            if oldest > 1:
+                old = by_lag[:, oldest - 1 : oldest]  # empty in a generation of fewer calls
+                row[f"{oldest} calls apart"] = (
+                    quality.bracketed(quality.mean_interval(old[:, 0])) if old.size else ""
+                )
+            quarter = quality.mean_interval(at_quarter(by_lag))
+            row["a quarter of the generation apart"] = quality.bracketed(quarter)
+            rows[name.replace(" (", " steps (")] = row
+        return pd.DataFrame(rows).T
+
+    def drift_told(self) -> str:
+        """Say how far the pairs of neighbouring calls are apart in the shortest and in the longest
+        generation, paired over images."""
+        if len(self.watched) < 2:
+            return "Pairs of a single number of steps were watched here."
+        near = {steps: lag_curves(found.rows)[:, 0] for steps, found in self.watched.items()}
+        few, many = min(near), max(near)
+        _, low, high = change = quality.mean_interval(near[few] - near[many])
+        verdict = quality.verdict(low, high, "differ more", "differ less")
+        if verdict == quality.UNTOLD:
+            verdict = "do not differ detectably more or less"
+        return (
+            f"In {few} steps of {self.sampler_of(few)}, the pairs of neighbouring calls have a mean distance "
+            f"of {near[few].mean():.2f}, in {many} steps of {self.sampler_of(many)} one of "
+            f"{near[many].mean():.2f}. The difference is {quality.spoken(change, 2)} over {len(near[few])} "
+            f"images, so the pairs of neighbouring calls {verdict} in the short generation."
+        )
 
     @property
     def _classes(self) -> Sequence[str]:
@@ -313,6 +392,8 @@ class Result:
         words |= {"other_sampler": self.params.second or "a second sampler"}
         words |= {"needed": quality.power_words(self.differences([*CACHES, *self._others()]).values())}
         words |= {"few": str(few), "many": str(many), "schedule": str(self.params.schedule)}
+        words |= {"drift": self.drift_told(), "drift_images": str(self.params.drift_images)}
+        words |= {"watched_ratio": f"{self.params.ratio:g}"}
         words |= {"reused_paper_few": str(self.params.calls_with(few) - papers[few])}
         for place, steps in (("few", few), ("many", many)):
             words[f"cache_{place}"] = quality.spoken(self.gain(steps, CACHED, AFRESH))
