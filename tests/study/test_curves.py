@@ -174,12 +174,13 @@ def test_the_papers_method_has_variants_that_are_no_rivals_of_it():
     seconds = dict(zip(names, (3.0, 3.5, 3.0, 2.0), strict=True))
     records = found.records(clock(found, seconds, dict.fromkeys(names, 4.0)))
     said = found.place_of(records, "CA-ToMe")
-    told = ("in time t = 0.9 (fresh pairs) and t = 0.9 (even schedule);", "in work t = 0.9 (fresh pairs).")
-    assert_says(said, *told)
+    told = ("t = 0.9 (fresh pairs) and t = 0.9 (even schedule) are unbeaten in time;",)
+    assert_says(said, "Of CA-ToMe, ", *told, " t = 0.9 (fresh pairs) is unbeaten in work.")
     table = found.rivals(records, "CA-ToMe")
     assert table.index.tolist() == [f"{kind}, {setting}" for kind, setting in names[:3]]
     assert set(table["closest at no more work"]) == {"ToMe, r = 0.5"}
     assert table["its lead in work (dB)"].tolist()[1].startswith("-7.0")
+    assert found.words(records)["curve_kinds"] == "2"
     alone = found.rivals(records, "CA-ToMe", variants=False)
     assert alone.index.tolist() == ["CA-ToMe, t = 0.9"]
 
@@ -205,13 +206,10 @@ def test_words_say_which_settings_nothing_beats():
     assert words["best_in_time"] == "ToMe (r = 0.25); fewer steps (30 steps)"
     assert words["best_in_work"] == "ToMe (r = 0.25 and r = 0.5)"
     assert (words["curve_images"], words["curve_settings"], words["curve_kinds"]) == (str(IMAGES), "3", "2")
-    told = (": in time r = 0.25;", "in work r = 0.25 and r = 0.5.")
-    assert_says(found.place_of(records, "ToMe"), "Of ToMe, these settings are unbeaten", *told)
-    assert_says(
-        found.place_of(records, "fewer steps"),
-        "Of fewer steps, these settings are unbeaten",
-        ": in time 30 steps; in work none.",
-    )
+    told = "Of ToMe, r = 0.25 is unbeaten in time; r = 0.25 and r = 0.5 are unbeaten in work."
+    assert found.place_of(records, "ToMe") == told
+    told = "Of fewer steps, 30 steps is unbeaten in time; no setting is unbeaten in work."
+    assert found.place_of(records, "fewer steps") == told
     assert_says(words["papers_curve"], "No setting of CA-ToMe", "tried")
     beaten = found.place_of(records.assign(**{"best in time": False, "best in work": False}), "ToMe")
     assert_says(beaten, "No setting of ToMe", "unbeaten")
@@ -229,7 +227,7 @@ def test_what_saves_nothing_is_beaten_by_the_unmerged_pipeline():
     assert records["best in work"].to_list() == [False, True, True]
     assert records["stays"].to_list() == [0, 0, 1]
     said = found.place_of(records, "ToMe")
-    assert_says(said, "Of ToMe, these settings are unbeaten", ": in time none; in work r = 0.5.")
+    assert_says(said, "Of ToMe, no setting is unbeaten in time; r = 0.5 is unbeaten in work.")
     assert_says(said, "unmerged pipeline beats 1 of the 2 settings of ToMe in time")
     assert "unmerged" not in found.place_of(records, "fewer steps")
     table = found.unbeaten(records)
@@ -250,7 +248,7 @@ def test_a_place_that_may_be_chance_has_its_share_beside_it():
     words = found.words(records)
     assert words["best_in_time"] == "ToMe (r = 0.25 [in only 40% of resamples]); fewer steps (30 steps)"
     assert words["best_in_work"] == "ToMe (r = 0.25 and r = 0.5)"
-    told = ("in time r = 0.25 [in only 40% of resamples];", "in work r = 0.25 and r = 0.5.")
+    told = ("r = 0.25 [in only 40% of resamples] is unbeaten in time;", " r = 0.25 and r = 0.5 are unbeaten")
     assert_says(found.place_of(records, "ToMe"), *told)
     assert words["curve_resamples"] == "1,000"
 
@@ -570,9 +568,9 @@ def test_the_page_of_claims_says_how_fast_ca_tome_is_over_several_images(pipe):
 def test_the_library_says_what_forecasts_give_in_few_steps(pipe):
     interval = r"([\d.]+) dB \(([\d.]+) to ([\d.]+)\)"
     said = re.search(
-        r"`catome.Forecast\(first=2, growth=1.15\)` computes (\d) of 8 DPM\+\+ steps and comes to "
-        rf"{interval}, and (\d+) of 20 with {interval}\. Simply taking (\d) steps comes to "
-        rf"{interval}, and (\d+) steps to {interval}",
+        r"\| `catome.Forecast\(first=2, growth=1.15\)` "
+        rf"\| (\d) calls: {interval} \| (\d+) calls: {interval} \| "
+        rf"\| fewer steps \| (\d) steps: {interval} \| (\d+) steps: {interval} \|",
         " ".join((CHECKOUT / "book/library.md").read_text().split()),
     )
     of_forecast, of_steps = [], []

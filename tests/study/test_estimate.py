@@ -7,6 +7,7 @@ import sys
 import pandas as pd
 import pytest
 
+from catome.study.bench.kernel_table import least_times
 from catome.study.costs import estimate
 from catome.study.measure.comparison import QUALITY
 from catome.study.measure.drift import DRIFT
@@ -52,12 +53,54 @@ def test_the_paper_study_is_counted_with_its_images():
     sweep = table[table["study"] == "sweep"]
     control = sweep["phase"] > 2  # who decides how much is merged, over a few images
     assert set(sweep["images"][~control]) == {2000}
-    assert set(sweep["images"][control]) == {12, 24}
+    assert set(sweep["images"][control]) == {120, 24}
     assert set(sweep["calls"]) == {51}
     assert {f"CA-ToMe(threshold={t:g}, schedule=every step)" for t in (0.4, 0.7, 1.0)} <= set(sweep["method"])
     schedules = table[(table["study"] == "schedules") & (table["what"] == "images")]
     assert sum("CON" in method for method in schedules["method"]) == 6
-    assert jobs.unet_calls(sweep) == 51 * (2000 * (~control).sum() + 24 + 12 * (control.sum() - 1))
+    assert jobs.unet_calls(sweep) == 51 * (2000 * (~control).sum() + 24 + 120 * (control.sum() - 1))
+
+
+def test_the_curves_and_the_unet_of_chapter_10_are_counted():
+    table = estimate.count_all("paper")
+    curves = table[table["study"] == "curves"]
+    assert set(curves["images"]) == {12}
+    images = curves.groupby("calls")["images"].sum().to_dict()
+    assert set(images) == {8, 20, 51}
+    assert images[8] == images[20]
+    assert curves["phase"].nunique() == 3  # each has all methods of its kind of generation
+    page = " ".join((ROOT / "book/gpu.md").read_text().split())
+    assert f"that is `curves`, {images[51]} images more" in page
+    assert f"`--steps 20 --sampler DPM++`: {images[8]} images each" in page
+    own = estimate.preset_of("paper", STUDIES["transformer"].NOTEBOOK)
+    both = estimate.count("transformer", own)
+    unet = table[table["study"] == "transformer"]
+    assert set(unet["phase"]) == {5, 6, 7, 8}  # those before are the transformer's
+    assert estimate.left_out("paper") == both.loc[both["phase"] < 5, "images"].sum()
+    assert estimate.left_out("paper") + unet["images"].sum() == both["images"].sum()
+
+
+def test_pieces_of_curves_have_the_size_that_was_asked_for():
+    table = estimate.count_all("smoke", batch_size=1)
+    assert {"curves", "transformer"} <= set(table["study"])
+    assert set(table.loc[table["what"] == "images", "piece"]) == {1}
+
+
+def test_merged_keys_save_a_part_of_the_topmost_attention():
+    device, layers = "A100 80 GB SXM", 5
+    whole = estimate.generation_seconds(512, device)
+    times = least_times(device, 0.5).set_index(["model", "work"])["us"]["SD 1.5, 512 px"]
+    added = times["merge keys and values"] + times["find pairs"] * 13 / 51
+    saved = 1e-6 * 51 * layers * (times["attention, unmerged"] - times["attention, keys merged"] - added)
+    merged = estimate.merged_keys_seconds(512, device, 0.5)
+    assert merged == pytest.approx(whole - saved)
+    # as many merged tokens leave fewer scores
+    assert estimate.generation_seconds(512, device, share=0.5) < merged < whole
+    assert estimate.merged_keys_seconds(512, device, 0.5, efficiency=0.25) == pytest.approx(4 * merged)
+    larger = estimate.generation_seconds(1024, device)
+    assert 1 - estimate.merged_keys_seconds(1024, device, 0.5) / larger > saved / whole
+    with pytest.raises(ValueError, match="size=640 must be 512 or 1024"):
+        estimate.merged_keys_seconds(640, device, 0.5)
 
 
 def test_counting_refuses_what_the_study_refuses():

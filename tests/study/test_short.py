@@ -197,19 +197,20 @@ def test_two_samplers_are_compared_seed_by_seed():
     assert (turned["verdict"], turned["after Holm"]) == ("less", "less")
     assert set(table.drop(turned.name)["after Holm"]) == {"not told apart"}
     said = (
-        "by DPM++ and by Euler in 9 of 10",
-        "those that neither tells apart",
-        "In 1 both",
+        "DPM++ and Euler give the same verdict in 9 of 10",
+        "neither tells apart",
+        "at once",
+        "In 1 of them both",
         "opposite signs",
     )
-    assert_says(found.samplers(), *said, "samplers in 1 of them")
+    assert_says(found.samplers(), *said, "sampler in 1 of them")
     larger = result({(8, FEWER): 28.0}, {(8, FEWER): 26.0})
     said = (
         "in 10 of 10",
-        "In none do both detect",
+        "In none of them do both samplers detect",
         "opposite signs",
-        "size differs",
-        "samplers in 1 of them",
+        "size of the difference changes",
+        "sampler in 1 of them",
     )
     assert_says(larger.samplers(), *said)
     assert larger.by_sampler().loc[turned.name, "after Holm"] == "more"
@@ -218,7 +219,7 @@ def test_two_samplers_are_compared_seed_by_seed():
 def test_a_sign_that_one_sampler_does_not_detect_is_not_opposite():
     """By one sampler the mean is a little below zero, by the other far above."""
     found = result({(8, FEWER): 30.02}, {(8, FEWER): 28.0})
-    assert_says(found.samplers(), "in 9 of 10", "In none do both detect differences of opposite signs.")
+    assert_says(found.samplers(), "in 9 of 10", "In none of them do both samplers detect", "opposite signs.")
 
 
 def test_differences_have_intervals_for_other_prompts_where_images_share_them():
@@ -277,16 +278,16 @@ def test_how_fast_pairs_drift_is_said_for_each_number_of_steps():
     assert [value[:4] for value in table["3 calls apart"]] == ["0.60", "0.20"]
     assert [value[:4] for value in table["a quarter of the generation apart"]] == ["0.40", "0.20"]
     said = (
-        "In 8 steps of DPM++, the pairs of neighbouring calls have a mean distance of 0.40,",
-        "in 50 steps of PLMS one of 0.20.",
+        "The pairs of neighbouring calls differ more in 8 steps of DPM++ than in 50 steps of PLMS.",
+        "Their mean distance is 0.40 in 8 steps and 0.20 in 50.",
         "The difference is +0.20 [",
-        "over 6 images, so the pairs of neighbouring calls differ more in the short generation.",
+        "over 6 images.",
     )
     assert_says(found.drift_told(), *said)
     less = drifting({8: [0.1], 50: [0.2] * 4})
-    assert_says(less.drift_told(), "differ less in the short generation")
+    assert_says(less.drift_told(), "differ less in 8 steps of DPM++ than in 50 steps of PLMS.")
     alike = drifting({8: [0.2], 50: [0.2] * 4})
-    assert_says(alike.drift_told(), "do not differ detectably more or less in the short generation")
+    assert_says(alike.drift_told(), "Whether", "differ more in 8 steps", "or in 50 steps", "is not decided.")
     assert less.drift()["3 calls apart"].tolist()[0] == ""  # there are two calls only
     assert "3 calls apart" not in drifting({8: [0.1]}, every=2).drift()
     assert_says(drifting({8: [0.1]}).drift_told(), "a single number of steps")

@@ -66,7 +66,7 @@ def test_picking_blindly_among_the_nearest_leaves_the_window_as_often_as_the_cha
         apart = pairs.distances(all_dst, size)
         leaving.append(pairs.leave_window(all_dst[apart == apart.min()], size).float().mean())
     assert f"{torch.stack(leaving).mean():.0%}" == "58%"
-    assert "leave the window in 58 % of the cases" in re.sub(r"\s+", " ", markdown("01_tome_review"))
+    assert "58 % of the pairs would leave their window" in re.sub(r"\s+", " ", markdown("01_tome_review"))
 
 
 # ---- the time of an attention
@@ -184,35 +184,35 @@ BY_TWO, BY_THREE = ([f"class {i // each}" for i in range(12)] for each in (2, 3)
             -np.arange(12),
             BY_TWO,
             (
+                "Calm images have",
                 "At t = 0.9",
                 "-1.00 over 12 images (p < 0.001)",
                 "-1.00 over the means of 6 classes (p = 0.003)",  # 2 of 720 orders
-                "So calm images have",
             ),
         ),
-        (np.arange(12), BY_TWO, ("+1.00 over 12 images", "+1.00 over the means", "So busy images have")),
+        (np.arange(12), BY_TWO, ("Busy images have", "+1.00 over 12 images", "+1.00 over the means")),
         # with four classes, no order is rarer than 2 of 24
-        (np.arange(12), BY_THREE, ("+1.00 over the means", "(p = 0.083)", "busy images of these", "not dec")),
+        (np.arange(12), BY_THREE, ("Busy images of these", "not dec", "+1.00 over the means", "(p = 0.083)")),
         # the last two classes have changed places
         (
             -np.array([0, 1, 2, 3, 4, 5, 9, 10, 11, 6, 7, 8]),
             BY_THREE,
             (
+                "Calm images of these classes",
+                "not dec",
                 "over 12 images",
                 "-0.80 over the means",
                 "p = 0.333",
-                "calm images of these classes",
-                "not dec",
             ),
         ),
         # the means of all classes are equal
         (
             -np.tile([0, 3, 1, 2], 3),
             [f"class {i // 4}" for i in range(12)],
-            ("whether calm images",),
+            ("Whether calm images",),
         ),
-        (np.arange(12) % 2, BY_THREE, ("over 12 images", "whether calm images", "not decided")),
-        (-np.arange(12), ["the same"] * 12, ("-1.00 over 12 images (p < 0.001). So calm images have",)),
+        (np.arange(12) % 2, BY_THREE, ("Whether calm images", "not decided", "over 12 images")),
+        (-np.arange(12), ["the same"] * 12, ("Calm images have", "-1.00 over 12 images (p < 0.001).")),
         (np.zeros(12), BY_THREE, ("cannot tell",)),
         ([1, 0], ["a", "b"], ("cannot tell",)),
     ],
@@ -438,13 +438,25 @@ def test_two_classes_stand_beside_each_other():
 def test_the_front_page_writes_every_time_into_its_bar():
     matches = catome.best_matches(TOKENS, (4, 4))
     merged = SimpleNamespace(plan=catome.make_plan(matches, ratio=0.5), step=7, matches=matches)
-    times = {"all tokens": 1.0, "t = 0.9": 1.25, "t = 0.7": 0.6}
+    once = float("nan"), float("nan")
+    times = {"all tokens": (1.0, 1.0, 1.0), "t = 0.9": (1.25, 1.1, 1.42), "t = 0.7": (0.6, *once)}
     figure = review_figures.cover(IMAGE_OF_GREY, IMAGE_OF_GREY + 0.1, merged, times)
     assert titles(figure) == ["all tokens", "50% merged, step 7", "the result, 20 dB", "time for one image"]
     bars = figure.axes[3]
     assert [text.get_text() for text in bars.texts] == ["100%", "125%", "60%"]
     assert [label.get_text() for label in bars.get_yticklabels()] == list(times)
-    assert bars.get_xlim()[1] > max(times.values())
+    assert [patch.get_width() for patch in bars.patches] == [1.0, 1.25, 0.6]
+    (line,) = bars.lines  # an interval only where there is one
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1.1, 1.42], [1, 1])
+    assert bars.get_xlim()[1] > 1.42
+
+
+def test_the_front_page_says_every_time_with_its_interval():
+    times = {"all tokens": (1.0, 1.0, 1.0), "t = 0.9": (0.94, 0.83, 1.07), "t = 0.7": (0.776, 0.644, 0.933)}
+    said = review_figures.time_words(times)
+    assert_says(said, "time with all tokens", " 94% [83%, 107%] at t = 0.9 and 78% [64%, 93%] at t = 0.7.")
+    once = {name: (share, float("nan"), float("nan")) for name, (share, _, _) in times.items()}
+    assert_says(review_figures.time_words(once), " 94% at t = 0.9 and 78% at t = 0.7.")
 
 
 # ---- the text of the notebooks

@@ -296,7 +296,12 @@ def test_who_decides_follows_from_the_interval(psnr, says):
     found = controlled(psnr | {"generation": 35.0})
     assert_says(found.decides(0.9), "step and the block", " +5.0 [", *says)
     others = "This holds for other prompts" if psnr else "nothing is decided, either"
-    assert_says(result({0.9: 30.0}, controlled(psnr)).decides(), *says, others)
+    chapter = result({0.9: 30.0}, controlled(psnr))
+    assert_says(chapter.decides(), *says, others)
+    summary = chapter.image_decides()
+    assert_says(summary, "image decide as well as the step and the block", says[0], others)
+    assert "95 %" not in summary
+    assert chapter.decides().startswith("Letting the share depend on the step and the block")
 
 
 def test_an_image_that_decides_nothing_loses_nothing():

@@ -291,6 +291,8 @@ def test_noise_tells_the_model_from_the_merging(noise, merging, says):
     own = dict(zip(names, (noise, merging), strict=True))
     result = with_controls(own, dict.fromkeys(names, np.full(12, 50.0)))
     assert_says(result.sensitivity(), "noise of 1.0% leaves 50.0 dB", "merged keys, t = 0.9", *says)
+    assert result.sensitivity().endswith(f" {result.accounts()}")
+    assert_says(result.accounts(), says[-1])
 
 
 def test_the_controls_that_change_the_unets_images_alike_are_compared():
@@ -309,7 +311,9 @@ def test_the_controls_that_change_the_unets_images_alike_are_compared():
 def test_controls_that_are_not_alike_are_not_compared(merging):
     names = ("noise(share=0.01)", transformer.controls(Parameters(**GIVEN))["merged keys, t = 0.9"].label)
     own = dict.fromkeys(names, np.full(12, 40.0))
-    said = with_controls(own, dict(zip(names, (50.0, merging), strict=True))).sensitivity()
+    result = with_controls(own, dict(zip(names, (50.0, merging), strict=True)))
+    said = result.sensitivity()
+    assert said == result.accounts()
     assert_says(said, "No control by noise and none by merging", "alike", "1 dB", "nothing is said")
     assert "gap by noise" not in said
 
@@ -401,7 +405,10 @@ def test_the_model_whose_pairs_last_longer_is_named(own, other, said):
         (
             (0.6, 0.3),
             (0.1, 0.2),
-            ("both measures", "less on the transformer", "+0.30 [", "-0.100 [", "images (for other prompts"),
+            (
+                *("both measures", "less on the transformer", "+0.30 [", "-0.100 [", "over 12 images."),
+                *("For other prompts these intervals are [+0.", " and [-0."),
+            ),
         ),
         ((0.3, 0.6), (0.2, 0.1), ("both measures", "less on the U-Net", "-0.30 [", "+0.100 [")),
         ((0.6, 0.3), (0.2, 0.1), ("the first measure", "less on the transformer", "second", "on the U-Net")),

@@ -119,7 +119,11 @@ def test_queries_are_compared_where_equally_many_scores_are_left():
     assert set(table["verdict"]) == {"closer"}
     assert quality.OVER_CLASSES in table
     said = found.queries_told()
-    assert_says(said, "Without weights", "closer at 5 of 5", "farther at 0", "Holm", "With weights")
+    counts = "closer at 5 of 5", "farther at none"
+    assert_says(said, "Without weights", *counts, "With weights", *counts, "All 10 points", "at once", "Holm")
+    kept = [found.sweep[KEPT, t].label for t in thresholds]
+    rows.loc[rows["method"].isin(kept), "psnr"] -= 4
+    assert_says(found.queries_told(), "Without weights", "closer at none of 5", "farther at 5", *counts)
     unlike = result({key: value for key, value in FLAT.items() if key[1] == 0.7})
     assert unlike.at_equal_scores() == {}
     assert "no share of scores in common" in unlike.queries_told()
@@ -288,14 +292,16 @@ def test_where_there_is_no_dip_that_holds_for_other_prompts_too():
     found = result(FLAT | psnr)
     assert found.dip(MERGED).mean() == pytest.approx(-3, abs=0.1)
     assert found.filling().mean() == pytest.approx(-2, abs=0.1)
-    assert_says(found.over_prompts(), "no dip holds for other prompts", "bring less there", "holds for other")
+    assert_says(found.over_prompts(), "no dip holds for other prompts", "bring less at", "holds for other")
 
 
 def test_it_is_said_that_the_worst_threshold_was_chosen_on_these_images():
-    dip = result(FLAT | {(MERGED, 0.7): 28.0, (MERGED, 0.9): 40, (WEIGHTED, 0.9): 40})
-    assert_says(dip.filled(), "Weights remove the dip", "chosen on images", "deeper than it is")
-    rising = {(way, t): 30 + 10 * t for way, t in FLAT}
-    assert "chosen" not in result(rising).filled()
+    """Before the table of the dip."""
+    notebook = nbformat.read(CHECKOUT / f"notebooks/{weights.NOTEBOOK}.ipynb", 4)
+    sources = [cell.source for cell in notebook.cells]
+    table = next(place for place, source in enumerate(sources) if "found.dips()" in source)
+    before = "\n".join(sources[:table])
+    assert_says(before, "where ToMe's way is worst", "worst threshold was chosen on images", "deeper than it")
 
 
 def test_the_rows_that_were_computed_are_those_of_both_comparisons():

@@ -278,8 +278,13 @@ def test_the_drift_of_classes_and_of_amounts():
         "At r = 0.5",
         "between 0.300 (a) and 0.400 (b)",
         "between 0.000 (t = 0.9) and 0.350 (r = 0.5)",
+        "more with the amount than with the class.",
     )
     assert found.words()["by_amount"].endswith("0.350 [0.300, 0.400] at r = 0.5")
+    rows["neighbour"] = rows["neighbour"] + 0.6 * faster  # from 0.3 to 1.0 by class, and to 0.65 by amount
+    assert_says(found.content(), "(a) and 1.000 (b)", "more with the class than with the amount.")
+    rows["neighbour"] = rows["neighbour"].map(np.zeros_like)
+    assert "more with" not in found.content()
     for classes in (("a", "a"), ("a", "b"), ("a",)):  # one class, classes of one image, one image
         said = drifted([0.3] * 50, 50, classes).content()
         assert_says(said, "Depending on the amount", "between 0.000 (t = 0.9) and 0.300 (r = 0.5)")
@@ -437,7 +442,7 @@ def test_the_papers_schedules_are_counted_as_they_run():
         (
             {},
             (
-                "least stale 2 at t = 0.7 and least stale 13 at t = 0.7 do not differ",
+                "schedules least stale 2 at t = 0.7 and least stale 13 at t = 0.7 do not differ",
                 "CONFIG_3",
                 "excluded",
             ),
@@ -449,17 +454,16 @@ def test_the_papers_schedules_are_counted_as_they_run():
         (
             {(0.7, "least stale 2"): 20.0, (0.7, "least stale 13"): 31.0},
             (
-                "least stale 13 at t = 0.7 is closer",
-                "CONFIG_3",
-                "least stale 2 at t = 0.7 is farther",
-                "CONFIG_3",
+                "at once, the schedule least stale 13 at t = 0.7 is closer",
+                "CONFIG_3. The schedule least stale 2 at t = 0.7 is farther",
+                "CONFIG_3.",
             ),
         ),
     ],
 )
 def test_what_is_said_of_derived_schedules_follows_from_their_intervals(psnr, says):
     said = scheduled(psnr).beside_base("derived")
-    assert_says(said, "PSNR", "tested at once", *says)
+    assert_says(said, "PSNR", "rows tested ", *says)
     assert said.count(" at t = ") == 2  # no other schedule is named
 
 
@@ -510,7 +514,7 @@ def test_derived_schedules_stand_beside_as_many_even_checkpoints_by_their_images
     assert table.loc[("t = 0.7", "least stale 13 - EVEN_13"), "after Holm"] == "farther"
     assert table.loc[("t = 0.7", "least stale 2 - EVEN_2"), "after Holm"] == UNTOLD
     assert table.loc[("t = 0.7", "CONFIG_FIVE - CONFIG_3"), "after Holm"] == "closer"
-    said = ("Of 2 derived", "beside as many", "closer to unmerged with 0", "farther with 1", "with 1")
+    said = ("Each of the 2 derived", "beside as many", "unmerged with none of", "farther with 1", "with 1.")
     assert_says(found.beside_equal_budgets(), *said, "exclude differences of more", quality.held_words(1, 1))
 
 
@@ -644,7 +648,7 @@ def test_an_online_schedule_stands_beside_as_many_checkpoints_at_equal_distances
     assert table["even"].tolist() == ["EVEN_2", "EVEN_3", "EVEN_51"]
     assert table["after Holm"].tolist() == ["farther", "closer", UNTOLD]
     assert table["difference (dB)"].iloc[0].startswith("-1.00 [")
-    said = ("Of 3 online", "equal distances", "closer to unmerged with 1", "farther with 1", "with 1")
+    said = ("Each of the 3 online", "equal distances", "unmerged with 1 of", "farther with 1", "with 1.")
     assert_says(found.beside_equal_searches(), *said, "exclude differences of more", quality.held_words(2, 2))
     shown = found.online(records_of(found))
     assert shown["as often, evenly"].tolist() == table["even"].tolist()
@@ -689,8 +693,8 @@ def test_whether_a_search_at_every_step_is_the_best_that_one_can_do():
     assert_says(found.no_upper_bound(), *told)
     found = scheduled({(0.7, "CONFIG_1"): 31.0, (0.7, "least stale 2"): 32.0})
     two = "CONFIG_1 at t = 0.7 and least stale 2 at t = 0.7"
-    told = ("every step does not", "closest", f"with {two} the", "closer", "2 of 12")
-    assert_says(found.no_upper_bound(), *told, f"tested at once, {two} stay.", "closer by more than 2.")
+    told = ("2 of the 12", "are closer", f"every step: {two}.", f"tested at once, {two} stay.")
+    assert_says(found.no_upper_bound(), *told, "do not give the closest", "closer by more than 2.")
     table = found.against_every_step()
     assert table.loc["least stale 2 at t = 0.7", "verdict"] == "closer"
     assert not table.index.str.contains("step").any()  # the bounds are not tried
@@ -702,8 +706,8 @@ def test_a_single_lucky_interval_does_not_stay(monkeypatch):
         {"verdict": ["closer", UNTOLD], "after Holm": UNTOLD}, index=["a at t = 0.7", "b at t = 0.7"]
     )
     monkeypatch.setattr(schedules.Result, "against_every_step", lambda self: table)
-    told = ("every step may not", "closest", "with a at t = 0.7 the", "closer", "1 of 2")
-    assert_says(found.no_upper_bound(), *told, "tested at once", "none stays")
+    told = ("1 of the 2", "is closer", "every step: a at t = 0.7.")
+    assert_says(found.no_upper_bound(), *told, "tested at once", "none stays", "not decided")
 
 
 def test_the_bounds_take_part_in_the_relation_only_where_asked():
@@ -942,7 +946,9 @@ def test_the_closest_of_the_methods_that_are_always_faster():
     faster = {"speed_up_low": {HEADLINE: 1.2, FIXED: 1.01}}
     # the gentle one is not always faster
     records = measured(found, **faster, PSNR={FIXED: 31.26, GENTLE: 50.0})
-    assert_says(found.closest(records), "intervals", "faster", "closest", f"is {FIXED},", "31.3 dB")
+    assert_says(found.closest(records), "2 methods are faster", "closest", f"is {FIXED},", "31.3 dB")
+    one = found.closest(measured(found, speed_up_low={FIXED: 1.01}))
+    assert_says(one, "1 method is faster", "closest", f"is {FIXED},", "30.0 dB")
     unchanged = found.closest(measured(found, **faster, PSNR={HEADLINE: np.inf}))
     assert_says(unchanged, "intervals", "closest", f"is {HEADLINE},", "not change")
 
@@ -1001,19 +1007,19 @@ def test_differences_that_are_not_told_say_what_they_exclude():
     found = peers()
     closer_by(found, 3.0)
     said = found.told_apart()
-    assert_says(said, "all 7 rows", "detectable in 2 of them", "Elsewhere", "interval: ", " dB)")
+    assert_says(said, "all 7 rows", "detectable in 2 of them", "Elsewhere", "in these intervals: ", " dB)")
     _, low, high = quality.mean_interval(found.differences()[f"{HEADLINE} - {FIXED}"])
     assert f"{HEADLINE} - {FIXED} ({low:+.2f} to {high:+.2f} dB)" in said
     assert "ToDo" not in said
     none = peers().told_apart()
-    assert_says(none, "all 7 rows", "detectable in none of them. It may be chance, within its own interval: ")
+    assert_says(none, "all 7 rows", "in none of them. It may be chance, and lies in these intervals: ")
 
 
 def test_a_single_difference_is_told_as_one(monkeypatch):
     found = peers()
     monkeypatch.setattr(headline.Result, "_pairs", lambda self: [(HEADLINE, "ToDo")])
-    untold = "In the only row, the difference is not detectable. It may be chance, within its own interval: "
-    assert found.told_apart().startswith(untold)
+    untold = "the difference is not detectable. It may be chance, and lies in this interval: "
+    assert found.told_apart().startswith(f"In the only row, {untold}")
     closer_by(found, 3.0)
     assert found.told_apart() == "In the only row, the difference is detectable."
 

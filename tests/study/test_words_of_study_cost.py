@@ -115,6 +115,31 @@ def test_hours_by_size(seconds):
     assert len(nothing) == len(bill.DEVICES)
 
 
+def test_hours_by_way(seconds, monkeypatch):
+    def merged_keys_seconds(size, device, share, efficiency):
+        return 51 * size / 512 * (1 - share / 2) / efficiency
+
+    monkeypatch.setattr(estimate, "merged_keys_seconds", merged_keys_seconds)
+    table = bill.hours_by_way(0.5, efficiency=0.5)
+    assert list(table.columns) == list(bill.DEVICES)
+    whole = 1000 * 51 / 0.5 / 3600
+    said = {
+        ("512 px", "nothing merged"): whole,
+        ("512 px", "50% of the tokens merged"): whole / 2,
+        ("512 px", "50% of the keys merged"): 0.75 * whole,
+        ("1024 px", "nothing merged"): 2 * whole,
+        ("1024 px", "50% of the tokens merged"): whole,
+        ("1024 px", "50% of the keys merged"): 1.5 * whole,
+    }
+    assert table.iloc[:, 0].to_dict() == {way: f"{hours:.2f}" for way, hours in said.items()}
+    assert len(bill.hours_by_way(0.0, efficiency=0.5)) == 2
+
+
+def test_it_is_said_what_is_not_counted():
+    assert_says(bill.left_out_words(3900)["left_out"], "U-Net", "3,900 images", "transformer", "left out")
+    assert_says(bill.left_out_words(0)["left_out"], "No image")
+
+
 def test_hours_of_one_gpu(seconds):
     hours = bill.gpu_hours(bill.by_study(COUNTED), efficiency=0.5)
     assert hours.loc["all"].tolist() == pytest.approx([1044 * 2 / 3600] * len(bill.DEVICES))
@@ -199,7 +224,8 @@ def test_a_time_is_told_in_the_longest_fitting_unit(length, said):
 
 
 def test_the_whole_study_of_one_gpu():
-    table = pd.DataFrame({"images": [10, 1000]}, ["sweep", "all"])
+    # as many calls as a thousand images of 51 have: some of these are shorter
+    table = pd.DataFrame({"images": [10, 3000], "U-Net calls": [510, 51_000]}, ["sweep", "all"])
     hours = pd.DataFrame(
         {"A100 80 GB SXM": [1.0, 30.4], "H100 SXM": [1.0, 1.5], "H200 SXM": [1.0, 1.0]}, ["sweep", "all"]
     )
@@ -234,7 +260,7 @@ def test_every_word_that_the_pages_text_takes_up_is_given_to_it(seconds):
     table = bill.by_study(COUNTED)
     given = bill.Efficiency(0.5, "measured").words() | bill.total_words(table, bill.gpu_hours(table, 0.5))
     given |= bill.recorded_words({"images": 1, "methods": 1, "reckoned_hours": 1.0, "process_hours": 1.0})
-    given |= bill.bookkeeping_words([0.1] * 8, 0.5)
+    given |= bill.bookkeeping_words([0.1] * 8, 0.5) | bill.left_out_words(1)
     given |= bill.scaling_words(
         scaled(8, **{"one image a piece": 5.0, "one image a piece, weights from one folder": 6.0})
     )

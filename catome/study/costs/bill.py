@@ -3,7 +3,7 @@ with _ for -."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -16,6 +16,10 @@ NOTEBOOK = "study_cost"
 
 DEVICES = ("RTX 4090", "A100 80 GB SXM", "H100 SXM", "H200 SXM")
 """The devices whose hours the page estimates."""
+
+SIZES = (512, 1024)
+"""Pixels of the square images that `hours_by_way` has, those of
+`catome.study.costs.estimate.merged_keys_seconds`."""
 
 USUAL = "A100 80 GB SXM"
 """The GPU of the page's sentences and of its figure over many GPUs."""
@@ -49,6 +53,15 @@ def by_study(counted: pd.DataFrame) -> pd.DataFrame:
     )
     table.loc["all"] = table.sum()
     return table
+
+
+def left_out_words(images: int) -> dict[str, str]:
+    """The words about the images that are not counted; ``images`` of
+    `catome.study.costs.estimate.left_out`."""
+    if not images:
+        return {"left_out": "No image of another model is left out."}
+    which = f"so {images:,} images of chapter 10's transformer are left out"
+    return {"left_out": f"The roofline of this page is that of a U-Net, {which}."}
 
 
 def timed_by_others() -> pd.DataFrame:
@@ -125,6 +138,25 @@ def hours_by_size(sizes: Sequence[int], share: float, efficiency: float) -> pd.D
     return pd.DataFrame(rows)
 
 
+def hours_by_way(share: float, efficiency: float) -> pd.DataFrame:
+    """Hours of each device for a thousand images of Stable Diffusion v1.5 with nothing merged, with a share
+    of the tokens and with as many of the keys, to be read: a row for each of `SIZES` and each way."""
+
+    def hours(seconds: Callable[..., float], size: int, **given: float) -> list[str]:
+        found = [seconds(size, device, efficiency=efficiency, **given) for device in DEVICES]
+        return [f"{1000 * one / 3600:.2f}" for one in found]
+
+    rows = {}
+    for size in SIZES:
+        rows[f"{size} px", "nothing merged"] = hours(estimate.generation_seconds, size)
+        if share:
+            tokens = hours(estimate.generation_seconds, size, share=share)
+            rows[f"{size} px", f"{share:.0%} of the tokens merged"] = tokens
+            keys = hours(estimate.merged_keys_seconds, size, share=share)
+            rows[f"{size} px", f"{share:.0%} of the keys merged"] = keys
+    return pd.DataFrame(rows, index=list(DEVICES)).T.rename_axis(columns="GPU hours")
+
+
 def gpu_hours(table: pd.DataFrame, efficiency: float) -> pd.DataFrame:
     """Hours of one GPU at 512 pixels for each row of `by_study`, every method as an unmerged generation, by
     device."""
@@ -194,8 +226,8 @@ def spoken_time(seconds: float) -> str:
 
 def total_words(table: pd.DataFrame, hours: pd.DataFrame) -> dict[str, str]:
     """The time that the whole study would take one GPU, in words; ``table`` and ``hours`` of `by_study` and
-    `gpu_hours`."""
-    printed = table.at["all", "images"] * paper.METHODS["seconds"].iloc[0]
+    `gpu_hours`. The paper's seconds are those of 51 calls, and a short generation has fewer."""
+    printed = table.at["all", "U-Net calls"] / _CALLS * paper.METHODS["seconds"].iloc[0]
     devices = {"a100": "A100 80 GB SXM", "h100": "H100 SXM"}
     words = {f"hours_{short}": spoken_time(3600 * hours.at["all", name]) for short, name in devices.items()}
     return words | {"hours_v100s": spoken_time(printed)}

@@ -15,19 +15,23 @@ from __future__ import annotations
 import heapq
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import yaml
 
 from catome.checks import check_integer, check_number
+from catome.study.bench.kernel_table import SIZES, least_times
 from catome.study.costs import accounting
 from catome.study.measure.comparison import COST, QUALITY
 from catome.study.run.claims import Claims, deal
+from catome.study.run.parameters import Setting
 from catome.study.run.store import CHECKOUT, RECORDED, Store
-from catome.study.studies import OF_CHAPTERS, find, jobs
+from catome.study.studies import OF_CHAPTERS, curves, find, jobs
 
 WEIGHTS_BYTES = 2 * 1_066_000_000
 """Of Stable Diffusion v1.5 in half precision: U-Net 860 million numbers, text encoder 123 million, VAE 84
@@ -60,7 +64,12 @@ def count(name: str, values: Mapping) -> pd.DataFrame:
         ValueError, TypeError: for an unknown study, and as its parameters.
     """
     study = find(name)
-    return jobs.table(study.jobs(study.Parameters.checked({**values, "device": "cpu"})))
+    return jobs.table(study.jobs(_parameters(study, values)))
+
+
+def _parameters(study: ModuleType, values: Mapping) -> Setting:
+    """The parameters of a study that only counts."""
+    return study.Parameters.checked({**values, "device": "cpu"})
 
 
 def generation_seconds(
@@ -99,12 +108,39 @@ def generation_seconds(
     return float(calls * call.sum() + decoding.sum()) / efficiency
 
 
+def merged_keys_seconds(
+    size: int, device: str, share: float, efficiency: float = 1.0, match_every: float = 51 / 13
+) -> float:
+    """Seconds of one image of Stable Diffusion v1.5 with a share of the keys merged in the topmost
+    self-attentions: `generation_seconds` in float16, less what `least_times` says that this saves.
+
+    Args:
+        size: of the square image, in pixels: 512 or 1024.
+        device, efficiency: as in `generation_seconds`.
+        share: of an image's keys that is merged away.
+        match_every: pairs are found once in so many of the 51 calls.
+
+    Raises:
+        ValueError, TypeError: for another size, and as `generation_seconds`.
+    """
+    whole = generation_seconds(size, device, efficiency=efficiency)
+    model = f"SD 1.5, {size} px"
+    if model not in SIZES:
+        raise ValueError(f"size={size!r} must be 512 or 1024")
+    times = least_times(device, share)
+    us = times[times["model"] == model].set_index("work")["us"]
+    added = us["merge keys and values"] + us["find pairs"] / match_every
+    saved = us["attention, unmerged"] - us["attention, keys merged"] - added
+    layers = accounting.operations("sd15", size).loc["topmost self-attention", "module"].nunique()
+    return float(whole - 51 * layers * 1e-6 * saved / efficiency)
+
+
 def count_all(preset: str, batch_size: int | None = None) -> pd.DataFrame:
     """`count` of every chapter's study with the parameters of a preset, and those that it has for one study
-    alone.
+    alone; and of ``curves``, the methods at several settings that chapters 6 and 9 show.
 
-    A study for which the preset names a model of its own is left out: calls of another model take another
-    time.
+    Images of another model than the preset's are left out, since calls of another model take another time:
+    see `left_out`.
 
     Args:
         preset: name of a file in ``data/presets``, without ``.yaml``.
@@ -116,15 +152,39 @@ def count_all(preset: str, batch_size: int | None = None) -> pd.DataFrame:
     Raises:
         ValueError: if there is no such preset.
     """
-    tables = []
+    own = preset_of(preset)["model"]
+    found: dict[str, list[jobs.Job]] = {}
+    for name, job in _asked(preset, batch_size):
+        if job.setting.model == own:
+            found.setdefault(name, []).append(job)
+    tables = [jobs.table(some).assign(study=name) for name, some in found.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def left_out(preset: str) -> int:
+    """The number of images that `count_all` leaves out because another model generates them: those of the
+    transformer of chapter 10."""
+    own = preset_of(preset)["model"]
+    return sum(job.setting.images for _, job in _asked(preset) if job.setting.model != own)
+
+
+def _asked(preset: str, batch_size: int | None = None) -> Iterator[tuple[str, jobs.Job]]:
+    """All generations, each with the name of its study; arguments as in `count_all`."""
+    of_curves: dict[int, curves.Parameters] = {}
     for name, study in OF_CHAPTERS.items():
         values = preset_of(preset, study.NOTEBOOK)
-        if values["model"] != preset_of(preset)["model"]:
-            continue
         if batch_size is not None:
             values["batch_size"] = batch_size
-        tables.append(count(name, values).assign(study=name))
-    return pd.concat(tables, ignore_index=True)
+        params = _parameters(study, values)
+        for job in study.jobs(params):
+            yield name, job
+        if name == "headline":
+            of_curves[params.steps] = params.knobs
+        if name == "short":
+            of_curves = params.knobs | of_curves  # its long generations are those of chapter 6
+    for phase, knobs in enumerate(of_curves.values(), 1):
+        for job in curves.jobs(knobs):
+            yield "curves", replace(job, phase=phase)
 
 
 def preset_of(preset: str, notebook: str | None = None) -> dict:

@@ -320,20 +320,18 @@ def calm(shares: pd.DataFrame, images: np.ndarray) -> str:
         f"At t = {threshold:g}, the rank correlation of the merged share with the mean difference of "
         f"neighbouring pixels is {found:+.2f} over {len(table)} images ({quality.chance_words(chance)})"
     )
-    more = "calm" if found < 0 else "busy"
-    verdict = f"So {more} images have more to merge."
+    more = "Calm" if found < 0 else "Busy"
+    verdict = f"{more} images have more to merge."
     if chance > 0.05:
-        verdict = "So whether calm images have more to merge is not decided."
+        verdict = "Whether calm images have more to merge is not decided."
     by_class = table.groupby(own["class"].first()).mean()
     if not 2 < len(by_class) < len(table) or (by_class.nunique() == 1).any():
-        return f"{said}. {verdict}"
+        return f"{verdict} {said}."
     over, chance_of_classes = quality.rank_correlation(by_class["share"], by_class["roughness"])
     said = f"{said}, and {over:+.2f} over the means of {len(by_class)} classes"
     if chance <= 0.05 < chance_of_classes:
-        verdict = (
-            f"So {more} images of these classes have more to merge. For other classes this is not decided."
-        )
-    return f"{said} ({quality.chance_words(chance_of_classes)}). {verdict}"
+        verdict = f"{more} images of these classes have more to merge. For other classes this is not decided."
+    return f"{verdict} {said} ({quality.chance_words(chance_of_classes)})."
 
 
 def needed(study: Similarities) -> str:

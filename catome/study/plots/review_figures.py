@@ -11,6 +11,7 @@ import torch
 from IPython.display import HTML
 
 from catome.probe import Observation
+from catome.study.measure import quality
 from catome.study.measure.pairs import distances
 from catome.study.measure.similarity import short_name
 from catome.study.plots import interactive
@@ -141,7 +142,11 @@ def rows_of_scenes(images: Mapping[str, Sequence[np.ndarray]], columns: int):
     return figure
 
 
-def cover(plain: np.ndarray, merged: np.ndarray, seen: Observation, times: Mapping[str, float]):
+Ratio = tuple[float, float, float]
+"""A ratio of times and the ends of its 95 % interval, of `catome.study.measure.comparison.time_ratio`."""
+
+
+def cover(plain: np.ndarray, merged: np.ndarray, seen: Observation, times: Mapping[str, Ratio]):
     """The picture of the front page: an image, what a layer merges in it, the image that comes out, and the
     time that it takes.
 
@@ -149,7 +154,8 @@ def cover(plain: np.ndarray, merged: np.ndarray, seen: Observation, times: Mappi
         plain, merged: the image with every token in place and that of the same seed with merging, ``[H, W,
             3]`` in [0, 1].
         seen: the layer at one step, with its plan; the image's prompted row is the last.
-        times: of one image by name, relative to the first, in which nothing is merged.
+        times: of one image by name, relative to the first, in which nothing is merged; the ends are NaN for
+            one turn.
     """
     figure, axes = plt.subplots(1, 4, figsize=(WIDTH, 2.55), width_ratios=(1, 1, 1, 0.92))
     show_image(axes[0], plain, "all tokens")
@@ -160,19 +166,34 @@ def cover(plain: np.ndarray, merged: np.ndarray, seen: Observation, times: Mappi
     return figure
 
 
-def _bars_of_time(ax, times: Mapping[str, float]) -> None:
-    """A bar for each, its share written into it; the first is the one in which nothing is merged."""
+def _bars_of_time(ax, times: Mapping[str, Ratio]) -> None:
+    """A bar for each, its share written into it, with a line for its interval; the first is the one in which
+    nothing is merged."""
     colours = [METHOD_COLOURS["unmerged"], *[METHOD_COLOURS["CA-ToMe"]] * (len(times) - 1)]
-    ax.barh(range(len(times)), times.values(), 0.62, color=colours)
+    ax.barh(range(len(times)), [share for share, _, _ in times.values()], 0.62, color=colours)
     ax.set_yticks(range(len(times)), times, fontsize="small")
-    for place, share in enumerate(times.values()):
-        ax.text(share - 0.03, place, f"{share:.0%}", ha="right", va="center", color="white", weight="bold")
-    ax.set(xlim=(0, 1.02 * max(times.values())), xticks=[], ylim=(len(times) - 0.4, -0.6))
+    for place, (share, low, high) in enumerate(times.values()):
+        ax.text(0.03, place, f"{share:.0%}", ha="left", va="center", color="white", weight="bold")
+        if high > low:  # not for the first one, nor after one turn
+            ax.plot([low, high], [place, place], color="0.2", lw=1.2, marker="|", ms=7)
+    longest = max(float(np.nanmax([share, high])) for share, _, high in times.values())
+    ax.set(xlim=(0, 1.02 * longest), xticks=[], ylim=(len(times) - 0.4, -0.6))
     ax.set_title("time for one image")
     ax.set_box_aspect(1.09)
     ax.grid(False)
     for side in ax.spines.values():
         side.set_visible(False)
+
+
+def time_words(times: Mapping[str, Ratio]) -> str:
+    """Say in a sentence which share of the first one's time the others take; ``times`` as in `cover`."""
+    first, *others = times
+    said = []
+    for name in others:
+        share, low, high = times[name]
+        interval = f" [{low:.0%}, {high:.0%}]" if high > low else ""
+        said.append(f"{share:.0%}{interval} at {name}")
+    return f"Of the time with {first}, the image takes {quality.listed(said)}."
 
 
 def unet(pipe, setting: Setting):

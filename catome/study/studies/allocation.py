@@ -240,22 +240,38 @@ class Result:
         """Say in sentences what the intervals tell of who decides how much is merged, for these prompts and
         for others."""
         freer = self.gain(t, "step and block", "generation")
-        own = self.gain(t, "image", "step and block")
-        first = (
-            f"Letting the share depend on the step and the block changes PSNR by {quality.spoken(freer)} dB."
-        )
-        second = f"Letting the image decide as well changes it by {quality.spoken(own)} dB"
-        differences = self.made.differences("psnr", self.ways[t, "image"], self.ways[t, "step and block"])
-        others = quality.other_prompts(differences, self.made.classes)
-        _, low, high = own
-        if low > 0:
-            return f"{first} {second}: the image decides, too. {others}"
-        if high < 0:
-            return f"{first} {second}: the images are closer if the image does not decide. {others}"
         return (
-            f"{first} {second}: this may be chance. At 95 % confidence, the image gains no more than "
-            f"{high:.1f} dB, and loses no more than {max(0.0, -low):.1f} dB. {others}"
+            f"Letting the share depend on the step and the block changes PSNR by {quality.spoken(freer)} dB. "
+            f"{self.image_decides(t, limits=True)}"
         )
+
+    def image_decides(self, t: float, limits: bool = False) -> str:
+        """Say in sentences what the intervals tell of letting the image decide as well as the step and the
+        block, for these prompts and for others.
+
+        Args:
+            t: the threshold.
+            limits: where it may be chance, say how much it gains at most, and how much it loses.
+        """
+        own = self.gain(t, "image", "step and block")
+        _, low, high = own
+        said = (
+            "Letting the image decide as well as the step and the block changes PSNR by "
+            f"{quality.spoken(own)} dB"
+        )
+        if low > 0:
+            verdict = ". So the image decides, too."
+        elif high < 0:
+            verdict = ". So the images are closer if the image does not decide."
+        else:
+            verdict = ", which may be chance."
+            if limits:
+                verdict += (
+                    f" At 95 % confidence, it gains no more than {high:.1f} dB, and loses no more than "
+                    f"{max(0.0, -low):.1f} dB."
+                )
+        differences = self.made.differences("psnr", self.ways[t, "image"], self.ways[t, "step and block"])
+        return f"{said}{verdict} {quality.other_prompts(differences, self.made.classes)}"
 
     def shown(self, t: float) -> pd.DataFrame:
         """`table` to be read, with a column for the difference from the threshold."""

@@ -393,9 +393,10 @@ class Result:
         found = []
         for column, name in (("best in time", "in time"), ("best in work", "in work")):
             best = own[own[column]]
-            found.append(f"{name} {_said(best, column) or 'none'}")
+            verb = "are" if len(best) > 1 else "is"
+            found.append(f"{_said(best, column) or 'no setting'} {verb} unbeaten {name}")
         if own[["best in time", "best in work"]].any(axis=None):
-            said = f"Of {kind}, these settings are unbeaten: {'; '.join(found)}."
+            said = f"Of {kind}, {'; '.join(found)}."
         else:
             said = f"No setting of {kind} is unbeaten, in time or in work."
         psnr, speed = (own[[column]].to_numpy(float) for column in ("PSNR", "speed-up"))
@@ -416,7 +417,7 @@ class Result:
         return {
             "curve_images": str(self.params.images),
             "curve_settings": str(len(records)),
-            "curve_kinds": str(records["kind"].nunique()),
+            "curve_kinds": str(records["kind"].str.split(", ").str[0].nunique()),  # a variant is no other
             "best_in_time": self.best(records, "best in time"),
             "best_in_work": self.best(records, "best in work"),
             "papers_curve": self.place_of(records, "CA-ToMe"),
@@ -498,7 +499,7 @@ class Lengths:
     def settings(self) -> str:
         """A sentence on how many settings each number of steps has."""
         counts = [f"{len(records)} in {steps} steps" for steps, records in self.records.items()]
-        return f"There are {quality.listed(counts)}."
+        return f"The numbers of settings are {quality.listed(counts)}."
 
     def forecasts_told(self, steps: int) -> str:
         """A sentence on the first forecast of `forecasts` for a number of steps."""

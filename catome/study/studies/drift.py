@@ -145,8 +145,9 @@ class Result:
         }
 
     def content(self) -> str:
-        """Say in a sentence how far the mean distance of neighbouring steps varies with the class, and how
-        far with the amount of merging. Nothing is said of a single class, or of classes of one image."""
+        """Say in sentences how far the mean distance of neighbouring steps varies with the class, how far
+        with the amount of merging, and with which of them more. Nothing is said of a single class, or of
+        classes of one image."""
         of_class = self._at(self.amount).groupby("class")
         by_class = {name: float(_neighbours_of(part).mean()) for name, part in of_class}
         by_amount = {name: mean for name, (mean, _, _) in self.by_amount().items()}
@@ -157,9 +158,14 @@ class Result:
 
         if len(by_class) == 1 or of_class["image"].nunique().max() == 1:
             return f"Depending on the amount, the mean distance of neighbouring steps lies {ends(by_amount)}."
+        ranges = {"class": np.ptp(list(by_class.values())), "amount": np.ptp(list(by_amount.values()))}
+        less, more = sorted(ranges, key=ranges.get)
+        verdict = ""
+        if ranges[more] > ranges[less]:
+            verdict = f" So it varies more with the {more} than with the {less}."
         return (
             f"At {self.amount} the mean distance of neighbouring steps lies {ends(by_class)}, depending on "
-            f"the class. Depending on the amount, it lies {ends(by_amount)}."
+            f"the class. Depending on the amount, it lies {ends(by_amount)}.{verdict}"
         )
 
     def needed(self) -> str:

@@ -347,7 +347,7 @@ class Result:
         return " and ".join(said)
 
     def closest(self, records: pd.DataFrame) -> str:
-        """Say in a sentence which of the methods whose interval says that they are faster is closest to the
+        """Say in sentences which of the methods whose interval says that they are faster is closest to the
         unmerged images."""
         low = records["speed-up low"].astype(float).drop("unmerged")
         if low.isna().all():
@@ -357,9 +357,10 @@ class Result:
             return "By the intervals over the turns, no method is detectably faster than doing nothing here."
         best = psnr.idxmax()
         near = f"with {psnr[best]:.1f} dB" if np.isfinite(psnr[best]) else "which it does not change"
+        are = "methods are" if len(psnr) > 1 else "method is"
         return (
-            "Of the methods whose intervals, each taken alone, show that they are faster than doing nothing "
-            f"here, the closest to the unmerged images is {best}, {near}."
+            f"By their intervals, each taken alone, {len(psnr)} {are} faster than doing nothing here. Of "
+            f"these, the closest to the unmerged images is {best}, {near}."
         )
 
     def papers_place(self, records: pd.DataFrame) -> str:
@@ -408,7 +409,8 @@ class Result:
         if not others:
             return said
         where = "Elsewhere it" if stays else "It"
-        return f"{said} {where} may be chance, within its own interval: {'; '.join(others)}."
+        ends = "these intervals" if len(others) > 1 else "this interval"
+        return f"{said} {where} may be chance, and lies in {ends}: {'; '.join(others)}."
 
     def other_prompts(self) -> str:
         """Say in a sentence which verdicts of `differences` would be found with other prompts: for which the

@@ -568,7 +568,7 @@ class Result:
         return _beside_even("derived", "as many", differences, verdicts, self.more.classes)
 
     def beside_base(self, kind: str) -> str:
-        """A sentence on all schedules of a kind, "derived" or "online", beside CONFIG_3: the verdicts of
+        """Sentences on all schedules of a kind, "derived" or "online", beside CONFIG_3: the verdicts of
         `comparisons` after Holm, and how large a difference is excluded where nothing is told apart."""
         said = {
             "closer": (f"is closer to unmerged than {BASE}", f"are closer to unmerged than {BASE}", []),
@@ -592,14 +592,14 @@ class Result:
                 if verdicts[row] == quality.UNTOLD:
                     untold.append(differences[row])
         parts = [
-            f"{listed(names)} {one if len(names) == 1 else many}"
+            f"schedule {names[0]} {one}" if len(names) == 1 else f"schedules {listed(names)} {many}"
             for one, many, names in said.values()
             if names
         ]
         if untold:
             parts[-1] += f", where differences of more than {_far_ends(untold)} are excluded"
         return (
-            f"By PSNR, all rows tested at once, {'; '.join(parts)}."
+            f"By PSNR, with all rows tested at once, the {'. The '.join(parts)}."
             if parts
             else f"No {kind} schedule was tried."
         )
@@ -631,11 +631,14 @@ class Result:
                 f"By the paired intervals, none of the {len(table)} schedules tried is detectably closer "
                 f"than pairs found at every step. {excluded}"
             )
+        verdict = "So whether pairs found at every step give the closest images is not decided."
+        if stay:
+            verdict = "So pairs found at every step do not give the closest images."
         return (
-            f"Finding pairs at every step {'does' if stay else 'may'} not give the closest "
-            f"images: with {listed(beats)} the images are closer to unmerged. The paired "
-            f"interval excludes zero for {len(beats)} of {len(table)} schedules tried. With "
-            f"all of them tested at once, {listed(stay) or 'none'} stay{'s' * (len(stay) < 2)}. {excluded}"
+            f"By the paired intervals, each taken alone, {len(beats)} of the {len(table)} schedules tried "
+            f"{'is' if len(beats) == 1 else 'are'} closer to unmerged than pairs found at every step: "
+            f"{listed(beats)}. With all schedules tested at once, {listed(stay) or 'none'} "
+            f"stay{'s' * (len(stay) < 2)}. {verdict} {excluded}"
         )
 
     def of_paper(self, records: pd.DataFrame) -> pd.DataFrame:
@@ -869,10 +872,11 @@ def _beside_even(
             f"are {how}."
         ]
     else:
+        closer, farther, neither = (len(some) or "none" for some in told.values())
         sentences = [
-            f"Of {len(differences)} {kind} schedules, each beside {as_many} checkpoints at equal distances, "
-            f"the images are closer to unmerged with {len(told['closer'])}, farther with "
-            f"{len(told['farther'])}, and not detectably different with {len(untold)}."
+            f"Each of the {len(differences)} {kind} schedules stands beside {as_many} checkpoints at equal "
+            f"distances. The images are closer to unmerged with {closer} of them, farther with {farther}, "
+            f"and not detectably different with {neither}."
         ]
     if untold:
         sentences.append(

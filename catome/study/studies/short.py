@@ -311,14 +311,15 @@ class Result:
         near = {steps: lag_curves(found.rows)[:, 0] for steps, found in self.watched.items()}
         few, many = min(near), max(near)
         _, low, high = change = quality.mean_interval(near[few] - near[many])
+        short, long = (f"in {steps} steps of {self.sampler_of(steps)}" for steps in (few, many))
         verdict = quality.verdict(low, high, "differ more", "differ less")
+        said = f"The pairs of neighbouring calls {verdict} {short} than {long}."
         if verdict == quality.UNTOLD:
-            verdict = "do not differ detectably more or less"
+            said = f"Whether the pairs of neighbouring calls differ more {short} or {long} is not decided."
         return (
-            f"In {few} steps of {self.sampler_of(few)}, the pairs of neighbouring calls have a mean distance "
-            f"of {near[few].mean():.2f}, in {many} steps of {self.sampler_of(many)} one of "
-            f"{near[many].mean():.2f}. The difference is {quality.spoken(change, 2)} over {len(near[few])} "
-            f"images, so the pairs of neighbouring calls {verdict} in the short generation."
+            f"{said} Their mean distance is {near[few].mean():.2f} in {few} steps and "
+            f"{near[many].mean():.2f} in {many}. The difference is {quality.spoken(change, 2)} over "
+            f"{len(near[few])} images."
         )
 
     @property
@@ -374,14 +375,15 @@ class Result:
         opposite = int((both_told & (one != two)).sum())
         moved = int((self.by_sampler()["after Holm"] != quality.UNTOLD).sum())
         turned = (
-            f"In {opposite} both samplers detect a difference, with opposite signs."
+            f"In {opposite} of them both samplers detect a difference, with opposite signs."
             if opposite
-            else "In none do both detect differences of opposite signs."
+            else "In none of them do both samplers detect a difference, with opposite signs."
         )
         return (
-            f"The verdict is the same by {first} and by {second} in {int((one == two).sum())} of {len(one)} "
-            "differences, counting those that neither tells apart, if all of one sampler are tested at once. "
-            f"{turned} Their size differs detectably between the samplers in {moved or 'none'} of them."
+            f"{first} and {second} give the same verdict in {int((one == two).sum())} of {len(one)} "
+            "differences. Those that neither tells apart count, too, and all of one sampler are tested at "
+            f"once. {turned} The size of the difference changes detectably with the sampler in "
+            f"{moved or 'none'} of them."
         )
 
     def words(self) -> dict[str, str]:

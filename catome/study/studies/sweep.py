@@ -309,6 +309,7 @@ class Result:
             "unrelated": self.unrelated(),
             "control_images": str(self.control.params.images),
             "decides": self.decides(),
+            "image_decides": self.image_decides(),
             "moving": self.moving(),
             "fid_told": self.fid_told(),
             "dip": self.dip(),
@@ -470,6 +471,10 @@ class Result:
     def decides(self) -> str:
         """`allocation.Result.decides` at the first threshold that has a control."""
         return self.control.decides(self.control.params.thresholds[0])
+
+    def image_decides(self) -> str:
+        """`allocation.Result.image_decides` at the first threshold that has a control."""
+        return self.control.image_decides(self.control.params.thresholds[0])
 
     def _moving(self) -> pd.DataFrame:
         """The rows of `curve` whose images changed."""

@@ -90,7 +90,7 @@ class Parameters(Setting):
     ratio: Share = 0.5
     curve_images: Count = 12
     curve_kinds: Kinds = None
-    timed_images: Count = 2
+    timed_images: Count = 4
     noises: Distances = (0.001, 0.01, 0.03)
     gentle: Cosines = (0.9, 0.95)
     single_layers: Count = 6
@@ -293,7 +293,7 @@ class Result:
     def drifts(self) -> str:
         """On which model the pairs of neighbouring steps differ less, as a sentence; `expected` has by how
         much."""
-        sign, _ = self._minus_unet({name: curves[:, 0] for name, curves in self.lags().items()}, 3)
+        sign, *_ = self._minus_unet({name: curves[:, 0] for name, curves in self.lags().items()}, 3)
         longer = {-1: TRANSFORMER, 1: UNET}.get(sign)
         return (
             f"So pairs can be reused for longer on the {longer}."
@@ -304,8 +304,10 @@ class Result:
     def expected(self) -> str:
         """On which model merging should cost less, by what the paper argues with: similar tokens, and pairs
         that last. In sentences, with the differences of the two."""
-        similar, more = self._minus_unet({name: self._shares_of_images(name) for name in BOTH}, 2)
-        apart, moved = self._minus_unet({name: curves[:, 0] for name, curves in self.lags().items()}, 3)
+        shares = {name: self._shares_of_images(name) for name in BOTH}
+        near = {name: curves[:, 0] for name, curves in self.lags().items()}
+        similar, more, of_shares = self._minus_unet(shares, 2)
+        apart, moved, of_distances = self._minus_unet(near, 3)
         first, second = {1: TRANSFORMER, -1: UNET}.get(similar), {-1: TRANSFORMER, 1: UNET}.get(apart)
         if not first and not second:
             said = "Neither measure tells the two models apart."
@@ -317,23 +319,27 @@ class Result:
                 for model in (first, second)
             ]
             said = f"By the first measure {by[0]}, by the second {by[1]}."
-        return (
-            f"{said} From the U-Net to the transformer, the share of similar tokens changes by {more}, and "
-            f"the distance of neighbouring steps by {moved}."
+        said += (
+            f" From the U-Net to the transformer, the share of similar tokens changes by {more}, and the "
+            f"distance of neighbouring steps by {moved}, over {len(shares[UNET])} images."
         )
+        if not of_shares:
+            return said
+        return f"{said} For other prompts these intervals are {of_shares} and {of_distances}."
 
-    def _minus_unet(self, values: dict[str, np.ndarray], digits: int) -> tuple[int, str]:
-        """``(sign, words)`` of the transformer's values ``[images]`` minus the U-Net's, on the same seeds and
-        prompts: the sign is 0 where the interval holds zero, and the words have the mean with its interval,
-        and that for other prompts."""
+    def _minus_unet(self, values: dict[str, np.ndarray], digits: int) -> tuple[int, str, str]:
+        """``(sign, words, others)`` of the transformer's values ``[images]`` minus the U-Net's, on the same
+        seeds and prompts: the sign is 0 where the interval holds zero, the words have the mean with its
+        interval, and ``others`` is the interval for other prompts, empty where nothing can be said of
+        them."""
         difference = values[TRANSFORMER] - values[UNET]
         mean, low, high = quality.mean_interval(difference)
-        said = f"{quality.spoken((mean, low, high), digits)} over {len(difference)} images"
         rows = self.models[TRANSFORMER].drift.rows.drop_duplicates("image").sort_values("image")
         _, least, most = quality.over_classes(difference, rows["class"].to_numpy())
+        others = ""
         if np.isfinite(least) and not quality.one_of_each(rows["class"]):
-            said += f" (for other prompts: [{least:+.{digits}f}, {most:+.{digits}f}])"
-        return int(low > 0) - int(high < 0), said
+            others = f"[{least:+.{digits}f}, {most:+.{digits}f}]"
+        return int(low > 0) - int(high < 0), quality.spoken((mean, low, high), digits), others
 
     def _shares_of_images(self, model: str) -> np.ndarray:
         """The share of all tokens above the thresholds, mean over thresholds, steps and layers, by image."""
@@ -449,25 +455,14 @@ class Result:
         return min(pairs, key=lambda pair: _apart(psnr[pair[0]], psnr[pair[1]]))
 
     def sensitivity(self) -> str:
-        """Say in sentences how much of what merging costs the transformer more than the U-Net comes with
-        noise as well, by two controls that change the U-Net's images most nearly alike: `_alike`.
+        """Say in sentences what two controls do to both models that change the U-Net's images most nearly
+        alike (`_alike`), and what follows from it: `accounts`.
 
-        The gap of a control is the U-Net's PSNR minus the transformer's on the same seed. The interval of the
-        gaps' ratio is by bootstrap over the images. Where no two controls come within `ALIKE_DB`, no gaps are
-        compared."""
-        alike = self._alike()
-        psnr = {
-            model: [
-                self.models[model].controls.of(controls(self.params)[name])["psnr"].to_numpy(float)
-                for name in alike
-            ]
-            for model in BOTH
-        }
+        The gap of a control is the U-Net's PSNR minus the transformer's on the same seed. Where no two
+        controls come within `ALIKE_DB`, no gaps are compared."""
+        alike, psnr = self._alike(), self._psnr_of_alike()
         if _apart(*(values.mean() for values in psnr[UNET])) > ALIKE_DB:
-            return (
-                "No control by noise and none by merging change the U-Net's images alike, within "
-                f"{ALIKE_DB:g} dB, so nothing is said of the two gaps."
-            )
+            return self.accounts()
         by_noise, by_merging = map(quality.difference, psnr[UNET], psnr[TRANSFORMER])
         left = {model: [f"{values.mean():.1f}" for values in both] for model, both in psnr.items()}
         found = quality.mean_interval(by_merging)
@@ -484,12 +479,34 @@ class Result:
             f"On average, {alike[1]} merges {shares[TRANSFORMER]:.0%} of the tokens on the transformer and "
             f"{shares[UNET]:.0%} on the U-Net. "
         )
-        if not np.isfinite(found[0]):  # merging changed none of the images of one model
-            return said + "So the two gaps cannot be compared."
-        if not found[1] > 0:
-            return said + "So it is not shown that merging costs more on the transformer."
+        return said + self.accounts()
+
+    def _psnr_of_alike(self) -> dict[str, list[np.ndarray]]:
+        """By model, the PSNR ``[images]`` (dB) with each of the two controls of `_alike`."""
+        ways = [controls(self.params)[name] for name in self._alike()]
+        return {
+            model: [self.models[model].controls.of(way)["psnr"].to_numpy(float) for way in ways]
+            for model in BOTH
+        }
+
+    def accounts(self) -> str:
+        """Say in sentences how much of what merging costs the transformer more than the U-Net comes with
+        noise as well, by the gaps of `sensitivity`. The interval of their ratio is by bootstrap over the
+        images."""
+        psnr = self._psnr_of_alike()
+        if _apart(*(values.mean() for values in psnr[UNET])) > ALIKE_DB:
+            return (
+                "No control by noise and none by merging change the U-Net's images alike, within "
+                f"{ALIKE_DB:g} dB, so nothing is said of the two gaps."
+            )
+        by_noise, by_merging = map(quality.difference, psnr[UNET], psnr[TRANSFORMER])
+        mean, least, _ = quality.mean_interval(by_merging)
+        if not np.isfinite(mean):  # merging changed none of the images of one model
+            return "The two gaps cannot be compared."
+        if not least > 0:
+            return "It is not shown that merging costs more on the transformer."
         share, low, high = _ratio(by_noise, by_merging)
-        said += (
+        said = (
             f"The gap by noise is {share:.0%} of the gap by merging, with a 95 % interval of {low:.0%} to "
             f"{high:.0%}. "
         )
@@ -601,6 +618,7 @@ class Result:
             "farther_told": self.farther_told(),
             "needed": quality.power_words(self.gaps().values()),
             "sensitivity": self.sensitivity(),
+            "accounts": self.accounts(),
             "by_selectivity": self.by_selectivity(),
             "spread_transformer": self.spread_of_layers(TRANSFORMER),
             "spread_unet": self.spread_of_layers(UNET),

@@ -451,16 +451,13 @@ class Result:
             )
         else:
             said = (
-                f"Weights remove the dip: they bring {mean:.1f} dB [{low:.1f}, {high:.1f}] more at its "
-                "lowest point than at the lowest threshold."
+                f"Weights remove the dip: they bring {mean:.1f} dB [{low:.1f}, {high:.1f}] more at the worst "
+                "threshold than at the lowest."
             )
-        return (
-            f"{said} The worst threshold was chosen on images that are among these, so the dip may look a "
-            "little deeper than it is."
-        )
+        return said
 
     def over_prompts(self) -> str:
-        """Say what holds for other prompts of the dip, and of what weights bring more at its lowest point
+        """Say what holds for other prompts of the dip, and of what weights bring more at the worst threshold
         than at the lowest threshold."""
         classes = self.more.classes
         lowest, worst = dip_at(self.made, self.sweep)
@@ -477,10 +474,11 @@ class Result:
             "farther": "That there is no dip holds",
             quality.UNTOLD: "Whether there is a dip is not decided",
         }[quality.verdict(low, high)]
+        where = "at the worst threshold than at the lowest"
         more = {
-            "more": "That weights bring more there than at the lowest threshold holds",
-            "less": "That weights bring less there than at the lowest threshold holds",
-            quality.UNTOLD: "Whether weights bring more there than at the lowest threshold is not decided",
+            "more": f"That weights bring more {where} holds",
+            "less": f"That weights bring less {where} holds",
+            quality.UNTOLD: f"Whether weights bring more {where} is not decided",
         }[quality.verdict(least, most, "more", "less")]
         return (
             f"{dip} for other prompts ([{low:+.2f}, {high:+.2f}] dB). {more} for other prompts "
@@ -548,28 +546,23 @@ class Result:
         return self._table(self.at_equal_scores())
 
     def queries_told(self) -> str:
-        """A sentence on the points of `at_equal_scores` at which kept queries are closer, with all points
+        """Say in sentences at how many points of `at_equal_scores` kept queries are closer, with all points
         tested at once."""
         differences = self.at_equal_scores()
         if not differences:
             return "The four ways leave no share of scores in common here."
         verdicts = self.at_equal_scores_table()["after Holm"]
         said = []
-        for pair, weights in zip(
-            dict.fromkeys(pair for pair, _ in differences), ("Without weights", "With weights"), strict=True
-        ):
+        starts = "Without weights, kept queries are", "With weights, they are"
+        for pair, start in zip(dict.fromkeys(pair for pair, _ in differences), starts, strict=True):
             means = [float(values.mean()) for (own, _), values in differences.items() if own == pair]
             found = list(verdicts[pair])
-            counts = (
-                f"closer at {found.count('closer')} of {len(found)} points and farther at "
-                f"{found.count('farther')}"
-            )
-            span = f"{min(means):+.1f} to {max(means):+.1f} dB"
+            closer, farther = (found.count(one) or "none" for one in ("closer", "farther"))
             said.append(
-                f"{weights}, kept queries are detectably {counts} (Holm's method); the differences are "
-                f"{span}."
+                f"{start} detectably closer at {closer} of {len(found)} points and farther at {farther}. The "
+                f"differences are {min(means):+.1f} to {max(means):+.1f} dB."
             )
-        return " ".join(said)
+        return f"{' '.join(said)} All {len(differences)} points are tested at once, by Holm's method."
 
     def step_changes(self) -> dict[str, np.ndarray]:
         """PSNR with each change on the way to the library's configuration minus PSNR before it, in dB, by
