@@ -52,7 +52,8 @@ pytestmark = pytest.mark.book
         (
             "09_short_generations",
             "-p images 2 -p batch_size 2 -p steps 4 -p threshold 0.8 -p sampler Euler -p every 2 "
-            "-p repetitions 1 -p drift_images 2 -p factor 3 -p curve_images 1 -p curve_kinds ToDo -y step_counts:\\n-\\n3",
+            "-p repetitions 1 -p drift_images 2 -p factor 3 -p curve_images 1 -p curve_kinds ToDo "
+            "-y step_counts:\\n-\\n3",
         ),
         (
             "10_a_transformer",

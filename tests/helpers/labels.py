@@ -102,7 +102,7 @@ _FLAGS = {
     "random dst": {"random": True},
     "by the fullest row": {"by_batch": True},
 }
-"""What a label says without a "=", and the argument that it is."""
+"""The parts of a label without a "=", and the argument that each is."""
 
 _FIXED = re.compile(r"fixed shares\(by=(.+), as t = (.+), [0-9a-f]{8}\)")
 

@@ -53,9 +53,9 @@ def test_few_steps_have_settings_that_fit_them():
         params.kinds["forecast"]["growing by 1.15"].label
         == "forecast(interval=1, order=1, first=2, growth=1.15)"
     )
-    even = params.kinds["CA-ToMe, even schedule"]["t = 0.9"]
+    even = params.kinds["CA-ToMe with even spacing"]["t = 0.9"]
     assert even.label == "CA-ToMe(threshold=0.9, schedule=EVEN_5)"
-    long = curves.kinds()["CA-ToMe, even schedule"]["t = 0.9"]
+    long = curves.kinds()["CA-ToMe with even spacing"]["t = 0.9"]
     assert long.label == "CA-ToMe(threshold=0.9, schedule=EVEN_13)"
     assert list(curves.kinds(20, few=True)["forecast (equal gaps)"]) == ["every 2", "every 3"]
     some = curves.Parameters(steps=20, sampler="DPM++", only=["forecast", "ToDo"]).kinds
@@ -166,15 +166,15 @@ def test_the_rival_is_the_closest_of_those_that_cost_no_more():
 def test_the_papers_method_has_variants_that_are_no_rivals_of_it():
     names = [
         ("CA-ToMe", "t = 0.9"),
-        ("CA-ToMe, fresh pairs", "t = 0.9"),
-        ("CA-ToMe, even schedule", "t = 0.9"),
+        ("CA-ToMe with fresh pairs", "t = 0.9"),
+        ("CA-ToMe with even spacing", "t = 0.9"),
         ("ToMe", "r = 0.5"),
     ]
     found = result(dict(zip(names, (30, 35, 31, 28), strict=True)))
     seconds = dict(zip(names, (3.0, 3.5, 3.0, 2.0), strict=True))
     records = found.records(clock(found, seconds, dict.fromkeys(names, 4.0)))
     said = found.place_of(records, "CA-ToMe")
-    told = ("t = 0.9 (fresh pairs) and t = 0.9 (even schedule) are unbeaten in time;",)
+    told = ("t = 0.9 (fresh pairs) and t = 0.9 (even spacing) are unbeaten in time;",)
     assert_says(said, "Of CA-ToMe, ", *told, " t = 0.9 (fresh pairs) is unbeaten in work.")
     table = found.rivals(records, "CA-ToMe")
     assert table.index.tolist() == [f"{kind}, {setting}" for kind, setting in names[:3]]

@@ -252,7 +252,8 @@ def test_the_readme_says_what_is_unbeaten_in_few_steps(tmp_path, nothing_generat
     for steps in (8, 20):
         records = lengths.records[steps]
         unbeaten = records[records["best in time"]]
-        assert not {"merged keys", "merged keys (few searches)", "CA-ToMe"} & set(unbeaten["kind"])
+        slow = {"merged keys", "merged keys (few searches)", *curves.OF_THE_PAPER}
+        assert not slow & set(unbeaten["kind"])
         forecasts = unbeaten[unbeaten["kind"] == "forecast"]
         assert len(forecasts)
         assert (forecasts["stays"] >= quality.SURE).all()

@@ -100,7 +100,7 @@ KEPT_STEPS = (0.75, 0.6, 0.5, 0.4)
 """Shares of the steps, for generations of fewer steps."""
 
 
-OF_THE_PAPER = ("CA-ToMe", "CA-ToMe, fresh pairs", "CA-ToMe, even schedule")
+OF_THE_PAPER = ("CA-ToMe", "CA-ToMe with fresh pairs", "CA-ToMe with even spacing")
 """The paper's method as its tables have it, with pairs found at every call, and with checkpoints at even
 intervals."""
 
@@ -113,7 +113,7 @@ def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
         steps: of the generation.
         few: for a sampler that makes images in few steps. Then the checkpoints of the library's
             configurations are at nearly every call, so merged keys are tried with pairs kept for four calls,
-            too, as is CA-ToMe with an even schedule; and forecasts begin as much earlier as the generation is
+            too, as is CA-ToMe with even spacing; and forecasts begin as much earlier as the generation is
             shorter, and at equal intervals, too.
     """
     keys = methods.merged_keys
@@ -194,10 +194,10 @@ def _said(rows: pd.DataFrame, column: str) -> str:
 
 
 def _variants(records: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """The rows of a kind and of its variants, whose names begin with it and a comma: the settings of a
+    """The rows of a kind and of its variants, whose names go on behind it by "with": the settings of a
     variant have its name behind them, as ``t = 0.9 (fresh pairs)``."""
-    own = records[(records["kind"] == kind) | records["kind"].str.startswith(f"{kind}, ")]
-    behind = own["kind"].str.removeprefix(kind).str.removeprefix(", ")
+    own = records[(records["kind"] == kind) | records["kind"].str.startswith(f"{kind} with ")]
+    behind = own["kind"].str.removeprefix(kind).str.removeprefix(" with ")
     return own.assign(setting=own["setting"].where(behind == "", own["setting"] + " (" + behind + ")"))
 
 
@@ -323,12 +323,12 @@ class Result:
         Args:
             records: of `records`.
             kind: one of `kinds`.
-            variants: whether the settings of its variants, as ``CA-ToMe, fresh pairs``, have rows, too.
+            variants: whether the settings of its variants, as ``CA-ToMe with fresh pairs``, have rows, too.
         """
         others = records[~records["kind"].str.startswith(kind)]
         asked = records["kind"] == kind
         if variants:
-            asked |= records["kind"].str.startswith(f"{kind}, ")
+            asked |= records["kind"].str.startswith(f"{kind} with ")
         rows = {}
         for _, own in records[asked].iterrows():
             row = {"PSNR (dB)": f"{own['PSNR']:.1f}"}
@@ -417,7 +417,7 @@ class Result:
         return {
             "curve_images": str(self.params.images),
             "curve_settings": str(len(records)),
-            "curve_kinds": str(records["kind"].str.split(", ").str[0].nunique()),  # a variant is no other
+            "curve_kinds": str(records["kind"].str.split(" with ").str[0].nunique()),  # a variant is no other
             "best_in_time": self.best(records, "best in time"),
             "best_in_work": self.best(records, "best in work"),
             "papers_curve": self.place_of(records, "CA-ToMe"),

@@ -162,7 +162,7 @@ class Result:
         less, more = sorted(ranges, key=ranges.get)
         verdict = ""
         if ranges[more] > ranges[less]:
-            verdict = f" So it varies more with the {more} than with the {less}."
+            verdict = f" So among these classes and amounts, the range is wider with the {more}."
         return (
             f"At {self.amount} the mean distance of neighbouring steps lies {ends(by_class)}, depending on "
             f"the class. Depending on the amount, it lies {ends(by_amount)}.{verdict}"

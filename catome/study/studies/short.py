@@ -284,7 +284,7 @@ class Result:
         return {name: 1 / by_lag.shape[1] for name, by_lag in self.drift_curves().items()}
 
     def drift(self) -> pd.DataFrame:
-        """How far pairs drift in each number of steps, with 95 % intervals over images, to be read: between
+        """The drift of pairs in each number of steps, with 95 % intervals over images, to be read: between
         neighbouring calls, with the share of pairs that such calls have in common; until merged keys look for
         new ones; and over a quarter of the generation."""
         oldest = self.params.every - 1
