@@ -242,7 +242,8 @@ def test_the_readme_says_what_is_unbeaten_in_few_steps(tmp_path, nothing_generat
     said = re.search(
         r"In 8 and in 20 steps [^,]*, forecasts are unbeaten in measured time\. "
         r"CA-ToMe is not, at any setting\. Merged keys are not in 8 steps\. "
-        r"In 20 steps one of their settings is unbeaten, in (\d+) % of the draws, but it hardly saves time: generations are ([\d.]+) times as fast \(([\d.]+) to ([\d.]+)\)\. "
+        r"In 20 steps one of their settings is unbeaten, in (\d+) % of the draws, "
+        r"but it hardly saves time: generations are ([\d.]+) times as fast \(([\d.]+) to ([\d.]+)\)\. "
         r"In counted work, the two gentlest settings of merged keys are unbeaten in 8 and in 20 steps\.",
         readme,
     )
@@ -273,7 +274,8 @@ def test_the_readme_says_what_is_unbeaten_in_fifty_steps(tmp_path, nothing_gener
     readme = " ".join((ROOT / "README.md").read_text().split())
     said = re.search(
         r"13 methods at 44 settings\), three forecasts and two settings of gentle merged keys are unbeaten "
-        r"in measured time\. [^.]* more than 99 % of these draws, and the merged keys in (\d+) % and (\d+) %\. "
+        r"in measured time\. [^.]* more than 99 % of these draws, "
+        r"and the merged keys in (\d+) % and (\d+) %\. "
         r"CA-ToMe is not unbeaten at any setting, with the paper's schedule or with another one\. "
         r"In counted work, two combinations of forecasts and merged keys are unbeaten, too\.",
         readme,

@@ -180,7 +180,8 @@ def test_comparisons_are_paired_within_each_length():
 
 def test_jobs_are_what_is_generated():
     counted = counting.table(short.jobs(Parameters(images=10)))
-    assert counted["images"].sum() == 10 * (3 + 2) * 9
+    assert counted.loc[counted["what"] == "images", "images"].sum() == 10 * (3 + 2) * 9
+    assert counted.loc[counted["what"] == "drift", "images"].tolist() == [24, 24, 24]
     assert sorted(set(counted["calls"])) == [8, 20, 51]  # PLMS alone takes one more than its steps
     alone = counting.table(short.jobs(Parameters(images=10, other_sampler=None)))
     assert alone["images"].sum() == 10 * 3 * 9
@@ -294,12 +295,12 @@ def test_how_fast_pairs_drift_is_said_for_each_number_of_steps():
 
 
 def test_pairs_are_watched_in_every_length_that_has_two_calls():
-    assert list(Parameters(step_counts=(3,), steps=1).watched) == [1, 3]  # PLMS calls once more
+    assert list(Parameters(step_counts=(3,), steps=1).watched) == [3]  # one step is one call
     params = Parameters(images=2, drift_images=5, step_counts=(3,), steps=4)
     assert {steps: setting.images for steps, setting in params.watched.items()} == {3: 5, 4: 5}
     counted = counting.table(short.jobs(params))
     drift = counted[counted["what"] == "drift"]
-    assert drift["calls"].tolist() == [3, 5]
+    assert drift["calls"].tolist() == [3, 5]  # PLMS calls once more
     assert drift["images"].tolist() == [5, 5]
 
 

@@ -278,7 +278,7 @@ def test_the_drift_of_classes_and_of_amounts():
         "At r = 0.5",
         "between 0.300 (a) and 0.400 (b)",
         "between 0.000 (t = 0.9) and 0.350 (r = 0.5)",
-        "more with the amount than with the class.",
+        "the range is wider with the amount.",
     )
     assert found.words()["by_amount"].endswith("0.350 [0.300, 0.400] at r = 0.5")
     rows["neighbour"] = rows["neighbour"] + 0.6 * faster  # from 0.3 to 1.0 by class, and to 0.65 by amount
