@@ -283,6 +283,7 @@ def test_how_fast_pairs_drift_is_said_for_each_number_of_steps():
         "Their mean distance is 0.40 in 8 steps and 0.20 in 50.",
         "The difference is +0.20 [",
         "over 6 images.",
+        "A quarter of the generation apart, the distance is 0.40 and 0.20, a difference of +0.20 [",
     )
     assert_says(found.drift_told(), *said)
     less = drifting({8: [0.1], 50: [0.2] * 4})

@@ -304,13 +304,16 @@ class Result:
         return pd.DataFrame(rows).T
 
     def drift_told(self) -> str:
-        """Say how far the pairs of neighbouring calls are apart in the shortest and in the longest
-        generation, paired over images."""
+        """Say how far the pairs of neighbouring calls, and those a quarter of the generation apart, differ in
+        the shortest and in the longest generation, paired over images."""
         if len(self.watched) < 2:
             return "Pairs of a single number of steps were watched here."
-        near = {steps: lag_curves(found.rows)[:, 0] for steps, found in self.watched.items()}
+        by_lag = {steps: lag_curves(found.rows) for steps, found in self.watched.items()}
+        near = {steps: curve[:, 0] for steps, curve in by_lag.items()}
         few, many = min(near), max(near)
         _, low, high = change = quality.mean_interval(near[few] - near[many])
+        far = {steps: at_quarter(by_lag[steps]) for steps in (few, many)}
+        over = quality.mean_interval(far[few] - far[many])
         short, long = (f"in {steps} steps of {self.sampler_of(steps)}" for steps in (few, many))
         verdict = quality.verdict(low, high, "differ more", "differ less")
         said = f"The pairs of neighbouring calls {verdict} {short} than {long}."
@@ -319,7 +322,8 @@ class Result:
         return (
             f"{said} Their mean distance is {near[few].mean():.2f} in {few} steps and "
             f"{near[many].mean():.2f} in {many}. The difference is {quality.spoken(change, 2)} over "
-            f"{len(near[few])} images."
+            f"{len(near[few])} images. A quarter of the generation apart, the distance is "
+            f"{far[few].mean():.2f} and {far[many].mean():.2f}, a difference of {quality.spoken(over, 2)}."
         )
 
     @property
