@@ -282,9 +282,9 @@ def test_the_drift_of_classes_and_of_amounts():
     )
     assert found.words()["by_amount"].endswith("0.350 [0.300, 0.400] at r = 0.5")
     rows["neighbour"] = rows["neighbour"] + 0.6 * faster  # from 0.3 to 1.0 by class, and to 0.65 by amount
-    assert_says(found.content(), "(a) and 1.000 (b)", "more with the class than with the amount.")
+    assert_says(found.content(), "(a) and 1.000 (b)", "the range is wider with the class.")
     rows["neighbour"] = rows["neighbour"].map(np.zeros_like)
-    assert "more with" not in found.content()
+    assert "wider" not in found.content()
     for classes in (("a", "a"), ("a", "b"), ("a",)):  # one class, classes of one image, one image
         said = drifted([0.3] * 50, 50, classes).content()
         assert_says(said, "Depending on the amount", "between 0.000 (t = 0.9) and 0.300 (r = 0.5)")
