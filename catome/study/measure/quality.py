@@ -745,8 +745,8 @@ def mean_interval(
 
 
 def geometric_mean(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """``(mean, low, high)`` of ratios of times: the geometric mean, with Student's 95 % interval of their
-    logarithms.
+    """``(mean, low, high)`` of times or of ratios of times: the geometric mean, with Student's 95 % interval
+    of their logarithms.
 
     Of the inverse ratios all three are inverse, so it does not matter which time is divided by which. The
     mean is no median, so that it belongs to its interval. The interval is NaN for a single ratio; all three

@@ -8,17 +8,19 @@ import pandas as pd
 
 from catome.study.plots.figures import PALETTE, WIDTH
 
-OF_TOKENS = (
-    "ToMe",
-    "tomesd",
-    "CA-ToMe",
-    "CA-ToMe with fresh pairs",
-    "CA-ToMe with even spacing",
-    "ToFu",
-    "SiTo",
-)
 GROUPS = {
-    "fewer tokens": (":", OF_TOKENS),
+    "fewer tokens": (
+        ":",
+        (
+            "ToMe",
+            "tomesd",
+            "CA-ToMe",
+            "CA-ToMe with fresh pairs",
+            "CA-ToMe with even spacing",
+            "ToFu",
+            "SiTo",
+        ),
+    ),
     "fewer keys": ("-", ("merged keys", "merged keys (few searches)", "ToDo", "average pooling")),
     "fewer calls": ("--", ("DeepCache", "forecast", "forecast (equal gaps)", "fewer steps")),
     "both": ("-.", ("merged keys + DeepCache", "merged keys + forecast")),

@@ -195,7 +195,8 @@ def _seconds(pipe, setting: Setting, some: Sequence[Method], repetitions: int, *
     """The geometric mean over turns, by label: two of them have the ratio of
     `catome.study.measure.comparison.time_ratio`."""
     rows = cost(pipe, replace(setting, batch_size=1), some, repetitions, **kept)
-    return np.exp(np.log(rows["seconds"]).groupby(rows["method"]).mean()).to_dict()
+    by_method = rows.groupby("method")["seconds"]
+    return {method: quality.geometric_mean(seconds)[0] for method, seconds in by_method}
 
 
 def chosen(tried: Sequence[Tried], floors: Sequence[float] = FLOORS) -> list[Method]:

@@ -158,7 +158,7 @@ class Result:
         for name, method in self.peers.items():
             turns = clock[clock["method"] == method.label]
             cost = dict(faster.loc[method.label])
-            seconds = np.exp(np.log(turns["seconds"].astype(float)).mean())  # as in `speed_ups`
+            seconds, _, _ = quality.geometric_mean(turns["seconds"])
             cost |= {"s/image": seconds, "GFLOP": turns["flops"].iloc[0] / 1e9}
             cost["peak MB"] = turns["peak_bytes"].astype(float).max() / 1e6
             if method.batch not in (None, turns["batch"].iloc[0]):
