@@ -8,13 +8,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LAB := $(VENV)/share/jupyter/labextensions/catome-book/package.json
-NOTEBOOKS := $(notdir $(wildcard notebooks/*.ipynb))
+# a preset of a model that not every chapter can have names the notebooks that it is for
+CHOSEN := $(wildcard data/presets/$(PRESET)/notebooks.txt)
+NOTEBOOKS := $(if $(CHOSEN),$(shell cat $(CHOSEN)),$(notdir $(wildcard notebooks/*.ipynb)))
 BUILD ?= _build
 SOURCE := $(BUILD)/source
 EXECUTED := $(addprefix $(SOURCE)/notebooks/,$(NOTEBOOKS))
-CODE := $(wildcard catome/*.py catome/*/*.py catome/*/*/*.py) $(wildcard data/tiny-sd/*/*) $(wildcard data/tiny-pixart/*)
+CODE := $(wildcard catome/*.py catome/*/*.py catome/*/*/*.py) $(wildcard data/tiny-sd/*/*) $(wildcard data/tiny-pixart/*) $(wildcard data/tiny-lcm/*)
 GPU_STAMP := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(STAMP))
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+ifneq ($(and $(CHOSEN),$(filter book publish,$(MAKECMDGOALS))),)
+$(error PRESET=$(PRESET) is for some chapters only, which make no book: make notebooks PRESET=$(PRESET))
+endif
 
 .DELETE_ON_ERROR:
 .PHONY: help setup book test check slow commands mutations torture lint format notebooks slides record bench leaderboard gpu-test gpu-bench clean publish publishable audit check-book pdf
@@ -46,6 +52,7 @@ book: $(STAMP) $(EXECUTED) ## run the notebooks on the embedded model and render
 	cp $(BUILD)/output/cover.svg $(BUILD)/output/animation.html $(SOURCE)/book/
 	cp data/tiny-sd/README.md $(SOURCE)/book/model_card.md
 	cp data/tiny-pixart/README.md $(SOURCE)/book/transformer_card.md
+	cp data/tiny-lcm/README.md $(SOURCE)/book/lcm_card.md
 	rm -rf $(BUILD)/html/_modules
 	$(BIN)/jupyter-book build $(SOURCE) --path-output $(dir $(BUILD)) --warningiserror --keep-going --quiet
 	$(BIN)/python book/slides.py $(SOURCE)/notebooks $(BUILD)/html/slides
@@ -79,6 +86,8 @@ record: $(STAMP) ## compute what is missing from data/results (hours; go on any 
 	    $(BIN)/python -m catome.study curves --timed --images 480 $$length --output data/results \
 	        $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH)) || exit 1; \
 	done
+	$(BIN)/python -m catome.study distilled --timed --images 480 --output data/results \
+	    $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH))
 	$(BIN)/python -m catome.study transformer --timed -f data/presets/tiny.yaml -f data/presets/record/10_a_transformer.yaml \
 	    --output data/results $(if $(DEVICE),--device $(DEVICE)) $(if $(BATCH),--batch-size $(BATCH))
 

@@ -16,6 +16,10 @@ WITHOUT_FRONT_MATTER = {
     "book/transformer_card": (
         "Model card of the embedded transformer: its layers, its recipe, its measured quality and its limits."
     ),
+    "book/lcm_card": (
+        "Model card of the embedded model distilled to few steps: its recipe, its measured quality and its "
+        "limits."
+    ),
     "search": "Search the book and its reference.",
     "genindex": "Index of every name in the reference.",
     "py-modindex": "Index of the modules in the reference.",

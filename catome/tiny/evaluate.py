@@ -117,6 +117,49 @@ def evaluate(folder: Path, device: str, per_class: int, steps: int, guidance: fl
     return measured | {"vae_psnr_db": float(np.mean(list(vae.values()))), "vae_psnr_db_by_class": vae}
 
 
+def load_judge(file: Path) -> parts.SceneNet:
+    """Load the classifier that names samples, in evaluation mode."""
+    from safetensors.torch import load_file
+
+    judge = parts.SceneNet()
+    judge.load_state_dict({key: value.float() for key, value in load_file(file).items()})
+    return judge.eval()
+
+
+def held_out(per_class: int) -> tuple[list[str], list[int], torch.Tensor, torch.Tensor]:
+    """Names and seeds of samples, and the renders that they are held against.
+
+    Args:
+        per_class: samples of each class.
+
+    Returns:
+        Of each sample the name and the seed, class-major; the labels of these names, ``[12 * per_class]``;
+        and renders of the same names and seeds, uint8 ``[12 * per_class, 3, 128, 128]``.
+    """
+    names = [name for name in CLASSES for _ in range(per_class)]
+    seeds = [HELD_OUT + i for i in range(len(names))]
+    labels = torch.tensor([CLASSES.index(name) for name in names])
+    return names, seeds, labels, render_all(names, seeds)
+
+
+def render_all(names: list[str], seeds: list[int]) -> torch.Tensor:
+    """Scenes of some names and seeds, uint8 ``[B, 3, 128, 128]``."""
+    images = np.stack([render(name, seed) for name, seed in zip(names, seeds, strict=True)])
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def surroundings(pipe) -> dict[str, str]:
+    """The date, the device and the versions with which a pipeline is measured."""
+    return {
+        "date": date.today().isoformat(),
+        "device": torch.cuda.get_device_name()
+        if pipe.device.type == "cuda"
+        else f"{os.cpu_count()} CPU cores",
+        "torch": torch.__version__,
+        "catome": catome.__version__,
+    }
+
+
 def figures_of(pipe, judge_file: Path, per_class: int, steps: int, guidance: float) -> dict:
     """The figures of a pipeline: of its samples, of how selective its attention is and of what merging costs
     it.
@@ -128,18 +171,10 @@ def figures_of(pipe, judge_file: Path, per_class: int, steps: int, guidance: flo
         steps: of PLMS.
         guidance: scale.
     """
-    from safetensors.torch import load_file
-
-    judge = parts.SceneNet()
-    judge.load_state_dict({k: v.float() for k, v in load_file(judge_file).items()})
-    names = [name for name in CLASSES for _ in range(per_class)]
-    seeds = [HELD_OUT + i for i in range(len(names))]
-    labels = torch.tensor([CLASSES.index(name) for name in names])
-    renders = torch.from_numpy(np.stack([render(n, s) for n, s in zip(names, seeds, strict=True)])).permute(
-        0, 3, 1, 2
-    )
+    judge = load_judge(judge_file)
+    names, seeds, labels, renders = held_out(per_class)
     named = (
-        accuracy(judge.eval(), sample(pipe, names, seeds, steps, guidance), labels)
+        accuracy(judge, sample(pipe, names, seeds, steps, guidance), labels)
         .float()
         .view(-1, per_class)
         .mean(1)
@@ -153,13 +188,7 @@ def figures_of(pipe, judge_file: Path, per_class: int, steps: int, guidance: flo
         "classifier_accuracy_on_held_out_renders": accuracy(judge, renders, labels).float().mean().item(),
         "attention_exp_entropy_over_n": attention_entropy(pipe, min(steps, 20), guidance),
         "merging_psnr_db_by_threshold": merging_cost(pipe, steps, guidance),
-        "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name()
-        if pipe.device.type == "cuda"
-        else f"{os.cpu_count()} CPU cores",
-        "torch": torch.__version__,
-        "catome": catome.__version__,
-    }
+    } | surroundings(pipe)
 
 
 def _aims(figures: dict) -> list[tuple[bool, str, str]]:
@@ -275,8 +304,10 @@ def evaluation_parser(module: str, about: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about.split("\n\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--per-class", type=int, default=20, help="samples of each class")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float, default=parts.GUIDANCE_SCALE)
+    parser.add_argument("--steps", type=int, default=50, help="of PLMS")
+    parser.add_argument(
+        "--guidance", type=float, default=parts.GUIDANCE_SCALE, help="scale, where the model has guidance"
+    )
     return parser
 
 

@@ -6,8 +6,10 @@ stand beside one without this label: `NAME`.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from catome.tiny.model import SceneNet, load_scene_net
@@ -60,6 +62,26 @@ def register() -> str:
     if NAME not in FEATURE_EXTRACTORS_REGISTRY:
         register_feature_extractor(NAME, SceneFeatures)
     return NAME
+
+
+@torch.no_grad()
+def scene_statistics(net: SceneNet, images: torch.Tensor, batch: int = 64) -> dict[str, np.ndarray]:
+    """Mean ``[128]`` and covariance ``[128, 128]`` of the features of uint8 images ``[B, 3, H, W]``, in
+    float64."""
+    features = torch.cat([net(part.float() / 127.5 - 1) for part in images.split(batch)])
+    return fid_features_to_statistics(features.double())
+
+
+def scene_fid(net: SceneNet, images: torch.Tensor, reference: dict[str, np.ndarray]) -> float:
+    """Scene FID of uint8 images ``[B, 3, H, W]``, by torch-fidelity; lower is closer.
+
+    Args:
+        net: the feature extractor.
+        images: at least two.
+        reference: `scene_statistics` of the images that they are held against, by the same extractor.
+    """
+    found = fid_statistics_to_metric(scene_statistics(net, images), reference, verbose=False)
+    return found["frechet_inception_distance"]
 
 
 def accuracy(net: SceneNet, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 
@@ -186,6 +187,30 @@ def find_model(path: str | os.PathLike | None = None) -> Path:
             f"path={str(folder)!r} holds no embedded model ({missing[0]} is missing): "
             "it comes with a checkout of the repository, not with the installed package; "
             "give the path of its data/tiny-sd folder as path= or in CATOME_TINY_MODEL"
+        )
+    return folder
+
+
+def find_part(path: str | os.PathLike | None, name: str, files: Sequence[str], what: str) -> Path:
+    """The folder of something that belongs to the embedded model: ``path``, else ``data/<name>`` of this
+    checkout.
+
+    Args:
+        path: as its loader was given it.
+        name: of its folder in ``data``.
+        files: that must be there.
+        what: it is, in the error.
+
+    Raises:
+        FileNotFoundError: if one of the files is not there.
+    """
+    folder = Path(path) if path is not None else Path(__file__).resolve().parents[2] / "data" / name
+    missing = [file for file in files if not (folder / file).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"path={str(folder)!r} holds no embedded {what} ({missing[0]} is "
+            "missing): it comes with a checkout of the repository, not with the "
+            f"installed package; give the path of its data/{name} folder as path="
         )
     return folder
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel
 
-from catome.tiny.model import GUIDANCE_SCALE, TEXT, load_pipeline, read_whole
+from catome.tiny.model import GUIDANCE_SCALE, TEXT, find_part, load_pipeline, read_whole
 
 PARTS = ("config.json", "diffusion_pytorch_model.safetensors")
 SIZE = 32
@@ -143,15 +143,7 @@ def find_transformer(path: str | os.PathLike | None = None) -> Path:
     Raises:
         FileNotFoundError: if there is no transformer in that folder.
     """
-    folder = Path(path) if path is not None else Path(__file__).resolve().parents[2] / "data" / "tiny-pixart"
-    missing = [name for name in PARTS if not (folder / name).exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"path={str(folder)!r} holds no embedded transformer ({missing[0]} is "
-            "missing): it comes with a checkout of the repository, not with the "
-            "installed package; give the path of its data/tiny-pixart folder as path="
-        )
-    return folder
+    return find_part(path, "tiny-pixart", PARTS, "transformer")
 
 
 def load_transformer(

@@ -20,22 +20,25 @@ pytestmark = pytest.mark.book
         ("01_tome_review", "-p classes volcano -p images 1 -p threshold 1.0 -p steps 3 -p step 0 -p block 0"),
         (
             "02_similarity_per_step",
-            "-p images 5 -p batch_size 3 -p steps 3 -p guidance 3 -p ratio 0.6 -y thresholds:\\n-\\n0.83",
+            "-p model tiny-pixart -p images 5 -p batch_size 3 -p steps 3 -p guidance 3 "
+            "-p ratio 0.6 -y thresholds:\\n-\\n0.83",
         ),
         ("02_similarity_per_step", "-p dtype bfloat16 -p images 1 -p steps 2 -p guidance 1"),
         (
             "04_pair_drift",
-            "-p images 3 -p batch_size 2 -p steps 4 -p ratio 0.4 "
+            "-p model tiny-pixart -p images 3 -p batch_size 2 -p steps 4 -p ratio 0.4 "
             "-p variation_images 1 -y guidances:\\n-\\n2.0 -y step_counts:\\n-\\n3",
         ),
         (
             "03_threshold_sweep",
-            "-p images 5 -p batch_size 3 -p steps 3 -p repetitions 1 -y thresholds:\\n-\\n0.75 "
+            "-p model tiny-pixart -p images 5 -p batch_size 3 -p steps 3 -p repetitions 1 "
+            "-y thresholds:\\n-\\n0.75 "
             "-y finer:\\n-\\n0.9 -y compared:\\n-\\n0.75 -y shown:\\n-\\n0.9",
         ),
         (
             "05_checkpoint_schedules",
-            "-p images 3 -p batch_size 2 -p steps 3 -p drift_images 25 -p repetitions 1 "
+            "-p model tiny-pixart -p images 3 -p batch_size 2 -p steps 3 "
+            "-p drift_images 25 -p repetitions 1 "
             "-y thresholds:\\n-\\n0.8 -y tolerances:\\n-\\n0.5 -y budgets:\\n-\\n3",
         ),
         (
@@ -46,14 +49,14 @@ pytestmark = pytest.mark.book
         ("07_where_the_time_goes", "-p size 448 -y sizes:\\n-\\n320"),
         (
             "08_weigh_the_keys",
-            "-p images 2 -p batch_size 2 -p steps 3 -p threshold 0.8 "
+            "-p model tiny-pixart -p images 2 -p batch_size 2 -p steps 3 -p threshold 0.8 "
             "-p schedule CONFIG_1 -p even EVEN_4 -p factor 3 -y thresholds:\\n-\\n0.8",
         ),
         (
             "09_short_generations",
             "-p images 2 -p batch_size 2 -p steps 4 -p threshold 0.8 -p sampler Euler -p every 2 "
             "-p repetitions 1 -p drift_images 2 -p factor 3 -p curve_images 1 -p curve_kinds ToDo "
-            "-y step_counts:\\n-\\n3",
+            "-p distilled_images 1 -p distilled_steps 3 -y step_counts:\\n-\\n3",
         ),
         (
             "10_a_transformer",
@@ -69,6 +72,7 @@ pytestmark = pytest.mark.book
     ],
 )
 def test_notebooks_run_with_parameters_nobody_tried(notebook, arguments, tmp_path):
+    """Those that a transformer can have are run on one."""
     arguments = [
         part.replace("\\n-\\n", " [") + "]" if "\\n" in part else part for part in arguments.split(" ")
     ]
@@ -98,3 +102,11 @@ def test_a_wrong_parameter_is_an_error_before_anything_runs(arguments, says, tmp
     assert len(ran) <= 4  # parameters, injected parameters, the check; papermill's own notice
     assert not any("load(" in cell.source for cell in ran)
     assert not (tmp_path / "output").exists()
+
+
+def test_chapter_1_refuses_a_model_without_a_unet(tmp_path):
+    done = papermill(
+        "01_tome_review", tmp_path / "out.ipynb", "-p", "model", "tiny-pixart", "-p", "steps", "2"
+    )
+    assert done.returncode != 0
+    assert_says(done.stderr, "model='tiny-pixart' must have a U-Net")

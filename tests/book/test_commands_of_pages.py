@@ -58,12 +58,15 @@ NETWORK = "needs a network"
 GPU = "needs a GPU"
 IMAGENET = "needs ImageNet's archives"
 BOOK = "minutes; the tests of the pages run it"
+BY_TRANSFORMER = "minutes; test_book.py runs these notebooks on the embedded transformer"
 EXCUSED = {
     "pip install .": NETWORK,
     "make book": BOOK,
     "make book PRESET=paper REFERENCE=runs/sd15/imagenet/val BUILD=runs/sd15/_build": BOOK,
     "make book PRESET=mine REFERENCE=runs/sd15/imagenet/val BUILD=runs/sd15/_build": BOOK,
     "make book PRESET=sdxl REFERENCE=runs/sd15/imagenet/val BUILD=runs/sdxl/_build": BOOK,
+    "make notebooks PRESET=pixart REFERENCE=runs/sd15/imagenet/val BUILD=runs/pixart/_build": BY_TRANSFORMER,
+    "jupyter nbconvert --to html runs/pixart/_build/source/notebooks/*.ipynb": BY_TRANSFORMER,
     "make test": "these are the tests",
     "make check": "these are the tests",
     "make record": "hours",
@@ -81,6 +84,10 @@ EXCUSED = {
     '--include "*/diffusion_pytorch_model.safetensors" --include "text_encoder/model.safetensors"': NETWORK,
     "mv ILSVRC2012_img_val.tar ILSVRC2012_devkit_t12.tar.gz runs/sd15/imagenet/": IMAGENET,
     "python -c \"from torchvision.datasets import ImageNet ImageNet('runs/sd15/imagenet', split='val')\"": IMAGENET,
+    'python -c "from diffusers import StableDiffusionPipeline pipe = StableDiffusionPipeline.from_pretrained( '
+    "'runs/sd15/model', safety_checker=None, requires_safety_checker=False) "
+    "pipe.load_lora_weights('latent-consistency/lcm-lora-sdv1-5') pipe.fuse_lora() "
+    "pipe.unload_lora_weights() pipe.save_pretrained('runs/sd15/lcm')\"": NETWORK,
     "ssh -N -L 8888:localhost:8888 MACHINE": "needs another machine",
     'python -m pip install -c host.txt -e ".[study,peers]"': NETWORK,
     'python -m pip install -c constraints.txt -e ".[study,peers]"': NETWORK,
@@ -189,6 +196,7 @@ class Reader:
         model = clone / "runs/sd15/model"
         model.parent.mkdir(parents=True)
         shutil.copytree(ROOT / "data/tiny-sd", model)
+        tiny.load_lcm().save_pretrained(clone / "runs/sd15/lcm", safe_serialization=True)
         shutil.copytree(model, clone / "runs/mymodel")  # as the page "Extend it" saves it
         for real in (
             clone / "runs/sd15/imagenet/val",

@@ -1112,7 +1112,7 @@ def test_a_damaged_model_is_refused_and_nothing_unpickled_or_run(what, says, tmp
     before = contents(tmp_path)
     says = [part.replace("{folder}", str(folder)) for part in says]
     allowed = (
-        "'tiny', 'tiny-pixart'",
+        "'tiny', 'tiny-pixart', 'tiny-lcm'",
         "a folder with a whole Stable Diffusion (1, 2 or XL) or PixArt-Sigma",
         "the Hub",
     )
@@ -1149,7 +1149,7 @@ def test_no_model_there_is_said_in_one_sentence(what, says, tmp_path, monkeypatc
     model = str(tmp_path / what) if what in ("missing", "empty", "file.safetensors") else what
     refused(
         lambda: study.load(setting(tmp_path, model=model)),
-        f"model={model!r} must be 'tiny', 'tiny-pixart', a folder",
+        f"model={model!r} must be 'tiny', 'tiny-pixart', 'tiny-lcm', a folder",
         *says,
     )
     refused(

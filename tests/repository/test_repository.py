@@ -48,6 +48,25 @@ def test_presets_set_every_common_parameter(preset):
     assert set(yaml.safe_load(preset.read_text())) == set(Setting.names_of_parameters())
 
 
+def test_a_preset_may_be_for_some_notebooks_only():
+    """That of a transformer is: `make notebooks` runs those, and there is no book of them."""
+
+    def asked(target: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["make", "-n", target, "PRESET=pixart"], cwd=ROOT, capture_output=True, text=True
+        )
+
+    named = (ROOT / "data/presets/pixart/notebooks.txt").read_text().split()
+    commands = asked("notebooks").stdout
+    assert set(re.findall(r"papermill notebooks/(\S+)", commands)) == set(named)
+    own = {path.stem for path in (ROOT / "data/presets/pixart").glob("*.yaml")}
+    assert own < {Path(name).stem for name in named}
+    assert all((ROOT / "notebooks" / name).is_file() for name in named)
+    refused = asked("book")
+    assert refused.returncode != 0
+    assert "make notebooks PRESET=pixart" in refused.stderr
+
+
 def test_the_library_imports_neither_models_nor_studies():
     code = (
         "import sys, catome; print([m for m in sys.modules if m.startswith(('catome.tiny', 'catome.study', "

@@ -72,7 +72,7 @@ def test_few_steps_have_settings_that_fit_them():
 
 @pytest.mark.parametrize("given", ["PLMS", 3, ""])
 def test_an_unknown_sampler_is_refused(given):
-    with pytest.raises(ValueError, match=r"sampler=.*'DPM\+\+', 'Euler', None"):
+    with pytest.raises(ValueError, match=r"sampler=.*'DPM\+\+', 'Euler', 'LCM', None"):
         curves.Parameters.checked({"sampler": given})
 
 

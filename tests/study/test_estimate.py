@@ -130,6 +130,11 @@ def test_an_unknown_preset_is_named():
         estimate.count_all("papier")
 
 
+def test_a_preset_that_is_not_for_all_notebooks_is_not_counted():
+    with pytest.raises(ValueError, match="preset='pixart' must be one of paper, sdxl, smoke, tiny"):
+        estimate.count_all("pixart")
+
+
 def test_seconds_grow_as_the_work_does():
     one = estimate.generation_seconds(512, "A100 80 GB SXM")
     assert estimate.generation_seconds(512, "A100 80 GB SXM", efficiency=0.25) == pytest.approx(4 * one)

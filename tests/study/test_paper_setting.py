@@ -75,7 +75,7 @@ def test_the_threshold_sweep_in_the_papers_setting(sd15, tmp_path):
     (tmp_path / "real").mkdir()
     jpegs(tmp_path / "real")
     smaller = (
-        "-p device cpu -p dtype float32 -p images 2 -p batch_size 2 -p steps 2 -p height 128 -p width 128 "
+        "-p device cpu -p dtype float32 -p images 2 -p batch_size 2 -p steps 2 -p height 64 -p width 64 "
         "-p repetitions 1"
     )
     lists = "-y thresholds:[-0.5,1.0] -y finer:[0.9] -y compared:[-0.5] -y shown:[-0.5]".replace(":", ": ")

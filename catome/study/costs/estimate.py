@@ -195,7 +195,10 @@ def preset_of(preset: str, notebook: str | None = None) -> dict:
         ValueError: if there is no such preset.
     """
     presets = CHECKOUT / "data/presets"
-    known = sorted(path.stem for path in presets.glob("*.yaml"))
+    # a preset that names its notebooks is not for all, so the whole study cannot be counted with it
+    known = sorted(
+        path.stem for path in presets.glob("*.yaml") if not (presets / path.stem / "notebooks.txt").exists()
+    )
     if preset not in known:
         raise ValueError(f"preset={preset!r} must be one of {', '.join(known)}")
     values = {}

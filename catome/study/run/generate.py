@@ -14,6 +14,7 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PixArtSigmaPipeline,
     StableDiffusionXLPipeline,
 )
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from catome import tiny
 from catome.study.run.denoiser import denoiser, topmost_downsample
-from catome.study.run.parameters import DTYPES, EMBEDDED, SAMPLERS, Setting
+from catome.study.run.parameters import DTYPES, EMBEDDED, LCM, SAMPLERS, Setting
 from catome.study.run.store import image_size
 from catome.tiny.model import read_pipeline
 from catome.tiny.transformer import PixArtPipeline
@@ -29,7 +30,8 @@ from catome.tiny.transformer import PixArtPipeline
 T = TypeVar("T")
 
 _SAMPLERS = dict(zip(SAMPLERS, (DPMSolverMultistepScheduler, EulerDiscreteScheduler), strict=True))
-_LOADERS = {"tiny": tiny.load_pipeline, "tiny-pixart": tiny.load_transformer}
+_SAMPLERS[LCM] = LCMScheduler
+_LOADERS = {"tiny": tiny.load_pipeline, "tiny-pixart": tiny.load_transformer, "tiny-lcm": tiny.load_lcm}
 
 
 def load(setting: Setting):
@@ -39,8 +41,14 @@ def load(setting: Setting):
 
     Raises:
         OSError: if the model is neither a whole folder nor to be had from the Hub.
-        ValueError: for a transformer and a ``guidance_rescale``, which its pipeline does not have.
+        ValueError: for a transformer and a ``guidance_rescale``, which its pipeline does not have; and for
+            the distilled model in a study that does not use its sampler.
     """
+    if setting.model == "tiny-lcm" and getattr(setting, "sampler", None) != LCM:
+        raise ValueError(
+            f"model={setting.model!r} makes images by the sampler {LCM!r} alone, which the studies "
+            "'distilled' and 'curves' have"
+        )
     if setting.guidance_rescale and (
         setting.model == "tiny-pixart" or (not setting.embedded and is_pixart(setting.model))
     ):
@@ -86,7 +94,8 @@ def _pipeline_class(model: str) -> str | None:
 
 @contextmanager
 def with_sampler(pipe, name: str | None) -> Iterator:
-    """The pipeline with another sampler, "DPM++" or "Euler" (None: its own); afterwards its own again."""
+    """The pipeline with another sampler, "DPM++", "Euler" or "LCM" (None: its own); afterwards its own
+    again."""
     own = pipe.scheduler
     if name is not None:
         pipe.scheduler = _SAMPLERS[name].from_config(own.config)

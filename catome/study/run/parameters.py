@@ -207,6 +207,8 @@ Text = Annotated[str, checked_by(_text)]
 Folder = Annotated[str | None, checked_by(lambda name, value: None if value is None else _text(name, value))]
 Flag = Annotated[bool, checked_by(check_flag)]
 Count = Annotated[int, checked_by(_integer(1))]
+FewSteps = Annotated[int, checked_by(_integer(2, 999))]
+Number = Annotated[float, checked_by(_number(0, 100))]
 AllOr = Annotated[
     int | None, checked_by(lambda name, value: None if value is None else check_integer(name, value, 1))
 ]
@@ -234,11 +236,15 @@ SAMPLERS = ("DPM++", "Euler")
 
 Sampler = Annotated[str, checked_by(_one_of(*SAMPLERS))]
 OwnSampler = Annotated[str | None, checked_by(_one_of(*SAMPLERS, None))]
+LCM = "LCM"
+"""The sampler of models that were distilled to few steps, and of no other."""
+
+AnySampler = Annotated[str | None, checked_by(_one_of(*SAMPLERS, LCM, None))]
 Guidances = Annotated[tuple, checked_by(_numbers(0, 100, empty=True))]
 ScheduleName = Annotated[object, checked_by(_schedule)]
 
 
-EMBEDDED = ("tiny", "tiny-pixart")
+EMBEDDED = ("tiny", "tiny-pixart", "tiny-lcm")
 """The models that come with the repository."""
 
 parameters = dataclass(
@@ -252,8 +258,8 @@ class Setting:
     """The parameters of every study: which model, which images, and where.
 
     Attributes:
-        model: "tiny" (the embedded model), "tiny-pixart" (the embedded transformer), a diffusers folder, or a
-            name on the Hugging Face Hub.
+        model: "tiny" (the embedded model), "tiny-pixart" (the embedded transformer), "tiny-lcm" (the embedded
+            model distilled to few steps), a diffusers folder, or a name on the Hugging Face Hub.
         classes: names to put into the prompt, in turn; None for all classes of the model.
         prompt: with ``{}`` once, for the class.
         images: how many.
@@ -274,7 +280,7 @@ class Setting:
     prompt: Annotated[str, checked_by(_template)] = PROMPT
     images: Annotated[int, checked_by(_integer(1, 10**6))] = 24  # the next seed's noise begins behind them
     steps: Annotated[int, checked_by(_integer(1, 999))] = 50
-    guidance: Annotated[float, checked_by(_number(0, 100))] = GUIDANCE_SCALE
+    guidance: Number = GUIDANCE_SCALE
     guidance_rescale: Annotated[float, checked_by(_number(0, 1))] = 0.0
     height: Annotated[int | None, checked_by(_size)] = None
     width: Annotated[int | None, checked_by(_size)] = None

@@ -24,9 +24,9 @@ from catome.study.methods import Method, together
 from catome.study.run.denoiser import check_has_unet
 from catome.study.run.generate import with_sampler
 from catome.study.run.parameters import (
+    AnySampler,
     Count,
     Flag,
-    OwnSampler,
     Seed,
     Setting,
     checked_by,
@@ -52,15 +52,15 @@ class Parameters(Setting):
 
     Attributes:
         seed: of the images, by which no setting was chosen.
-        sampler: "DPM++" or "Euler", as diffusers has them, for generations of few steps; None for the
-            pipeline's own.
+        sampler: "DPM++" or "Euler", as diffusers has them, for generations of few steps, "LCM" for a model
+            that was distilled to them; None for the pipeline's own.
         only: kinds of methods, by their names in `kinds`; None for all.
         timed_images: that the methods are timed on: of the embedded model, one of each class.
         recompute: generate everything again, whatever is kept.
     """
 
     seed: Seed = HELD_OUT
-    sampler: OwnSampler = None
+    sampler: AnySampler = None
     only: Kinds = None
     timed_images: Count = TIMED_IMAGES
     recompute: Flag = False

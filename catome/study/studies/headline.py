@@ -48,7 +48,7 @@ class Parameters(Setting):
     interval: Count = 3
     repetitions: Count = 5
     reference: Folder = None
-    curve_images: Count = 12
+    curve_images: Count = 24
     curve_kinds: curves.Kinds = None
     recompute: Flag = False
 

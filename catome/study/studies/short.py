@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from catome.study.run.parameters import (
     Cosine,
     Count,
     Factor,
+    FewSteps,
     Flag,
     Folder,
     OwnSampler,
@@ -33,7 +34,8 @@ from catome.study.run.parameters import (
     StepCounts,
     parameters,
 )
-from catome.study.studies import curves
+from catome.study.studies import curves, distilled
+from catome.study.studies.compose import HELD_OUT
 from catome.study.studies.drift import at_quarter, common_share
 from catome.study.studies.jobs import Job, of_drift, of_images
 from catome.study.studies.weights import closeness
@@ -70,6 +72,10 @@ class Parameters(Setting):
         curve_images: that every method is tried on at several settings.
         curve_kinds: methods that are, by their names in `catome.study.studies.curves.kinds`; None for all.
         timed_images: of those, that they are timed on.
+        distilled: a model that was distilled to few steps, for the sampler LCM: "tiny-lcm" (the embedded one,
+            which is left out beside another ``model``), a folder, or a name on the Hub; None for none.
+        distilled_steps: of its generations.
+        distilled_images: that every method is tried on there.
         recompute: compute again what was recorded or kept.
     """
 
@@ -86,9 +92,12 @@ class Parameters(Setting):
     drift_images: Count = 24
     repetitions: Count = 3
     reference: Folder = None
-    curve_images: Count = 12
+    curve_images: Count = 24
     curve_kinds: curves.Kinds = None
     timed_images: Count = 6
+    distilled: Folder = "tiny-lcm"
+    distilled_steps: FewSteps = 4
+    distilled_images: Count = 48
     recompute: Flag = False
 
     @property
@@ -127,6 +136,22 @@ class Parameters(Setting):
             sampler = None if steps == self.steps else self.sampler
             found[steps] = curves.beside(setting, self.curve_images, sampler=sampler, **own)
         return found
+
+    @property
+    def of_distilled(self) -> distilled.Parameters | None:
+        """The study of the model that was distilled; None where there is none for ``model``."""
+        if self.distilled is None or (self.distilled == "tiny-lcm" and self.model != "tiny"):
+            return None
+        common = self.common(
+            model=self.distilled,
+            steps=self.distilled_steps,
+            images=self.distilled_images,
+            seed=HELD_OUT,
+            guidance=distilled.GUIDANCE,
+            guidance_rescale=0.0,
+        )
+        few = {"only": self.curve_kinds, "ratio": self.ratio, "drift_images": self.drift_images}
+        return distilled.Parameters(**asdict(common), **few, recompute=self.recompute)
 
     def calls_with(self, steps: int) -> int:
         """Calls of the model in a generation: PLMS takes one more than its steps."""

@@ -90,7 +90,7 @@ class Parameters(Setting):
     ratio: Share = 0.5
     curve_images: Count = 12
     curve_kinds: Kinds = None
-    timed_images: Count = 2
+    timed_images: Count = 4
     noises: Distances = (0.001, 0.01, 0.03)
     gentle: Cosines = (0.9, 0.95)
     single_layers: Count = 6

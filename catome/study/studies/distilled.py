@@ -1,0 +1,148 @@
+"""Four steps: every method over its own knob on a model that was distilled to so few, a latent consistency
+model.
+
+``python -m catome.study distilled --timed`` records it; chapter 9 shows it. Its images have a seed by which
+no setting was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from catome.study.measure import quality
+from catome.study.measure.drift import Drift, drift_study, lag_curves
+from catome.study.measure.turns import turns_on
+from catome.study.run.generate import with_sampler
+from catome.study.run.parameters import (
+    LCM,
+    AnySampler,
+    Count,
+    FewSteps,
+    Number,
+    Setting,
+    Share,
+    Text,
+    parameters,
+)
+from catome.study.studies import curves
+from catome.study.studies.drift import common_share
+from catome.study.studies.jobs import Job, of_drift
+
+NOTEBOOK = None
+
+check = curves.check
+
+GUIDANCE = 1.0
+"""None: a distilled model has the guidance of its teacher in its weights."""
+
+KINDS = ("CA-ToMe", "merged keys")
+"""The methods whose place on the frontier `words` tells: the paper's, and the library's."""
+
+
+@parameters
+class Parameters(curves.Parameters):
+    """The parameters of this study: those of `catome.study.studies.curves`, for a distilled model.
+
+    Attributes:
+        model: "tiny-lcm" (the embedded one), a diffusers folder with such a model, or a name on the Hub.
+        guidance: 1 for a model that has its teacher's guidance in its weights.
+        ratio: the fixed share whose pairs are watched.
+        drift_images: whose pairs are watched, unmerged.
+    """
+
+    model: Text = "tiny-lcm"
+    steps: FewSteps = 4
+    guidance: Number = GUIDANCE
+    images: Count = 48
+    sampler: AnySampler = LCM
+    ratio: Share = 0.5
+    drift_images: Count = 24
+
+    @property
+    def watched(self) -> Setting:
+        """The images whose pairs are watched."""
+        return self.common(images=self.drift_images)
+
+
+def jobs(params: Parameters) -> Iterator[Job]:
+    """All generations."""
+    yield from curves.jobs(params)
+    yield replace(of_drift(2, params.watched, params.steps))
+
+
+def run(params: Parameters, pipe, **kept) -> Result:
+    """Generate by every setting of every method, and watch the pairs of unmerged generations.
+
+    Args:
+        params: which.
+        pipe: an unpatched pipeline with a distilled model.
+        kept: ``folder`` and ``recorded`` as in `catome.study.compare`.
+    """
+    turned = curves.run(params, pipe, **kept)
+    with with_sampler(pipe, params.sampler):
+        drift = drift_study(pipe, params.watched, ratios=[params.ratio], recompute=params.recompute, **kept)
+    return Result(params, turned, drift)
+
+
+def timed(result: Result, pipe, **kept) -> pd.DataFrame:
+    """Rows of `catome.study.measure.turns.TURNS`, as by `catome.study.studies.curves.timed`."""
+    return curves.timed(result.curves, pipe, **kept)
+
+
+def no_words() -> dict[str, str]:
+    """`Result.words` where there is no distilled model."""
+    names = ("steps", "images", "settings", "clock", "time", "work", "papers", "own", "drift")
+    return {f"distilled_{name}": "(no distilled model was given)" for name in names}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The results of this study.
+
+    Attributes:
+        params: the parameters.
+        curves: every method over its own knob.
+        drift: how far the pairs of unmerged generations drift.
+    """
+
+    params: Parameters
+    curves: curves.Result
+    drift: Drift
+
+    def neighbours(self) -> np.ndarray:
+        """The mean distance of the pairs of neighbouring calls, ``[images]``."""
+        return lag_curves(self.drift.rows)[:, 0]
+
+    def words(self, clock: pd.DataFrame) -> dict[str, str]:
+        """The numbers that the chapter's text takes up, by their names there, with _ for -.
+
+        Args:
+            clock: rows of `timed`.
+        """
+        records = self.curves.records(clock)
+        near = quality.mean_interval(self.neighbours())
+        papers, own = (self.curves.place_of(records, kind) for kind in KINDS)
+        return {
+            "distilled_steps": str(self.params.steps),
+            "distilled_images": str(self.params.images),
+            "distilled_settings": str(len(records)),
+            "distilled_clock": turns_on(clock),
+            "distilled_time": self.curves.best(records, "best in time"),
+            "distilled_work": self.curves.best(records, "best in work"),
+            "distilled_papers": papers,
+            "distilled_own": own,
+            "distilled_drift": (
+                f"The pairs of its neighbouring calls have a mean distance of {quality.bracketed(near)} over "
+                f"{self.params.drift_images} images. So {common_share(near[0]):.0%} of the pairs are common "
+                "to both calls."
+            ),
+        }
+
+    def report(self) -> str:
+        """PSNR of every setting, and the drift; the times are in the records of ``curves``."""
+        near = quality.bracketed(quality.mean_interval(self.neighbours()))
+        return f"{self.curves.report()}\ndistance of the pairs of neighbouring calls: {near}"
