@@ -651,6 +651,27 @@ MUTATIONS = (
         "models/test_tiny_transformer.py -k steps_are_told",
     ),
     Mutation(
+        "the distilled model learns from a teacher without guidance",
+        "tiny/train_lcm.py",
+        "without + guidance * (given - without)",
+        "given",
+        "models/test_tiny_lcm.py -k guided_teacher",
+    ),
+    Mutation(
+        "at the end of its path the distilled model draws another image than it was given",
+        "tiny/train_lcm.py",
+        "return skip * noisy + out * predicted",
+        "return predicted",
+        "models/test_tiny_lcm.py -k end_of_the_path",
+    ),
+    Mutation(
+        "the weights of the distilled model are not those of half precision",
+        "tiny/lcm.py",
+        "pipe.unet.half().to(dtype)",
+        "pipe.unet.to(dtype)",
+        "models/test_tiny_lcm.py -k every_precision",
+    ),
+    Mutation(
         "a forecast stands beside fewer steps only where these call the model more often",
         "study/studies/curves.py",
         "if count + more >= calls]",

@@ -49,8 +49,8 @@ def figures_of(lcm, plain, model: Path, per_class: int, steps: int, guidance: fl
         guidance: scale of the embedded model's.
 
     Returns:
-        A dictionary that JSON can hold: under "lcm" and "dpm" the figures of each number of steps in
-        `COUNTS`, under "plms" those of PLMS.
+        A dictionary that JSON can hold: under ``lcm`` and ``dpm`` the figures of each number of steps in
+        `COUNTS`, under ``plms`` those of PLMS.
     """
     judge = load_judge(model / "judge" / "model.safetensors")
     net = load_scene_net(model)
