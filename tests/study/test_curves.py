@@ -70,6 +70,20 @@ def test_few_steps_have_settings_that_fit_them():
     assert "merged keys (few searches)" not in curves.kinds(52, few=True)
 
 
+def test_a_forecast_that_leaves_out_no_call_is_no_setting():
+    four = curves.kinds(4, few=True)
+    assert "forecast" not in four
+    assert "merged keys + forecast" not in four
+    assert list(four["forecast (equal gaps)"]) == ["every 2", "every 3"]
+    assert all(four.values())
+    eight = curves.kinds(8, few=True)
+    assert list(eight["forecast"]) == list(curves.kinds()["forecast"])
+    assert list(eight["merged keys + forecast"]) == ["growing by 1.15", "growing by 1.3"]
+    # six calls are computed at first, and PLMS calls the model once more than it has steps
+    assert "forecast" not in curves.kinds(3)
+    assert "forecast" in curves.kinds(8)
+
+
 @pytest.mark.parametrize("given", ["PLMS", 3, ""])
 def test_an_unknown_sampler_is_refused(given):
     with pytest.raises(ValueError, match=r"sampler=.*'DPM\+\+', 'Euler', 'LCM', None"):

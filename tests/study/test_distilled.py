@@ -137,6 +137,7 @@ def test_the_words_are_those_of_the_frontier_and_of_the_drift(monkeypatch):
     assert words["distilled_papers"] == "No setting of CA-ToMe is unbeaten, in time or in work."
     assert_says(words["distilled_own"], "t = 0.7", "is unbeaten in time", "is unbeaten in work")
     assert_says(words["distilled_drift"], "a mean distance of 0.6", "over 4 images", "56% of the pairs")
+    assert words["distilled_searches"] == "Fitted to 4 calls, CONFIG_3 finds pairs at 4 of them."
     turned = result({PAPERS: 35.0, OWN: 25.0})
     words = turned.words(clock(turned, {PAPERS: 1.5, OWN: 1.8}))
     assert words["distilled_time"] == "CA-ToMe (t = 0.7)"

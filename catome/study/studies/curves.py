@@ -115,13 +115,19 @@ def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
             configurations are at nearly every call, so merged keys are tried with pairs kept for four calls,
             too, as is CA-ToMe with even spacing; and forecasts begin as much earlier as the generation is
             shorter, and at equal intervals, too.
+
+    A forecast that leaves out no call in so few steps is no setting, and a kind without settings is none.
     """
     keys = methods.merged_keys
     best, fast = (methods.named_configuration(config, "EVEN_13") for config in (RECOMMENDED, FAST))
     gentle = keys(0.8, schedule="EVEN_13", compare="keys")
     strong = keys(0.4, stride=(4, 4), schedule="EVEN_13", compare="keys")
     deep = {interval: methods.deep_cache(interval) for interval in (2, 3, 5)}
-    skipped = {f"growing by {growth:g}": _growing(first, growth, steps, few) for first, growth in GROWING}
+    skipped = {
+        f"growing by {growth:g}": _growing(first, growth, steps, few)
+        for first, growth in GROWING
+        if _leaves_out(first, growth, steps, few)
+    }
     fewer = dict.fromkeys(methods.kept_steps(share, steps) for share in KEPT_STEPS)
     found = {
         "merged keys": {"t = 0.8": gentle, "t = 0.7": best, "t = 0.6, 4x4": fast, "t = 0.4, 4x4": strong},
@@ -147,15 +153,18 @@ def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
         found["forecast (equal gaps)"] = {
             f"every {interval}": methods.forecast(interval, 1, 2) for interval in (2, 3)
         }
-    return found | {
+    found |= {
         "fewer steps": {f"{kept} steps": methods.fewer_steps(kept) for kept in fewer},
         "merged keys + DeepCache": {
             f"every {interval}": together(best, deep[interval]) for interval in (2, 3)
         },
         "merged keys + forecast": {
-            name: together(best, skipped[name]) for name in ("growing by 1.15", "growing by 1.3")
+            name: together(best, skipped[name])
+            for name in ("growing by 1.15", "growing by 1.3")
+            if name in skipped
         },
     }
+    return {kind: some for kind, some in found.items() if some}
 
 
 def first_calls(first: int, steps: int, few: bool) -> int:
@@ -167,6 +176,12 @@ def first_calls(first: int, steps: int, few: bool) -> int:
 def _growing(first: int, growth: float, steps: int, few: bool) -> Method:
     """A forecast whose intervals grow."""
     return methods.forecast(1, 1, first_calls(first, steps, few), growth)
+
+
+def _leaves_out(first: int, growth: float, steps: int, few: bool) -> bool:
+    """True if such a forecast leaves out a call of the generation; PLMS has one more than its steps."""
+    made = Forecast(first_calls(first, steps, few), 1.0, growth, 1)
+    return not all(map(made.runs, range(steps if few else steps + 1)))
 
 
 OF_UNETS = ("tomesd", "ToFu", "SiTo", "DeepCache", "merged keys + DeepCache")

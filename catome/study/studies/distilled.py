@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from catome.policy.schedule import parse_schedule
 from catome.study.measure import quality
 from catome.study.measure.drift import Drift, drift_study, lag_curves
 from catome.study.measure.turns import turns_on
@@ -95,7 +96,7 @@ def timed(result: Result, pipe, **kept) -> pd.DataFrame:
 
 def no_words() -> dict[str, str]:
     """`Result.words` where there is no distilled model."""
-    names = ("steps", "images", "settings", "clock", "time", "work", "papers", "own", "drift")
+    names = ("steps", "images", "settings", "clock", "searches", "time", "work", "papers", "own", "drift")
     return {f"distilled_{name}": "(no distilled model was given)" for name in names}
 
 
@@ -133,6 +134,10 @@ class Result:
             "distilled_clock": turns_on(clock),
             "distilled_time": self.curves.best(records, "best in time"),
             "distilled_work": self.curves.best(records, "best in work"),
+            "distilled_searches": (
+                f"Fitted to {self.params.steps} calls, CONFIG_3 finds pairs at "
+                f"{len(parse_schedule('CONFIG_3').at(self.params.steps))} of them."
+            ),
             "distilled_papers": papers,
             "distilled_own": own,
             "distilled_drift": (
