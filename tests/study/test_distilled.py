@@ -138,9 +138,19 @@ def test_the_words_are_those_of_the_frontier_and_of_the_drift(monkeypatch):
     assert_says(words["distilled_own"], "t = 0.7", "is unbeaten in time", "is unbeaten in work")
     assert_says(words["distilled_drift"], "a mean distance of 0.6", "over 4 images", "56% of the pairs")
     assert words["distilled_searches"] == "Fitted to 4 calls, CONFIG_3 finds pairs at 4 of them."
+    assert words["distilled_skipping"].startswith("No method was tried")
     turned = result({PAPERS: 35.0, OWN: 25.0})
     words = turned.words(clock(turned, {PAPERS: 1.5, OWN: 1.8}))
     assert words["distilled_time"] == "CA-ToMe (t = 0.7)"
+
+
+def test_methods_that_skip_calls_are_named_with_their_range():
+    psnr = {("DeepCache", "every 2"): 18.0, ("DeepCache", "every 3"): 15.0, ("fewer steps", "3 steps"): 25.0}
+    found = result({OWN: 40.0, **psnr})
+    records = found.curves.records(clock(found, dict.fromkeys([OWN, *psnr], 1.0)))
+    said = found.skipping(records)
+    assert_says(said, "the mean PSNR is", "15.2 to 18.1 dB (DeepCache)", "and 25.1 dB (fewer steps).")
+    assert "40" not in said
 
 
 def test_the_report_has_the_drift():

@@ -11,7 +11,7 @@ from catome.study.measure import quality
 from catome.study.measure.comparison import speed_ups, time_ratio
 from catome.study.measure.similarity import similarity_study
 from catome.study.run.generate import load
-from catome.study.studies import OF_CHAPTERS, curves
+from catome.study.studies import OF_CHAPTERS, curves, distilled
 from catome.study.studies.weights import MERGED, WEIGHTED
 from helpers.paths import ROOT
 from helpers.sentences import assert_says
@@ -47,6 +47,10 @@ def test_what_a_chapter_shows_is_recorded(name, tmp_path, nothing_generated):
     if name in ("headline", "short"):
         knobs = params.knobs if name == "short" else {params.steps: params.knobs}
         curves.of_lengths(knobs, pipe)
+    if name == "short":
+        few_steps = params.of_distilled
+        lcm = load(few_steps)
+        distilled.timed(distilled.run(few_steps, lcm), lcm)
     assert not list(tmp_path.glob("*.parquet"))
 
 
@@ -315,6 +319,31 @@ def test_the_page_of_claims_says_how_slow_merged_keys_are_in_few_steps(tmp_path,
     (gentle, less), (gentle_later, less_later) = said.values()
     assert f"merged keys are {gentle} as fast as unmerged at t = 0.8, and {less} at t = 0.7" in page
     assert f"In 20 steps they are {gentle_later} and {less_later} as fast" in page
+
+
+@pytest.mark.slow
+def test_the_readme_says_what_a_distilled_model_does(tmp_path, nothing_generated):
+    page = " ".join((ROOT / "README.md").read_text().split())
+    params = of_preset(OF_CHAPTERS["short"], tmp_path).of_distilled
+    lcm = load(params)
+    found = distilled.run(params, lcm)
+    records = found.curves.records(distilled.timed(found, lcm))
+    of_kind = records.set_index("kind")
+    assert f"(chapter 9, {len(records)} settings)" in page
+    best = of_kind.loc["forecast (equal gaps)", "PSNR"].max()
+    assert f"forecasts come to at most {best:.1f} dB" in page
+    deep = records[(records["kind"] == "DeepCache") & records["best in time"]]
+    assert list(deep["setting"]) == ["every 5"]
+    assert f"DeepCache at every fifth call, at {deep['PSNR'].iloc[0]:.1f} dB" in page
+    assert set(of_kind[of_kind["best in time"]].index) == {"ToDo", "DeepCache", "fewer steps"}
+    keys = of_kind.loc["merged keys"]
+    assert len(keys) == 4
+    assert keys["best in work"].all()
+    assert not (records[records["kind"].str.startswith("merged keys (")]["speed-up low"] > 1).any()
+    assert not (keys["speed-up low"] > 1).any()
+    assert not set(curves.OF_THE_PAPER) & set(
+        of_kind[of_kind["best in time"] | of_kind["best in work"]].index
+    )
 
 
 @pytest.mark.slow

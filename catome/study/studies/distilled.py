@@ -44,6 +44,10 @@ KINDS = ("CA-ToMe", "merged keys")
 """The methods whose place on the frontier `words` tells: the paper's, and the library's."""
 
 
+SKIPPING = ("forecast (equal gaps)", "DeepCache", "fewer steps")
+"""The kinds that leave out calls of the model, or parts of them."""
+
+
 @parameters
 class Parameters(curves.Parameters):
     """The parameters of this study: those of `catome.study.studies.curves`, for a distilled model.
@@ -96,7 +100,19 @@ def timed(result: Result, pipe, **kept) -> pd.DataFrame:
 
 def no_words() -> dict[str, str]:
     """`Result.words` where there is no distilled model."""
-    names = ("steps", "images", "settings", "clock", "searches", "time", "work", "papers", "own", "drift")
+    names = (
+        "steps",
+        "images",
+        "settings",
+        "clock",
+        "searches",
+        "skipping",
+        "time",
+        "work",
+        "papers",
+        "own",
+        "drift",
+    )
     return {f"distilled_{name}": "(no distilled model was given)" for name in names}
 
 
@@ -138,6 +154,7 @@ class Result:
                 f"Fitted to {self.params.steps} calls, CONFIG_3 finds pairs at "
                 f"{len(parse_schedule('CONFIG_3').at(self.params.steps))} of them."
             ),
+            "distilled_skipping": self.skipping(records),
             "distilled_papers": papers,
             "distilled_own": own,
             "distilled_drift": (
@@ -146,6 +163,23 @@ class Result:
                 "to both calls."
             ),
         }
+
+    def skipping(self, records: pd.DataFrame) -> str:
+        """Say how close methods stay that leave out calls of the model, or parts of them; ``records`` of
+        ``curves``."""
+        found = []
+        for kind in SKIPPING:
+            psnr = records.loc[records["kind"] == kind, "PSNR"]
+            if len(psnr) > 1:
+                found.append(f"{psnr.min():.1f} to {psnr.max():.1f} dB ({kind})")
+            elif len(psnr):
+                found.append(f"{psnr.iloc[0]:.1f} dB ({kind})")
+        if not found:
+            return "No method was tried that leaves out calls of the model, or parts of them."
+        return (
+            "By methods that leave out calls of the model, or parts of them, the mean PSNR is "
+            f"{quality.listed(found)}."
+        )
 
     def report(self) -> str:
         """PSNR of every setting, and the drift; the times are in the records of ``curves``."""
