@@ -11,7 +11,7 @@ from catome.study.measure.pictures import pictures
 from catome.study.measure.real_images import real_images
 from catome.study.measure.similarity import shares_above, similarity_study, variance_of_share, weakest_merged
 from catome.study.plots import accounting_figures, figures, interactive
-from catome.study.run.denoiser import topmost_downsample
+from catome.study.run.denoiser import check_has_unet, topmost_downsample
 from catome.study.run.generate import first_call, generate, generate_batch, load, tokens_of
 from catome.study.run.parameters import Setting
 from catome.study.run.store import computed_on
@@ -22,6 +22,7 @@ __all__ = [
     "accounting_figures",
     "amount_name",
     "bench_rows",
+    "check_has_unet",
     "compare",
     "computed_on",
     "cost",

@@ -49,16 +49,11 @@ def test_each_generation_calls_the_model_once_a_step_and_without_a_second_row():
         ({"steps": 1}, "steps=1 must be at least 2"),
         ({"sampler": "PLMS"}, "sampler='PLMS' must be one of 'DPM\\+\\+', 'Euler', 'LCM', None"),
         ({"drift_images": 0}, "drift_images=0 must be at least 1"),
-        ({"model": "tiny-lcn"}, None),
     ],
 )
 def test_bad_parameters_are_refused(given, says):
-    if says is None:
-        with pytest.raises(OSError, match="model='tiny-lcn' must be 'tiny', 'tiny-pixart', 'tiny-lcm'"):
-            study.load(Parameters.checked(given))
-    else:
-        with pytest.raises((ValueError, TypeError), match=says):
-            Parameters.checked(given)
+    with pytest.raises((ValueError, TypeError), match=says):
+        Parameters.checked(given)
 
 
 @pytest.mark.parametrize("sampler", [None, "DPM++"])
@@ -145,11 +140,15 @@ def test_the_words_are_those_of_the_frontier_and_of_the_drift(monkeypatch):
 
 
 def test_methods_that_skip_calls_are_named_with_their_range():
-    psnr = {("DeepCache", "every 2"): 18.0, ("DeepCache", "every 3"): 15.0, ("fewer steps", "3 steps"): 25.0}
+    psnr = {
+        ("DeepCache", "every 2"): 18.07,
+        ("DeepCache", "every 3"): 15.07,
+        ("fewer steps", "3 steps"): 25.07,
+    }
     found = result({OWN: 40.0, **psnr})
     records = found.curves.records(clock(found, dict.fromkeys([OWN, *psnr], 1.0)))
     said = found.skipping(records)
-    assert_says(said, "the mean PSNR is", "15.2 to 18.1 dB (DeepCache)", "and 25.1 dB (fewer steps).")
+    assert_says(said, "the mean PSNR is", "15.2 to 18.2 dB (DeepCache)", "and 25.2 dB (fewer steps).")
     assert "40" not in said
 
 

@@ -64,14 +64,14 @@ def test_the_paper_study_is_counted_with_its_images():
 def test_the_curves_and_the_unet_of_chapter_10_are_counted():
     table = estimate.count_all("paper")
     curves = table[table["study"] == "curves"]
-    assert set(curves["images"]) == {12}
+    assert set(curves["images"]) == {24}
     images = curves.groupby("calls")["images"].sum().to_dict()
     assert set(images) == {8, 20, 51}
     assert images[8] == images[20]
     assert curves["phase"].nunique() == 3  # each has all methods of its kind of generation
     page = " ".join((ROOT / "book/gpu.md").read_text().split())
-    assert f"that is `curves`, {images[51]} images more" in page
-    assert f"`--steps 20 --sampler DPM++`: {images[8]} images each" in page
+    assert f"that is `curves`, {images[51]:,} images more" in page
+    assert f"`--steps 20 --sampler DPM++`: {images[8]:,} images each" in page
     own = estimate.preset_of("paper", STUDIES["transformer"].NOTEBOOK)
     both = estimate.count("transformer", own)
     unet = table[table["study"] == "transformer"]

@@ -542,7 +542,7 @@ def test_recorded_files_carry_their_provenance(file, pipe):
     assert set(table["run"].to_pylist()) == set(runs)
     if "model" in table.column_names:
         own = fingerprint(pipe)
-        known = {own, fingerprint(tiny.load_transformer())}
+        known = {own, fingerprint(tiny.load_transformer()), fingerprint(tiny.load_lcm())}
         known |= {_sampled(pipe, name) for name in SAMPLERS}
         assert {own} <= set(table["model"].to_pylist()) <= known, "recorded with another model: record anew"
     assert all(run["commit"] and run["date"] and run["device"] for run in runs.values())
@@ -610,6 +610,15 @@ def test_recorded_quality_agrees_with_a_recomputed_image(pipe, tmp_path, family)
         return
     real = tiny.render(row["class"], HELD_OUT + int(row["image"]))
     assert quality.psnr(image, real[None])[0] == pytest.approx(row["psnr_real"], abs=0.2), row["method"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["CA-ToMe", "merged keys", "ToDo", "DeepCache"])
+def test_recorded_quality_of_the_distilled_model_agrees_with_a_recomputed_image(tmp_path, family):
+    lcm = tiny.load_lcm()
+    row = _row_of(family, Store(QUALITY, tmp_path, RECORDED).find(model=fingerprint(lcm)))
+    assert (row["steps"], row["guidance"]) == (4, 1.0)
+    _generated_again(lcm, row, tmp_path)
 
 
 def _generated_again(pipe, row: pd.Series, folder, **together) -> np.ndarray:
