@@ -19,7 +19,7 @@ GPU_STAMP := $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(STAMP))
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 ifneq ($(and $(CHOSEN),$(filter book publish,$(MAKECMDGOALS))),)
-$(error PRESET=$(PRESET) is for some chapters only, which make no book: make notebooks PRESET=$(PRESET))
+$(error PRESET=$(PRESET) is for some chapters only, which make no book: make notebooks PRESET=$(PRESET) BUILD=folder)
 endif
 
 .DELETE_ON_ERROR:

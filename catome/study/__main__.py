@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_reference(params)
         if hasattr(study, "check"):
             study.check(params, pipe)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         return fail(error)
     try:
         result = study.run(params, pipe)

@@ -7,10 +7,13 @@ four steps of its own sampler, and needs no guidance: that of its teacher is in 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import LCMScheduler
+from diffusers.utils import logging
 
 from catome.tiny.model import find_part, load_pipeline
 
@@ -23,6 +26,18 @@ among them."""
 
 STEPS = 4
 """For which its card's figures hold."""
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Let diffusers log errors alone: it warns of text encoders that a LoRA has no weights for, and of fields
+    of one scheduler that another one has not."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def find_lcm(path: str | os.PathLike | None = None) -> Path:
@@ -62,16 +77,18 @@ def load_lcm(
     """
     folder = find_lcm(path)
     pipe = load_pipeline(model, dtype=dtype)
-    # added in double precision and rounded to half, the weights are the same on every machine, bit by bit
-    pipe.unet.to(torch.float64)
-    try:
-        pipe.load_lora_weights(folder, weight_name=WEIGHTS, local_files_only=True)
-    except ValueError as error:
-        if "PEFT" in str(error):
-            raise ImportError("a LoRA is read by peft: pip install peft") from None
-        raise
-    pipe.fuse_lora()
-    pipe.unload_lora_weights()
-    pipe.unet.half().to(dtype)
-    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps=TEACHER_STEPS)
+    with without_warnings():
+        # added in double precision and rounded to half, the weights are the same on every machine, bit by bit
+        pipe.unet.to(torch.float64)
+        try:
+            pipe.load_lora_weights(folder, weight_name=WEIGHTS, local_files_only=True)
+        except ValueError as error:
+            if "PEFT" in str(error):
+                raise ImportError("a LoRA is read by peft: pip install peft") from None
+            raise
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+        pipe.unet.half().to(dtype)
+        own = {"original_inference_steps": TEACHER_STEPS}
+        pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, **own)
     return pipe.to(device)

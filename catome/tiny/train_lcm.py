@@ -148,7 +148,8 @@ def main(argv: list[str] | None = None) -> None:
     student = parts.load_pipeline(args.model, device=str(args.device)).unet.requires_grad_(False)
     student.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=list(LAYERS)))
     begun = digest_of([*student.state_dict().values(), latents[:1], told])
-    state = args.work / f"lora-{begun}.safetensors"
+    # another guidance, or other renders, make another training
+    state = args.work / f"lora-{args.per_class}-{args.guidance:g}-{begun}.safetensors"
     trainer = Trainer(student, state, args.lora_steps, args, args.rate, ema=args.ema)
     if trainer.step < args.lora_steps:
         loss_of = distillation_loss(teacher, student, latents, told, args.lora_batch, args.guidance)

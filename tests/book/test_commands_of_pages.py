@@ -84,10 +84,6 @@ EXCUSED = {
     '--include "*/diffusion_pytorch_model.safetensors" --include "text_encoder/model.safetensors"': NETWORK,
     "mv ILSVRC2012_img_val.tar ILSVRC2012_devkit_t12.tar.gz runs/sd15/imagenet/": IMAGENET,
     "python -c \"from torchvision.datasets import ImageNet ImageNet('runs/sd15/imagenet', split='val')\"": IMAGENET,
-    'python -c "from diffusers import StableDiffusionPipeline pipe = StableDiffusionPipeline.from_pretrained( '
-    "'runs/sd15/model', safety_checker=None, requires_safety_checker=False) "
-    "pipe.load_lora_weights('latent-consistency/lcm-lora-sdv1-5') pipe.fuse_lora() "
-    "pipe.unload_lora_weights() pipe.save_pretrained('runs/sd15/lcm')\"": NETWORK,
     "ssh -N -L 8888:localhost:8888 MACHINE": "needs another machine",
     'python -m pip install -c host.txt -e ".[study,peers]"': NETWORK,
     'python -m pip install -c constraints.txt -e ".[study,peers]"': NETWORK,

@@ -48,13 +48,12 @@ def test_presets_set_every_common_parameter(preset):
     assert set(yaml.safe_load(preset.read_text())) == set(Setting.names_of_parameters())
 
 
-def test_a_preset_may_be_for_some_notebooks_only():
+def test_a_preset_may_be_for_some_notebooks_only(tmp_path):
     """That of a transformer is: `make notebooks` runs those, and there is no book of them."""
 
     def asked(target: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            ["make", "-n", target, "PRESET=pixart"], cwd=ROOT, capture_output=True, text=True
-        )
+        words = ["make", "-n", target, "PRESET=pixart", f"BUILD={tmp_path}"]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
 
     named = (ROOT / "data/presets/pixart/notebooks.txt").read_text().split()
     commands = asked("notebooks").stdout

@@ -79,6 +79,12 @@ def test_a_forecast_that_leaves_out_no_call_is_no_setting():
     eight = curves.kinds(8, few=True)
     assert list(eight["forecast"]) == list(curves.kinds()["forecast"])
     assert list(eight["merged keys + forecast"]) == ["growing by 1.15", "growing by 1.3"]
+    # of three calls the third is left out by both, and of two calls none
+    three, two = curves.kinds(3, few=True), curves.kinds(2, few=True)
+    assert list(three["forecast (equal gaps)"]) == ["every 2"]
+    assert list(three["fewer steps"]) == ["2 steps", "1 steps"]
+    assert "forecast (equal gaps)" not in two
+    assert list(two["fewer steps"]) == ["1 steps"]
     # six calls are computed at first, and PLMS calls the model once more than it has steps
     assert "forecast" not in curves.kinds(3)
     assert "forecast" in curves.kinds(8)

@@ -1,5 +1,6 @@
 """Four steps of a distilled model: which generations, by which sampler, and what is said of them."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from diffusers import LCMScheduler, PNDMScheduler
 
 from catome import study, tiny
+from catome.study import __main__ as command
 from catome.study import methods
 from catome.study.measure import quality
 from catome.study.measure.comparison import Comparison
@@ -41,12 +43,31 @@ def test_each_generation_calls_the_model_once_a_step_and_without_a_second_row():
     assert set(table["calls"]) == {3}
     assert set(table["rows"]) == {1}
     assert table.groupby("what")["images"].max().to_dict() == {"drift": 2, "images": 5}
+    by_plms = counting.table(distilled.jobs(Parameters(steps=3, sampler=None)))
+    assert set(by_plms["calls"]) == {4}
+
+
+def test_without_peft_the_command_says_so_in_one_sentence(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("diffusers.utils.USE_PEFT_BACKEND", False)
+    assert command.main(["distilled", "--output", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert_says(said, "error:", "pip install peft")
+    assert "Traceback" not in said
+
+
+def test_loading_it_warns_of_nothing(capfd):
+    pipe = tiny.load_lcm()
+    with with_sampler(pipe, "LCM"):
+        pass
+    lines = capfd.readouterr().err.replace("\r", "\n").splitlines()
+    assert not [line for line in lines if line.strip() and "Loading" not in line]  # but for progress bars
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"steps": 1}, "steps=1 must be at least 2"),
+        ({"steps": 51}, "steps=51 must be at most 50"),
         ({"sampler": "PLMS"}, "sampler='PLMS' must be one of 'DPM\\+\\+', 'Euler', 'LCM', None"),
         ({"drift_images": 0}, "drift_images=0 must be at least 1"),
     ],
@@ -76,6 +97,10 @@ def test_chapter_9_has_it_beside_the_embedded_model_alone(tmp_path):
     assert short.Parameters(distilled=None).of_distilled is None
     other = short.Parameters(model=str(tmp_path), classes=["harbour"], prompt="A {}.")
     assert other.of_distilled is None
+    # in four steps, no forecast that grows leaves out a call
+    assert short.Parameters(curve_kinds=["merged keys + forecast"]).of_distilled is None
+    with pytest.raises(ValueError, match="distilled_steps=51 must be at most 50"):
+        short.Parameters.checked({"distilled_steps": 51})
     own = short.Parameters(model=str(tmp_path), distilled="some/lcm").of_distilled
     assert own.model == "some/lcm"
 
@@ -122,13 +147,12 @@ def test_the_words_are_those_of_the_frontier_and_of_the_drift(monkeypatch):
     found = result({PAPERS: 25.0, OWN: 35.0})
     words = found.words(clock(found, {PAPERS: 1.8, OWN: 1.5}))
     assert set(words) == set(no_words())
-    assert (words["distilled_steps"], words["distilled_images"], words["distilled_settings"]) == (
-        "4",
-        "4",
-        "2",
-    )
+    assert_says(words["distilled_made"], "4 images in 4 steps", "in 2 settings")
     assert words["distilled_clock"] == "Timed on 4 images."
-    assert words["distilled_time"] == words["distilled_work"] == "merged keys (t = 0.7)"
+    best = "merged keys (t = 0.7)"
+    assert_says(
+        words["distilled_summary"], "In 4 steps", "56% of the pairs", f"in time are: {best}.", "No setting"
+    )
     assert words["distilled_papers"] == "No setting of CA-ToMe is unbeaten, in time or in work."
     assert_says(words["distilled_own"], "t = 0.7", "is unbeaten in time", "is unbeaten in work")
     assert_says(words["distilled_drift"], "a mean distance of 0.6", "over 4 images", "56% of the pairs")
@@ -136,7 +160,28 @@ def test_the_words_are_those_of_the_frontier_and_of_the_drift(monkeypatch):
     assert words["distilled_skipping"].startswith("No method was tried")
     turned = result({PAPERS: 35.0, OWN: 25.0})
     words = turned.words(clock(turned, {PAPERS: 1.5, OWN: 1.8}))
-    assert words["distilled_time"] == "CA-ToMe (t = 0.7)"
+    assert_says(words["distilled_summary"], "Unbeaten in time are: CA-ToMe (t = 0.7).")
+
+
+def test_the_card_is_told_for_what_it_has(tmp_path):
+    figures = json.loads((tiny.find_lcm() / "figures.json").read_text())
+    own, plain = figures["lcm"]["4"], figures["dpm"]["4"]
+    assert_says(
+        distilled.of_card(Parameters()),
+        "in 4 steps",
+        f"{own['named_correctly']:.1%}",
+        f"FID is {own['scene_fid']:.1f}",
+        f"{plain['named_correctly']:.1%} and {plain['scene_fid']:.1f}",
+    )
+    assert distilled.of_card(Parameters(steps=3)) == ""
+    assert distilled.of_card(Parameters(model=str(tmp_path))) == ""
+
+
+def test_without_a_distilled_model_one_sentence_says_so():
+    words = no_words()
+    said = {name for name, text in words.items() if text}
+    assert said == {"distilled_made", "distilled_summary"}
+    assert len({words[name] for name in said}) == 1
 
 
 def test_methods_that_skip_calls_are_named_with_their_range():

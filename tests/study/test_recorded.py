@@ -12,6 +12,7 @@ from catome.study.measure.comparison import speed_ups, time_ratio
 from catome.study.measure.similarity import similarity_study
 from catome.study.run.generate import load
 from catome.study.studies import OF_CHAPTERS, curves, distilled
+from catome.study.studies.drift import common_share
 from catome.study.studies.weights import MERGED, WEIGHTED
 from helpers.paths import ROOT
 from helpers.sentences import assert_says
@@ -334,7 +335,11 @@ def test_the_readme_says_what_a_distilled_model_does(tmp_path, nothing_generated
     assert f"forecasts come to at most {best:.1f} dB" in page
     deep = records[(records["kind"] == "DeepCache") & records["best in time"]]
     assert list(deep["setting"]) == ["every 5"]
-    assert f"DeepCache at every fifth call, at {deep['PSNR'].iloc[0]:.1f} dB" in page
+    assert f"runs the deep part of the U-Net once, at {deep['PSNR'].iloc[0]:.1f} dB" in page
+    shared = common_share(found.neighbours().mean())
+    assert f"neighbouring calls share {100 * shared:.0f} % of their pairs" in page
+    library = " ".join((ROOT / "book/library.md").read_text().split())
+    assert f"forecasts come to at most {best:.1f} dB" in library
     assert set(of_kind[of_kind["best in time"]].index) == {"ToDo", "DeepCache", "fewer steps"}
     keys = of_kind.loc["merged keys"]
     assert len(keys) == 4

@@ -84,7 +84,7 @@ def test_what_the_other_model_cannot_have_is_said_before_anything_is_loaded(tmp_
         Parameters.checked({"model": str(tmp_path / "own"), "classes": ["tabby cat"]})
 
 
-@pytest.mark.parametrize("name", ["headline", "short", "compose", "curves"])
+@pytest.mark.parametrize("name", ["headline", "short", "compose", "curves", "distilled"])
 def test_studies_with_methods_for_unets_refuse_a_transformer(name, tmp_path, capsys):
     given = [name, "--model", "tiny-pixart", "--images", "1", "--steps", "2", "--output", str(tmp_path)]
     assert command.main(given) == 2

@@ -163,7 +163,7 @@ def count_all(preset: str, batch_size: int | None = None) -> pd.DataFrame:
 
 def left_out(preset: str) -> int:
     """The number of images that `count_all` leaves out because another model generates them: those of the
-    transformer of chapter 10."""
+    transformer of chapter 10. Those of a distilled model in chapter 9 are not counted at all."""
     own = preset_of(preset)["model"]
     return sum(job.setting.images for _, job in _asked(preset) if job.setting.model != own)
 

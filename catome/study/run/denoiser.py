@@ -26,8 +26,7 @@ def check_has_unet(params, pipe) -> None:
     """
     if part_name(pipe) != "unet":
         raise ValueError(
-            f"model={params.model!r} must have a U-Net: some of the methods to compare are made for U-Nets "
-            "alone"
+            f"model={params.model!r} must have a U-Net: some of what is to be shown is made for U-Nets alone"
         )
 
 

@@ -24,6 +24,7 @@ from catome import tiny
 from catome.study.run.denoiser import denoiser, topmost_downsample
 from catome.study.run.parameters import DTYPES, EMBEDDED, LCM, SAMPLERS, Setting
 from catome.study.run.store import image_size
+from catome.tiny.lcm import without_warnings
 from catome.tiny.model import read_pipeline
 from catome.tiny.transformer import PixArtPipeline
 
@@ -98,7 +99,8 @@ def with_sampler(pipe, name: str | None) -> Iterator:
     again."""
     own = pipe.scheduler
     if name is not None:
-        pipe.scheduler = _SAMPLERS[name].from_config(own.config)
+        with without_warnings():
+            pipe.scheduler = _SAMPLERS[name].from_config(own.config)
     try:
         yield pipe
     finally:

@@ -207,7 +207,9 @@ Text = Annotated[str, checked_by(_text)]
 Folder = Annotated[str | None, checked_by(lambda name, value: None if value is None else _text(name, value))]
 Flag = Annotated[bool, checked_by(check_flag)]
 Count = Annotated[int, checked_by(_integer(1))]
-FewSteps = Annotated[int, checked_by(_integer(2, 999))]
+FewSteps = Annotated[int, checked_by(_integer(2, 50))]
+"""Of a distilled model: of the 50 steps of its teacher, its sampler picks as many."""
+
 Number = Annotated[float, checked_by(_number(0, 100))]
 AllOr = Annotated[
     int | None, checked_by(lambda name, value: None if value is None else check_integer(name, value, 1))

@@ -129,6 +129,8 @@ def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
         if _leaves_out(first, growth, steps, few)
     }
     fewer = dict.fromkeys(methods.kept_steps(share, steps) for share in KEPT_STEPS)
+    if few:
+        fewer = [kept for kept in fewer if kept < steps]
     found = {
         "merged keys": {"t = 0.8": gentle, "t = 0.7": best, "t = 0.6, 4x4": fast, "t = 0.4, 4x4": strong},
     }
@@ -150,9 +152,7 @@ def kinds(steps: int = 50, few: bool = False) -> dict[str, dict[str, Method]]:
         "forecast": skipped,
     }
     if few:
-        found["forecast (equal gaps)"] = {
-            f"every {interval}": methods.forecast(interval, 1, 2) for interval in (2, 3)
-        }
+        found["forecast (equal gaps)"] = _equal_gaps(steps)
     found |= {
         "fewer steps": {f"{kept} steps": methods.fewer_steps(kept) for kept in fewer},
         "merged keys + DeepCache": {
@@ -182,6 +182,19 @@ def _leaves_out(first: int, growth: float, steps: int, few: bool) -> bool:
     """True if such a forecast leaves out a call of the generation; PLMS has one more than its steps."""
     made = Forecast(first_calls(first, steps, few), 1.0, growth, 1)
     return not all(map(made.runs, range(steps if few else steps + 1)))
+
+
+def _equal_gaps(steps: int) -> dict[str, Method]:
+    """Forecasts that compute every second or third call after the first two, each of which leaves out other
+    calls of so many."""
+    left_out, found = set(), {}
+    for interval in (2, 3):
+        made = Forecast(2, float(interval), 1.0, 1)
+        skipped = tuple(call for call in range(steps) if not made.runs(call))
+        if skipped and skipped not in left_out:
+            found[f"every {interval}"] = methods.forecast(interval, 1, 2)
+        left_out.add(skipped)
+    return found
 
 
 OF_UNETS = ("tomesd", "ToFu", "SiTo", "DeepCache", "merged keys + DeepCache")

@@ -7,12 +7,14 @@ no setting was chosen.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from catome import tiny
 from catome.policy.schedule import parse_schedule
 from catome.study.measure import quality
 from catome.study.measure.drift import Drift, drift_study, lag_curves
@@ -43,8 +45,7 @@ GUIDANCE = 1.0
 KINDS = ("CA-ToMe", "merged keys")
 """The methods whose place on the frontier `words` tells: the paper's, and the library's."""
 
-
-SKIPPING = ("forecast (equal gaps)", "DeepCache", "fewer steps")
+SKIPPING = ("forecast", "forecast (equal gaps)", "DeepCache", "fewer steps")
 """The kinds that leave out calls of the model, or parts of them."""
 
 
@@ -53,7 +54,8 @@ class Parameters(curves.Parameters):
     """The parameters of this study: those of `catome.study.studies.curves`, for a distilled model.
 
     Attributes:
-        model: "tiny-lcm" (the embedded one), a diffusers folder with such a model, or a name on the Hub.
+        model: "tiny-lcm" (the embedded one), or a diffusers folder of Stable Diffusion with such a LoRA in
+            its weights.
         guidance: 1 for a model that has its teacher's guidance in its weights.
         ratio: the fixed share whose pairs are watched.
         drift_images: whose pairs are watched, unmerged.
@@ -76,7 +78,8 @@ class Parameters(curves.Parameters):
 def jobs(params: Parameters) -> Iterator[Job]:
     """All generations."""
     yield from curves.jobs(params)
-    yield replace(of_drift(2, params.watched, params.steps))
+    calls = None if params.sampler is None else params.steps
+    yield of_drift(2, params.watched, calls)
 
 
 def run(params: Parameters, pipe, **kept) -> Result:
@@ -98,22 +101,29 @@ def timed(result: Result, pipe, **kept) -> pd.DataFrame:
     return curves.timed(result.curves, pipe, **kept)
 
 
+def of_card(params: Parameters) -> str:
+    """Say how good the images of the embedded distilled model are, by its card; nothing of other models, or
+    of other numbers of steps than the card has."""
+    if params.model != "tiny-lcm":
+        return ""
+    figures = json.loads((tiny.find_lcm() / "figures.json").read_text())
+    few = str(params.steps)
+    if few not in figures["lcm"]:
+        return ""
+    own, plain = figures["lcm"][few], figures["dpm"][few]
+    return (
+        f"Of its samples in {few} steps, a classifier names {own['named_correctly']:.1%} as asked for, and "
+        f"their scene FID is {own['scene_fid']:.1f}. The embedded model has {plain['named_correctly']:.1%} "
+        f"and {plain['scene_fid']:.1f} in as many steps of DPM++, with guidance."
+    )
+
+
 def no_words() -> dict[str, str]:
     """`Result.words` where there is no distilled model."""
-    names = (
-        "steps",
-        "images",
-        "settings",
-        "clock",
-        "searches",
-        "skipping",
-        "time",
-        "work",
-        "papers",
-        "own",
-        "drift",
-    )
-    return {f"distilled_{name}": "(no distilled model was given)" for name in names}
+    names = ("made", "clock", "searches", "skipping", "papers", "own", "drift", "card", "summary")
+    words = dict.fromkeys((f"distilled_{name}" for name in names), "")
+    none = "No distilled model was given, so this is not measured."
+    return words | {"distilled_made": none, "distilled_summary": none}
 
 
 @dataclass(frozen=True)
@@ -143,13 +153,18 @@ class Result:
         records = self.curves.records(clock)
         near = quality.mean_interval(self.neighbours())
         papers, own = (self.curves.place_of(records, kind) for kind in KINDS)
+        best = self.curves.best(records, "best in time")
         return {
-            "distilled_steps": str(self.params.steps),
-            "distilled_images": str(self.params.images),
-            "distilled_settings": str(len(records)),
+            "distilled_made": (
+                f"Here every method generates {self.params.images} images in {self.params.steps} steps of "
+                f"it, in {len(records)} settings as above:"
+            ),
             "distilled_clock": turns_on(clock),
-            "distilled_time": self.curves.best(records, "best in time"),
-            "distilled_work": self.curves.best(records, "best in work"),
+            "distilled_card": of_card(self.params),
+            "distilled_summary": (
+                f"In {self.params.steps} steps of it, {common_share(near[0]):.0%} of the pairs are common to "
+                f"neighbouring calls. Unbeaten in time are: {best}. {papers} {own}"
+            ),
             "distilled_searches": (
                 f"Fitted to {self.params.steps} calls, CONFIG_3 finds pairs at "
                 f"{len(parse_schedule('CONFIG_3').at(self.params.steps))} of them."

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import pandas as pd
+from pydantic import model_validator
 
 from catome.policy.schedule import parse_schedule
 from catome.study import methods
@@ -100,6 +102,11 @@ class Parameters(Setting):
     distilled_images: Count = 48
     recompute: Flag = False
 
+    @model_validator(mode="after")
+    def _can_be_distilled(self) -> Self:
+        _ = self.of_distilled  # what is wrong for that model is said before anything is generated
+        return self
+
     @property
     def second(self) -> str | None:
         """The second sampler; None where there is only one."""
@@ -139,7 +146,8 @@ class Parameters(Setting):
 
     @property
     def of_distilled(self) -> distilled.Parameters | None:
-        """The study of the model that was distilled; None where there is none for ``model``."""
+        """The study of the model that was distilled, timed on an image of each class; None where there is
+        none for ``model``, or where no kind of method that is asked for has a setting in so few steps."""
         if self.distilled is None or (self.distilled == "tiny-lcm" and self.model != "tiny"):
             return None
         common = self.common(
@@ -151,7 +159,8 @@ class Parameters(Setting):
             guidance_rescale=0.0,
         )
         few = {"only": self.curve_kinds, "ratio": self.ratio, "drift_images": self.drift_images}
-        return distilled.Parameters(**asdict(common), **few, recompute=self.recompute)
+        asked = distilled.Parameters(**asdict(common), **few, recompute=self.recompute)
+        return asked if asked.kinds else None
 
     def calls_with(self, steps: int) -> int:
         """Calls of the model in a generation: PLMS takes one more than its steps."""
