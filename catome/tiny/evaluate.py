@@ -230,6 +230,14 @@ def shortfalls(figures: dict) -> list[str]:
     return [found for reached, _, found in _aims(figures) if not reached]
 
 
+def stage_rows(training: dict) -> str:
+    """The rows of a card's table about the stages of a training: name, steps, samples, minutes."""
+    return "\n".join(
+        f"| {stage} | {run['steps']:,} | {run['samples']:,} | {run['seconds'] / 60:.0f} |"
+        for stage, run in training["stages"].items()
+    )
+
+
 def write_card(folder: Path, figures: dict, training: dict) -> None:
     """The model card, ``README.md`` of the model's folder, from what was measured."""
     by_class = "\n".join(
@@ -246,10 +254,7 @@ def write_card(folder: Path, figures: dict, training: dict) -> None:
     limits = (
         "\n".join(f"- Not reached: {words}." for words in missed) or "Every aim of its evaluation is reached."
     )
-    work = "\n".join(
-        f"| {stage} | {run['steps']:,} | {run['samples']:,} | {run['seconds'] / 60:.0f} |"
-        for stage, run in training["stages"].items()
-    )
+    work = stage_rows(training)
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
     (folder / "README.md").write_text(f"""# Model card
 

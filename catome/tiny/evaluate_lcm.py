@@ -20,6 +20,7 @@ from catome.tiny.evaluate import (
     parsed,
     render_all,
     sample,
+    stage_rows,
     surroundings,
 )
 from catome.tiny.features import accuracy, scene_fid, scene_statistics
@@ -95,10 +96,7 @@ def write_card(folder: Path, figures: dict, training: dict) -> None:
         f"{figures['dpm'][count]['named_correctly']:.1%} | {figures['dpm'][count]['scene_fid']:.2f} |"
         for count, few in figures["lcm"].items()
     )
-    work = "\n".join(
-        f"| {stage} | {run['steps']:,} | {run['samples']:,} | {run['seconds'] / 60:.0f} |"
-        for stage, run in training["stages"].items()
-    )
+    work = stage_rows(training)
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
     own, many = figures["lcm"][str(STEPS)], figures["plms"]
     least = min(own["named_correctly_by_class"].values())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from catome.tiny.evaluate import evaluation_parser, figures_of, parsed
+from catome.tiny.evaluate import evaluation_parser, figures_of, parsed, stage_rows
 from catome.tiny.model import find_model
 from catome.tiny.scenes import CLASSES, prompt
 from catome.tiny.transformer import HEAD_CHANNELS, HEADS, LAYERS, SIZE, find_transformer, load_transformer
@@ -27,10 +27,7 @@ def write_card(folder: Path, figures: dict, training: dict) -> None:
     cost = ", ".join(
         f"{value:.1f} dB at t = {t}" for t, value in figures["merging_psnr_db_by_threshold"].items()
     )
-    work = "\n".join(
-        f"| {stage} | {run['steps']:,} | {run['samples']:,} | {run['seconds'] / 60:.0f} |"
-        for stage, run in training["stages"].items()
-    )
+    work = stage_rows(training)
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
     reached = "It is reached." if figures["named_correctly"] >= AIM else "It is not reached."
     (folder / "README.md").write_text(f"""# Model card of the transformer

@@ -25,12 +25,10 @@ from catome.tiny.scenes import CLASSES, prompt
 from catome.tiny.train import (
     Trainer,
     check_positive,
-    encode_set,
-    render_set,
     training_parser,
     training_record,
 )
-from catome.tiny.train_transformer import digest_of
+from catome.tiny.train_transformer import digest_of, scene_latents
 
 MODULE = "catome.tiny.train_lcm"
 
@@ -137,10 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)  # on CPUs they are slow, and no gradient needs them
     pipe = parts.load_pipeline(args.model, device=str(args.device))
-    images = render_set(args.work / f"renders-{args.per_class}.npy", args.per_class)
-    kept = args.work / f"latents-{args.per_class}-{digest_of(pipe.vae.state_dict().values())}.safetensors"
-    latents = encode_set(args, pipe.vae, images, kept)
-    latents = latents.to(args.device).float() * pipe.vae.config.scaling_factor
+    latents = scene_latents(args, pipe.vae)
     told = encode_prompts(pipe)
 
     teacher = pipe.unet.requires_grad_(False)
@@ -160,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     StableDiffusionPipeline.save_lora_weights(args.out, unet_lora_layers=layers, weight_name=WEIGHTS)
     file = args.out / WEIGHTS
     save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    training = training_record(MODULE, argv, args, len(images), {"lora": (trainer, args.lora_batch)})
+    training = training_record(MODULE, argv, args, len(latents), {"lora": (trainer, args.lora_batch)})
     training |= {"rank": args.rank, "guidance": args.guidance}
     (args.out / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     rest = "" if args.model is None else f" --model {args.model}"

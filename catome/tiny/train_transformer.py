@@ -57,6 +57,14 @@ def digest_of(tensors: Iterable[torch.Tensor]) -> str:
     return digest.hexdigest()[:8]
 
 
+def scene_latents(args, vae) -> torch.Tensor:
+    """Render scenes and encode them by the VAE of a pipeline, once for each ``--work`` folder, number of
+    scenes and VAE: latents of unit deviation, class-major, ``[12 * per_class, 4, 32, 32]``."""
+    images = render_set(args.work / f"renders-{args.per_class}.npy", args.per_class)
+    kept = args.work / f"latents-{args.per_class}-{digest_of(vae.state_dict().values())}.safetensors"
+    return encode_set(args, vae, images, kept).to(args.device).float() * vae.config.scaling_factor
+
+
 def train_stage(name: str, args, network, latents: torch.Tensor, told: tuple[torch.Tensor, torch.Tensor]):
     """Train ``network`` to predict the noise in ``latents``; returns the average of its weights, and the
     trainer."""
@@ -116,17 +124,14 @@ def main(argv: list[str] | None = None) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)  # on CPUs they are slow, and no gradient needs them
     pipe = parts.load_pipeline(args.model, device=str(args.device))
-    images = render_set(args.work / f"renders-{args.per_class}.npy", args.per_class)
-    kept = args.work / f"latents-{args.per_class}-{digest_of(pipe.vae.state_dict().values())}.safetensors"
-    latents = encode_set(args, pipe.vae, images, kept)
-    latents = latents.to(args.device).float() * pipe.vae.config.scaling_factor
+    latents = scene_latents(args, pipe.vae)
     told = encode_prompts(pipe)
 
     torch.manual_seed(args.seed)
     coarse, first = train_stage("coarse", args, build_transformer(2).to(args.device), latents, told)
     fine, second = train_stage("fine", args, refine(coarse).to(args.device), latents, told)
     stages = {"coarse": (first, args.coarse_batch), "fine": (second, args.fine_batch)}
-    save_transformer(args.out, fine, training_record(MODULE, argv, args, len(images), stages))
+    save_transformer(args.out, fine, training_record(MODULE, argv, args, len(latents), stages))
     rest = "" if args.model is None else f" --model {args.model}"
     print(f"wrote {args.out}; now: python -m catome.tiny.evaluate_transformer --transformer {args.out}{rest}")
 
